@@ -1,0 +1,121 @@
+"""What the ledger says on `ledger.entries.v1`: its entries, in order, and watermarks among them.
+
+An entry is one immutable row with its postings inside. Its hash is the RFC 6962 leaf hash over the
+canonical encoding of the whole entry, the hash of the book's previous entry included; anyone who
+holds a book's entries can recompute every hash with nothing but JSON and SHA-256.
+
+Signs are the tenant's view, and an entry's postings sum to zero: a grant is `funding -g, lot +g`, a
+charge `lot -d, usage +d` with what no lot covers on `receivable` (or `unfunded`) as `-r`, and
+finalising an invoice is `receivable +x, invoiced:<document> -x`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from hisab_contracts.canonical import Canonical, canonical_bytes, leaf_sha256
+from hisab_contracts.charges import OpenQuarantine, SourceBehind
+from hisab_contracts.ids import (
+    AllocationId,
+    BucketId,
+    EntryId,
+    HoldId,
+    HubCode,
+    NodeId,
+    PriceClass,
+    PriceVersion,
+    ProjectId,
+    Sku,
+    TenantId,
+)
+
+GENESIS_HASH = "0" * 64
+"""What stands in `prev_hash` of the first entry of a book."""
+
+
+class Posting(Struct, frozen=True):
+    """One account's change by an entry, and what the account holds after it."""
+
+    account: str
+    posting_micro: int
+    balance_micro: int
+
+
+class ChargeDetail(Struct, frozen=True):
+    """Which bucket a charge belongs to; `gpu_ns` and `charge_micro` are the entry's difference."""
+
+    bucket_id: BucketId
+    allocation_id: AllocationId
+    project_id: ProjectId
+    hold_id: HoldId | None
+    hub: HubCode
+    node_id: NodeId
+    sku: Sku
+    price_class: PriceClass
+    price_version: PriceVersion
+    hour_ms: int
+    revision: int
+    gpu_ns: int
+    charge_micro: int
+    over_limit: bool
+
+
+class HoldDetail(Struct, frozen=True):
+    """A hold placed or released: how much, and on which lots it was reserved at that moment."""
+
+    hold_id: HoldId
+    hold_micro: int
+    open_micro: int
+    reserved: list[tuple[str, int]]
+    """(`lot:<grant>` or `limit`, reserved_micro) in draw order."""
+    cause: str
+    """`placed`, or why it was released: `final`, `released`, `expired`."""
+
+
+class Entry(Struct, frozen=True, tag_field="message", tag="entry"):
+    """One row of a book. `kind`: grant, charge, hold_placed, hold_released, invoiced, ..."""
+
+    tenant_id: TenantId
+    seq: int
+    entry_id: EntryId
+    kind: str
+    effective_ms: int
+    recorded_ms: int
+    postings: list[Posting]
+    caused_by: str
+    actor: str
+    """The key that asked (`key:<id>`), or the service that booked (`metering`, `ledger`)."""
+    prev_hash: str
+    hash: str
+    charge: ChargeDetail | None = None
+    hold: HoldDetail | None = None
+
+
+class EntryWatermark(Struct, frozen=True, tag_field="message", tag="watermark"):
+    """A hub's watermark, published after every entry booked before it in this partition."""
+
+    hub: HubCode
+    revision: int
+    watermark_ms: int | None
+    silent: bool
+    quarantined: list[OpenQuarantine]
+    behind: list[SourceBehind]
+
+
+EntryMessage = Entry | EntryWatermark
+"""The closed union of this topic."""
+
+_DECODER: msgspec.json.Decoder[EntryMessage] = msgspec.json.Decoder(EntryMessage)
+
+
+def read_entry_message(value: bytes) -> EntryMessage:
+    """Read one message; msgspec.DecodeError when it is not one (then the reader must halt)."""
+    return _DECODER.decode(value)
+
+
+def entry_hash(entry: Entry) -> str:
+    """Compute an entry's hash from all of it but `hash` itself: 64 hexadecimal digits."""
+    members: dict[str, Canonical] = msgspec.to_builtins(entry)
+    del members["hash"]
+    return leaf_sha256(canonical_bytes(members)).hex()
