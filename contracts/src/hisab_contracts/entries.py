@@ -14,7 +14,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from hisab_contracts.canonical import Canonical, canonical_bytes, leaf_sha256
+from hisab_contracts.canonical import canonical_bytes, leaf_sha256
 from hisab_contracts.charges import OpenQuarantine, SourceBehind
 from hisab_contracts.ids import (
     AllocationId,
@@ -115,7 +115,5 @@ def read_entry_message(value: bytes) -> EntryMessage:
 
 
 def entry_hash(entry: Entry) -> str:
-    """Compute an entry's hash from all of it but `hash` itself: 64 hexadecimal digits."""
-    members: dict[str, Canonical] = msgspec.to_builtins(entry)
-    del members["hash"]
-    return leaf_sha256(canonical_bytes(members)).hex()
+    """Compute an entry's hash from all of it, with `hash` itself empty: 64 hexadecimal digits."""
+    return leaf_sha256(canonical_bytes(msgspec.structs.replace(entry, hash=""))).hex()
