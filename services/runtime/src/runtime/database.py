@@ -1,0 +1,445 @@
+"""PostgreSQL: pools, the one transaction helper, leases, and the stored progress of consumers.
+
+Theory. A deadline lives on the server (`statement_timeout`, `lock_timeout`,
+`idle_in_transaction_session_timeout`); only acquiring a connection has a deadline of ours. A COMMIT
+is never cancelled: cancelling a waiting COMMIT leaves a row that is visible and not replicated.
+When the answer to COMMIT is lost the outcome is *unknown* (`CommitUnknown`): the caller looks its
+key up over a new connection and then decides. A connection that says it is no longer the primary is
+dropped, not given back.
+
+Row-level security: `transaction(tenant=...)` sets `app.tenant` for that transaction only, and is the
+only place that does. `ALL_TENANTS` is for keys whose role sees every tenant.
+
+Refusals: `Unavailable` when no connection is free within 2 s or the server cannot be reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import asyncpg
+import structlog
+
+from runtime.machine import Claim, Partition, Slice
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+    Connection = PoolConnectionProxy[asyncpg.Record]
+    """One connection, inside a transaction unless a function says otherwise."""
+
+T = TypeVar("T")
+
+ALL_TENANTS: Final = "*"
+"""Not in the grammar of ids: the setting that the policies read as "every tenant"."""
+
+ACQUIRE_TIMEOUT_S: Final = 2
+CONNECT_TIMEOUT_S: Final = 5
+RETRY_ATTEMPTS: Final = 6
+LEASE_POLL_S: Final = 0.5
+
+_NOT_WRITABLE: Final = ("25006", "57P01", "57P02", "57P03")
+_RETRYABLE: Final = ("40001", "40P01")
+LOCK_NOT_AVAILABLE: Final = "55P03"
+_LOST = (
+    OSError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InternalClientError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    TimeoutError,
+)
+
+_log = structlog.get_logger("runtime.database")
+_AFTER_COMMIT: ContextVar[list[Callable[[], None]] | None] = ContextVar("after_commit", default=None)
+
+
+class Unavailable(Exception):
+    """The database cannot be used now; nothing was written."""
+
+
+class CommitUnknown(Exception):
+    """COMMIT was sent and its answer lost: the transaction may or may not be durable."""
+
+
+class FencedError(Exception):
+    """A progress row no longer carries our epoch and offset: another owner has moved it."""
+
+
+def is_infrastructure(error: BaseException) -> bool:
+    """Say whether the database or the network, not the work itself, made a transaction fail."""
+    if isinstance(error, Unavailable | CommitUnknown | FencedError | asyncio.CancelledError):
+        return True
+    if isinstance(error, asyncpg.PostgresError):
+        # Class 40 conflicts, 53 resources, 55 locks, 57 operator, 58 system, 08 connection.
+        state = error.sqlstate or ""
+        return state[:2] in ("08", "40", "53", "55", "57", "58") or state == "25006"
+    return isinstance(error, _LOST)
+
+
+def after_commit(callback: Callable[[], None]) -> None:
+    """Have a callback run once the transaction of this task is durable, and only then."""
+    callbacks = _AFTER_COMMIT.get()
+    if callbacks is None:
+        raise RuntimeError("after_commit outside a transaction of Database")
+    callbacks.append(callback)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Server-side deadlines of one pool, in milliseconds, and its size."""
+
+    statement_timeout_ms: int = 30_000
+    lock_timeout_ms: int = 5_000
+    idle_in_transaction_ms: int = 15_000
+    max_connections: int = 16
+
+
+class Database:
+    """A pool on one role of one database."""
+
+    def __init__(self, dsn: str, *, name: str, limits: Limits | None = None) -> None:
+        """Describe the pool; nothing is connected before `open`."""
+        self._dsn = dsn
+        self._name = name
+        self._limits = limits or Limits()
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+
+    async def open(self) -> None:
+        """Create the pool with one connection, so that a wrong DSN is found at start."""
+        limits = self._limits
+        self._pool = await asyncpg.create_pool(
+            self._dsn,
+            min_size=1,
+            max_size=limits.max_connections,
+            max_inactive_connection_lifetime=300,
+            timeout=CONNECT_TIMEOUT_S,
+            target_session_attrs="read-write",
+            init=_prepare,
+            server_settings={
+                "application_name": self._name,
+                "statement_timeout": str(limits.statement_timeout_ms),
+                "lock_timeout": str(limits.lock_timeout_ms),
+                "idle_in_transaction_session_timeout": str(limits.idle_in_transaction_ms),
+                "timezone": "UTC",
+                "jit": "off",
+            },
+        )
+
+    async def close(self) -> None:
+        """Close every connection; bounded, then hard."""
+        if self._pool is None:
+            return
+        pool, self._pool = self._pool, None
+        try:
+            async with asyncio.timeout(5):
+                await pool.close()
+        except TimeoutError:
+            pool.terminate()
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Lend a connection outside any transaction (each statement commits by itself)."""
+        if self._pool is None:
+            raise Unavailable(f"{self._name}: the pool is not open")
+        try:
+            connection = await self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
+        except _LOST as error:
+            raise Unavailable(f"{self._name}: no connection") from error
+        try:
+            yield connection
+        except asyncpg.PostgresError as error:
+            if error.sqlstate in _NOT_WRITABLE:
+                connection.terminate()
+            raise
+        finally:
+            await self._pool.release(connection)
+
+    @contextlib.asynccontextmanager
+    async def transaction(
+        self, *, tenant: str | None = None, lock_timeout_ms: int | None = None
+    ) -> AsyncIterator[Connection]:
+        """Run the body in one transaction and commit it; roll back on any exception.
+
+        `tenant` is what row-level security sees: a tenant id or `ALL_TENANTS`. Raises
+        `CommitUnknown` when the answer to COMMIT is lost.
+        """
+        async with self.connection() as connection, transaction_on(
+            connection, tenant=tenant, lock_timeout_ms=lock_timeout_ms
+        ):
+            yield connection
+
+    async def retried(
+        self, work: Callable[[Connection], Awaitable[T]], *, tenant: str | None = None
+    ) -> T:
+        """Run `work` in a transaction, again from the start after a deadlock or serialisation error.
+
+        `work` must have no effect outside its transaction. At most 6 attempts, with jitter.
+        """
+        for attempt in range(1, RETRY_ATTEMPTS):
+            try:
+                async with self.transaction(tenant=tenant) as connection:
+                    return await work(connection)
+            except asyncpg.PostgresError as error:
+                if error.sqlstate not in _RETRYABLE:
+                    raise
+                await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
+        async with self.transaction(tenant=tenant) as connection:
+            return await work(connection)
+
+    @contextlib.asynccontextmanager
+    async def lease(self, name: str) -> AsyncIterator[Connection]:
+        """Wait until this process is the only one that holds `name`; lend the holding connection.
+
+        The lease ends with the connection. Write through this connection only: a holder that lost
+        it can then no longer write. It is outside a transaction: use `transaction_on`.
+        """
+        async with self.connection() as connection:
+            while not await _try_lease(connection, name):
+                await asyncio.sleep(LEASE_POLL_S)
+            try:
+                yield connection
+            finally:
+                if not connection.is_closed():
+                    with contextlib.suppress(*_LOST, asyncpg.PostgresError):
+                        await _end_lease(connection, name)
+
+
+@contextlib.asynccontextmanager
+async def transaction_on(
+    connection: Connection, *, tenant: str | None = None, lock_timeout_ms: int | None = None
+) -> AsyncIterator[None]:
+    """Run the body in a transaction on a connection that is already held."""
+    callbacks: list[Callable[[], None]] = []
+    token = _AFTER_COMMIT.set(callbacks)
+    try:
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            if tenant is not None or lock_timeout_ms is not None:
+                await _set_local(connection, tenant, lock_timeout_ms)
+            yield
+        except BaseException:
+            # The cause matters, not that a dead connection cannot roll back.
+            with contextlib.suppress(*_LOST, asyncpg.PostgresError):
+                await asyncio.shield(transaction.rollback())
+            raise
+        await _commit(transaction.commit())
+    finally:
+        _AFTER_COMMIT.reset(token)
+    for callback in callbacks:
+        callback()
+
+
+async def _commit(commit: Awaitable[None]) -> None:
+    """Wait for COMMIT, whatever is cancelled meanwhile."""
+    task = asyncio.ensure_future(commit)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([asyncio.shield(task)])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    error = task.exception()
+    if error is not None:
+        if isinstance(error, _LOST):
+            raise CommitUnknown("the answer to COMMIT was lost") from error
+        raise error
+    if cancelled is not None:
+        raise cancelled
+
+
+_SET_LOCAL = """
+select set_config('app.tenant', coalesce($1, ''), true),
+       set_config('lock_timeout', coalesce($2, current_setting('lock_timeout')), true)
+"""
+
+
+async def _set_local(
+    connection: Connection, tenant: str | None, lock_timeout_ms: int | None
+) -> None:
+    """Bind the transaction to a tenant, and to how long it waits for a lock."""
+    timeout = None if lock_timeout_ms is None else f"{lock_timeout_ms}ms"
+    await connection.fetchrow(_SET_LOCAL, tenant, timeout)
+
+
+_TRY_LEASE = "select pg_try_advisory_lock($1)"
+
+
+async def _try_lease(connection: Connection, name: str) -> bool:
+    return bool(await connection.fetchval(_TRY_LEASE, _lock_key(name)))
+
+
+_END_LEASE = "select pg_advisory_unlock($1)"
+
+
+async def _end_lease(connection: Connection, name: str) -> None:
+    await connection.fetchval(_END_LEASE, _lock_key(name))
+
+
+def _lock_key(name: str) -> int:
+    """Name an advisory lock: 64 bits of SHA-256."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+
+
+async def _prepare(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Read and write `numeric` as int: every numeric column of ours is a whole number."""
+    await connection.set_type_codec(
+        "numeric", encoder=str, decoder=int, schema="pg_catalog", format="text"
+    )
+
+
+_CLAIM = """
+with overridden as (
+  update consumer_override set used_at = clock_timestamp()
+   where used_at is null
+     and (topic, partition) in (select * from unnest($1::text[], $2::int[]))
+  returning topic, partition, next_offset
+), asked as (
+  select a.topic, a.partition, a.floor_offset, o.next_offset as override_offset
+    from unnest($1::text[], $2::int[], $3::bigint[]) as a (topic, partition, floor_offset)
+    left join overridden o on o.topic = a.topic and o.partition = a.partition
+), claimed as (
+  insert into consumer_progress as p
+         (topic, partition, owner_epoch, next_offset, attempt_offset, attempts)
+  select topic, partition, 1, coalesce(override_offset, floor_offset), -1, 0
+    from asked
+   order by topic, partition
+  on conflict (topic, partition) do update
+     set owner_epoch = p.owner_epoch + 1,
+         next_offset = coalesce(
+           (select a.override_offset from asked a
+             where a.topic = p.topic and a.partition = p.partition),
+           greatest(p.next_offset, excluded.next_offset))
+  returning topic, partition, owner_epoch, next_offset, attempt_offset, attempts
+)
+select c.topic, c.partition, c.owner_epoch, c.next_offset,
+       case when c.attempt_offset = c.next_offset then c.attempts else 0 end as attempts,
+       a.override_offset is not null as overridden
+  from claimed c
+  join asked a on a.topic = c.topic and a.partition = c.partition
+ order by c.topic, c.partition
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionRange:
+    """What the broker says about a partition before it is claimed."""
+
+    first_offset: int
+    end_offset: int
+    hint_offset: int | None
+
+
+async def claim(
+    connection: Connection, ranges: dict[Partition, PartitionRange], *, compacted: bool
+) -> tuple[Claim, ...]:
+    """Raise the owner epoch of these progress rows (made when absent) and read their offsets.
+
+    A new row begins at 0; on a compacted topic at the first offset the broker has, because there
+    a removed record was replaced by a newer one. An operator's unused override wins and is marked.
+    """
+    asked = sorted(ranges)
+    floors = [ranges[p].first_offset if compacted else 0 for p in asked]
+    topics, numbers = [p.topic for p in asked], [p.number for p in asked]
+    rows = await connection.fetch(_CLAIM, topics, numbers, floors)
+    claims = []
+    for row in rows:
+        partition = Partition(row["topic"], row["partition"])
+        known = ranges[partition]
+        claims.append(
+            Claim(
+                partition=partition,
+                epoch=row["owner_epoch"],
+                next_offset=row["next_offset"],
+                attempts=row["attempts"],
+                first_offset=known.first_offset,
+                end_offset=known.end_offset,
+                hint_offset=None if row["overridden"] else known.hint_offset,
+            )
+        )
+    return tuple(claims)
+
+
+_ADVANCE = """
+update consumer_progress p set next_offset = b.until_offset
+  from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[], $5::bigint[])
+       as b (topic, partition, epoch, expected_offset, until_offset)
+ where p.topic = b.topic and p.partition = b.partition
+   and p.owner_epoch = b.epoch and p.next_offset = b.expected_offset
+   and b.until_offset > b.expected_offset
+"""
+
+
+async def advance(connection: Connection, slices: Sequence[Slice]) -> None:
+    """Move these progress rows to `until`; `FencedError` unless every one was as expected."""
+    status = await connection.execute(
+        _ADVANCE,
+        [piece.partition.topic for piece in slices],
+        [piece.partition.number for piece in slices],
+        [piece.epoch for piece in slices],
+        [piece.expected for piece in slices],
+        [piece.until for piece in slices],
+    )
+    if status != f"UPDATE {len(slices)}":
+        raise FencedError(f"{status} of {len(slices)} progress rows")
+
+
+_MARK_ATTEMPT = """
+update consumer_progress p set attempt_offset = b.expected_offset, attempts = b.attempt
+  from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[], $5::int[])
+       as b (topic, partition, epoch, expected_offset, attempt)
+ where p.topic = b.topic and p.partition = b.partition
+   and p.owner_epoch = b.epoch and p.next_offset = b.expected_offset
+"""
+
+
+async def mark_attempt(connection: Connection, slices: Sequence[Slice]) -> None:
+    """Store, before they are processed, that these slices are being attempted."""
+    status = await connection.execute(
+        _MARK_ATTEMPT,
+        [piece.partition.topic for piece in slices],
+        [piece.partition.number for piece in slices],
+        [piece.epoch for piece in slices],
+        [piece.expected for piece in slices],
+        [piece.attempt for piece in slices],
+    )
+    if status != f"UPDATE {len(slices)}":
+        raise FencedError(f"{status} of {len(slices)} progress rows")
+
+
+_STORED_PROGRESS = """
+select topic, partition, next_offset from consumer_progress where topic = any($1::text[])
+"""
+
+
+async def stored_progress(
+    connection: Connection, topics: Sequence[str]
+) -> dict[Partition, int]:
+    """Return the next offset of every partition of these topics that was ever claimed."""
+    rows = await connection.fetch(_STORED_PROGRESS, list(topics))
+    return {Partition(row["topic"], row["partition"]): row["next_offset"] for row in rows}
+
+
+_OVERRIDE = """
+insert into consumer_override (topic, partition, next_offset, accepted_by, reason)
+values ($1, $2, $3, $4, $5)
+"""
+
+
+async def override_progress(
+    connection: Connection, partition: Partition, next_offset: int, *, accepted_by: str, reason: str
+) -> None:
+    """Put on the record that an operator accepts reading a partition from another offset."""
+    await connection.execute(
+        _OVERRIDE, partition.topic, partition.number, next_offset, accepted_by, reason
+    )
