@@ -20,11 +20,13 @@ from hisab_contracts.ids import (
     AllocationId,
     BucketId,
     EntryId,
+    GrantId,
     HoldId,
     HubCode,
     NodeId,
     PriceClass,
     PriceVersion,
+    ProgrammeId,
     ProjectId,
     Sku,
     TenantId,
@@ -71,6 +73,20 @@ class HoldDetail(Struct, frozen=True):
     """(`lot:<grant>` or `limit`, reserved_micro) in draw order."""
     cause: str
     """`placed`, or why it was released: `final`, `released`, `expired`."""
+    allocation_id: AllocationId | None = None
+    """The run whose final ends it; None: only a release or its expiry does."""
+    expires_ms: int = 0
+
+
+class GrantDetail(Struct, frozen=True):
+    """The terms of a lot as granted: they never change, so the entry's hash covers them."""
+
+    grant_id: GrantId
+    programme_id: ProgrammeId
+    grant_micro: int
+    priority: int
+    effective_ms: int
+    expires_ms: int | None
 
 
 class Entry(Struct, frozen=True, tag_field="message", tag="entry"):
@@ -90,6 +106,7 @@ class Entry(Struct, frozen=True, tag_field="message", tag="entry"):
     hash: str
     charge: ChargeDetail | None = None
     hold: HoldDetail | None = None
+    grant: GrantDetail | None = None
 
 
 class EntryWatermark(Struct, frozen=True, tag_field="message", tag="watermark"):
