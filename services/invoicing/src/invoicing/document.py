@@ -1,0 +1,328 @@
+"""What an invoice says, word for word: its content, its number, its hash, and how it is printed.
+
+The *content* is everything an invoice states and that never changes. Its canonical JSON (sorted
+members, no white space, UTF-8; amounts are strings) is hashed: `content_sha256`. An answer of the
+API is the content and five members about its processing, so an outsider checks the hash with
+
+    for name in ("state", "updated_at", "waiting_for", "content_sha256", "pdf_sha256"):
+        invoice.pop(name)
+    text = json.dumps(invoice, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    hashlib.sha256(text.encode()).hexdigest()
+
+and the PDF carries the same bytes as its attachment `invoice.json`.
+
+Numbers are `<series>-<fiscal year>-<position>`: the fiscal year (July to June, Asia/Karachi) is the
+one of `issued_on`, never of today; positions count 1, 2, 3 … per legal entity, series and fiscal
+year. The invoice's id is derived from what it is for, so computing it twice gives one id.
+
+`printed` turns the content into the strings that the PDF's template sets: amounts grouped the
+Pakistani way (12,34,567.89), dates in words. It adds nothing and computes nothing but form.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from hisab_contracts.canonical import Canonical, canonical_bytes
+from hisab_contracts.ids import (
+    DocumentId,
+    HubCode,
+    LegalEntityId,
+    PriceClass,
+    Sku,
+    TenantId,
+)
+from hisab_contracts.units import HOUR_MS, first_day_on, fiscal_year, next_month
+from invoicing.billing import PIPELINE_VERSION, Bill, Line, TaxShare, invariant
+
+NUMBER_DIGITS: Final = 6
+
+State = Literal["finalising", "finalised"]
+"""`finalising`: numbered and hashed, but its PDF or the ledger's answer is still outstanding."""
+
+
+class InvoiceLine(Struct, frozen=True):
+    """A line as the document states it."""
+
+    hub: HubCode
+    sku: Sku
+    price_class: PriceClass
+    gpu_ms: str
+    net_micro: str
+    net_minor: str
+    residue_micro: str
+    authority: str
+    tax_bps: int
+    tax_minor: str
+
+
+class TaxBreakdown(Struct, frozen=True):
+    """What one authority is owed, and the row it rests on."""
+
+    authority: str
+    hub: HubCode
+    tax_bps: int
+    valid_from: str
+    citation: str
+    net_minor: str
+    tax_minor: str
+
+
+class EntryRange(Struct, frozen=True):
+    """Which of the tenant's entries are billed: the month's charges up to `last_seq`.
+
+    `first_seq` is the first of them, `last_seq` the book's position when the month was closed,
+    `last_hash` the hash of that entry, which binds the whole book before it.
+    """
+
+    first_seq: str
+    last_seq: str
+    last_hash: str
+
+
+class Versions(Struct, frozen=True):
+    """By which rules the bill was computed: it is a pure function of entries and these."""
+
+    pipeline: int
+    tax: int
+
+
+class Content(Struct, frozen=True):
+    """All that an invoice states. Its canonical encoding is what is hashed."""
+
+    invoice_id: DocumentId
+    number: str
+    legal_entity: LegalEntityId
+    legal_entity_name: str
+    tenant_id: TenantId
+    period: str
+    currency: str
+    issued_on: str
+    tax_point_on: str
+    lines: tuple[InvoiceLine, ...]
+    taxes: tuple[TaxBreakdown, ...]
+    net_minor: str
+    tax_minor: str
+    total_minor: str
+    tender_minor: str
+    due_minor: str
+    entries: EntryRange
+    versions: Versions
+
+
+class DocumentEvent(Struct, frozen=True):
+    """What `invoicing.documents.v1` says of a document (key = tenant_id): never its content."""
+
+    invoice_id: DocumentId
+    tenant_id: TenantId
+    legal_entity: LegalEntityId
+    series: str
+    fiscal_year: str
+    position: int
+    number: str
+    period: str
+    state: State
+    content_sha256: str
+    pdf_sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An invoice's place in its series: positions are gapless per entity, series, fiscal year."""
+
+    legal_entity_id: LegalEntityId
+    series: str
+    fiscal_year: str
+    position: int
+
+    @property
+    def number(self) -> str:
+        """What is printed and quoted: `INV-2025-26-000001`."""
+        return f"{self.series}-{self.fiscal_year}-{self.position:0{NUMBER_DIGITS}d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a document needs beside the bill: who, which month, when, from which entries."""
+
+    legal_entity_id: LegalEntityId
+    legal_entity_name: str
+    series: str
+    tenant_id: TenantId
+    period: str
+    currency: str
+    issued_on: dt.date
+    tax_point_on: dt.date
+    tax_version: int
+    first_seq: int
+    last_seq: int
+    last_hash: str
+
+    def place(self, position: int) -> Place:
+        """Return the place of this document in its series, at a position."""
+        year = fiscal_year(self.issued_on)
+        return Place(self.legal_entity_id, self.series, year, position)
+
+
+def document_id(legal_entity_id: LegalEntityId, tenant_id: TenantId, period: str) -> DocumentId:
+    """Name the one invoice of (legal entity, tenant, month): `inv-` and 32 hexadecimal digits."""
+    text = f"{legal_entity_id}\0{tenant_id}\0{period}"
+    return DocumentId(f"inv-{hashlib.sha256(text.encode()).hexdigest()[:32]}")
+
+
+def default_issued_on(period: str) -> dt.date:
+    """Return the first day of the next month in Karachi: when an invoice is dated by default."""
+    return first_day_on(next_month(period))
+
+
+def content_of(facts: Facts, bill: Bill, position: int) -> Content:
+    """State a bill as the document that has this place in its series."""
+    return Content(
+        invoice_id=document_id(facts.legal_entity_id, facts.tenant_id, facts.period),
+        number=facts.place(position).number,
+        legal_entity=facts.legal_entity_id,
+        legal_entity_name=facts.legal_entity_name,
+        tenant_id=facts.tenant_id,
+        period=facts.period,
+        currency=facts.currency,
+        issued_on=facts.issued_on.isoformat(),
+        tax_point_on=facts.tax_point_on.isoformat(),
+        lines=tuple(_line(line) for line in bill.lines),
+        taxes=tuple(_taxes(share) for share in bill.tax_shares),
+        net_minor=str(bill.net_minor),
+        tax_minor=str(bill.tax_minor),
+        total_minor=str(bill.total_minor),
+        tender_minor=str(bill.tender_minor),
+        due_minor=str(bill.due_minor),
+        entries=EntryRange(str(facts.first_seq), str(facts.last_seq), facts.last_hash),
+        versions=Versions(PIPELINE_VERSION, facts.tax_version),
+    )
+
+
+def content_bytes(content: Content) -> bytes:
+    """Encode the content canonically: what is hashed, stored, attached to the PDF."""
+    return canonical_bytes(content)
+
+
+def read_content(encoded: bytes | str) -> Content:
+    """Read a content back; encoding it again gives the same bytes."""
+    return msgspec.json.decode(encoded, type=Content)
+
+
+def _line(line: Line) -> InvoiceLine:
+    return InvoiceLine(
+        hub=line.hub,
+        sku=line.sku,
+        price_class=line.price_class,
+        gpu_ms=str(line.used_gpu_ms),
+        net_micro=str(line.net_micro),
+        net_minor=str(line.net_minor),
+        residue_micro=str(line.residue_micro),
+        authority=line.tax_row.authority,
+        tax_bps=line.tax_row.tax_bps,
+        tax_minor=str(line.tax_minor),
+    )
+
+
+def _taxes(share: TaxShare) -> TaxBreakdown:
+    return TaxBreakdown(
+        authority=share.tax_row.authority,
+        hub=share.tax_row.hub,
+        tax_bps=share.tax_row.tax_bps,
+        valid_from=share.tax_row.valid_from.isoformat(),
+        citation=share.tax_row.citation,
+        net_minor=str(share.net_minor),
+        tax_minor=str(share.tax_minor),
+    )
+
+
+def printed(content: Content) -> Canonical:
+    """Return the strings the template sets, in the order they are set."""
+    issued_on = dt.date.fromisoformat(content.issued_on)
+    tax_point = dt.date.fromisoformat(content.tax_point_on)
+    return {
+        "seller": content.legal_entity_name,
+        "seller_id": content.legal_entity,
+        "buyer_id": content.tenant_id,
+        "number": content.number,
+        "invoice_id": content.invoice_id,
+        "issued": long_date(issued_on),
+        "period": f"{first_day_on(content.period):%B %Y}",
+        "from": long_date(first_day_on(content.period)),
+        "until": long_date(tax_point),
+        "currency": content.currency,
+        "lines": [_printed_line(line) for line in content.lines],
+        "taxes": [_printed_tax(tax) for tax in content.taxes],
+        "net": grouped_minor(int(content.net_minor)),
+        "tax": grouped_minor(int(content.tax_minor)),
+        "total": grouped_minor(int(content.total_minor)),
+        "tender": "" if content.tender_minor == "0" else grouped_minor(-int(content.tender_minor)),
+        "due": grouped_minor(int(content.due_minor)),
+        "entries": f"{content.entries.first_seq} to {content.entries.last_seq}",
+        "last_hash": content.entries.last_hash,
+        "versions": f"pipeline {content.versions.pipeline}, tax table {content.versions.tax}",
+        "content_sha256": hashlib.sha256(content_bytes(content)).hexdigest(),
+    }
+
+
+def _printed_line(line: InvoiceLine) -> Canonical:
+    return {
+        "hub": line.hub,
+        "sku": line.sku,
+        "price_class": line.price_class.replace("_", "-"),
+        "gpu_hours": gpu_hours(int(line.gpu_ms)),
+        "net": grouped_minor(int(line.net_minor)),
+        "tax_rate": percent(line.tax_bps),
+        "tax": grouped_minor(int(line.tax_minor)),
+        "gross": grouped_minor(int(line.net_minor) + int(line.tax_minor)),
+    }
+
+
+def _printed_tax(tax: TaxBreakdown) -> Canonical:
+    return {
+        "authority": tax.authority,
+        "hub": tax.hub,
+        "tax_rate": percent(tax.tax_bps),
+        "valid_from": long_date(dt.date.fromisoformat(tax.valid_from)),
+        "citation": tax.citation,
+        "net": grouped_minor(int(tax.net_minor)),
+        "tax": grouped_minor(int(tax.tax_minor)),
+    }
+
+
+def grouped_minor(shown_minor: int) -> str:
+    """Write minor units with two decimals, grouped as in Pakistan: 12,34,56,789.05."""
+    whole, cents = divmod(abs(shown_minor), 100)
+    digits = str(whole)
+    groups: list[str] = []
+    head, tail = digits[:-3], digits[-3:]
+    while head:
+        groups.insert(0, head[-2:])
+        head = head[:-2]
+    sign = "-" if shown_minor < 0 else ""
+    return f"{sign}{','.join([*groups, tail])}.{cents:02d}"
+
+
+def gpu_hours(used_gpu_ms: int) -> str:
+    """Write GPU-milliseconds as GPU-hours with four decimals, floored: a quantity for display."""
+    invariant(used_gpu_ms >= 0, "GPU time of a line is never negative")
+    whole, rest_ms = divmod(used_gpu_ms, HOUR_MS)
+    return f"{grouped_minor(whole * 100)[:-3]}.{rest_ms * 10_000 // HOUR_MS:04d}"
+
+
+def percent(rate_bps: int) -> str:
+    """Write basis points as per cent without needless zeros: `16 %`, `19.5 %`."""
+    whole, part = divmod(rate_bps, 100)
+    decimals = f"{part:02d}".rstrip("0")
+    return f"{whole}.{decimals} %" if decimals else f"{whole} %"
+
+
+def long_date(day_on: dt.date) -> str:
+    """Write a date in words: `1 August 2025`."""
+    return f"{day_on.day} {day_on:%B %Y}"

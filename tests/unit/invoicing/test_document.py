@@ -1,0 +1,210 @@
+"""What an invoice says, its number and its hash, recomputed the way an outsider would."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from hisab_contracts.ids import HubCode, LegalEntityId, PriceClass, Sku, TenantId
+from invoicing.billing import Bill, RatedUsage, UnbalancedError, bill_of
+from invoicing.document import (
+    Content,
+    Facts,
+    content_bytes,
+    content_of,
+    default_issued_on,
+    document_id,
+    gpu_hours,
+    grouped_minor,
+    long_date,
+    percent,
+    printed,
+    read_content,
+)
+from invoicing.tax import TaxRow
+
+LHR, KHI = HubCode("lhr"), HubCode("khi")
+H100, ON_DEMAND = Sku("h100-sxm-80"), PriceClass("on_demand")
+ROWS = {
+    LHR: TaxRow(1, LHR, "PRA", 1600, dt.date(2025, 1, 1), "Punjab (unconfirmed)"),
+    KHI: TaxRow(2, KHI, "SRB", 1500, dt.date(2025, 1, 1), "Sindh (unconfirmed)"),
+}
+FACTS = Facts(
+    legal_entity_id=LegalEntityId("ignite-haas"),
+    legal_entity_name="Ignite HaaS (Pvt) Ltd",
+    series="INV",
+    tenant_id=TenantId("indus-foundry"),
+    period="2025-07",
+    currency="PKR",
+    issued_on=dt.date(2025, 8, 1),
+    tax_point_on=dt.date(2025, 7, 31),
+    tax_version=2,
+    first_seq=1,
+    last_seq=3,
+    last_hash="ab" * 32,
+)
+
+
+def worked_example_bill() -> Bill:
+    bill = bill_of(
+        [
+            RatedUsage(KHI, H100, ON_DEMAND, 3_600_000_000_000, 0, 840_000_000, 0),
+            RatedUsage(LHR, H100, ON_DEMAND, 600_000_000_000, 0, 140_000_000, 0),
+        ],
+        ROWS,
+        dt.date(2025, 7, 31),
+    )
+    assert isinstance(bill, Bill)
+    return bill
+
+
+def worked_example() -> Content:
+    return content_of(FACTS, worked_example_bill(), 1)
+
+
+def test_the_content_states_the_bill_in_strings() -> None:
+    """Integers that are amounts or seqs are strings; rates are numbers."""
+    content = json.loads(content_bytes(worked_example()))
+    assert {
+        "hub": "khi",
+        "sku": "h100-sxm-80",
+        "price_class": "on_demand",
+        "gpu_ms": "3600000",
+        "net_micro": "840000000",
+        "net_minor": "84000",
+        "residue_micro": "0",
+        "authority": "SRB",
+        "tax_bps": 1500,
+        "tax_minor": "12600",
+    } == content["lines"][0]
+    assert ("98000", "14840", "112840", "0", "112840") == tuple(
+        content[name]
+        for name in ("net_minor", "tax_minor", "total_minor", "tender_minor", "due_minor")
+    )
+    assert {"first_seq": "1", "last_seq": "3", "last_hash": "ab" * 32} == content["entries"]
+    assert {"pipeline": 1, "tax": 2} == content["versions"]
+
+
+@pytest.mark.defect("I24")
+def test_an_outsider_recomputes_the_hash_with_plain_json() -> None:
+    """Sorted members, no white space, no escapes: the docstring's recipe."""
+    content = msgspec.structs.replace(worked_example(), legal_entity_name="اگنائٹ “HaaS”")
+    encoded = content_bytes(content)
+    as_outsider = json.dumps(
+        json.loads(encoded), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    ).encode()
+    assert hashlib.sha256(encoded).hexdigest() == hashlib.sha256(as_outsider).hexdigest()
+    assert content == read_content(as_outsider)
+
+
+@pytest.mark.parametrize(
+    ("issued_on", "position", "expected"),
+    [
+        (dt.date(2025, 8, 1), 1, "INV-2025-26-000001"),
+        (dt.date(2026, 6, 30), 42, "INV-2025-26-000042"),
+        (dt.date(2026, 7, 1), 1, "INV-2026-27-000001"),
+        (dt.date(2026, 7, 1), 1_234_567, "INV-2026-27-1234567"),
+    ],
+)
+@pytest.mark.defect("I12")
+def test_the_number_carries_the_fiscal_year_of_the_issue_date(
+    issued_on: dt.date, position: int, expected: str
+) -> None:
+    """June's invoice, issued on 1 July, is the new year's; never the year of today."""
+    assert expected == replace(FACTS, issued_on=issued_on).place(position).number
+
+
+def test_a_document_has_one_id_however_often_it_is_computed() -> None:
+    """The id comes from seller, tenant and month, and from nothing else."""
+    again = content_of(replace(FACTS, last_seq=9), worked_example_bill(), 7)
+    assert worked_example().invoice_id == again.invoice_id
+    other = document_id(FACTS.legal_entity_id, FACTS.tenant_id, "2025-08")
+    assert other != again.invoice_id
+    assert (
+        "inv-" + hashlib.sha256(b"ignite-haas\0indus-foundry\x002025-08").hexdigest()[:32] == other
+    )
+
+
+def test_an_invoice_is_dated_the_first_day_of_the_next_month_by_default() -> None:
+    """The turn of the year included."""
+    assert dt.date(2026, 1, 1) == default_issued_on("2025-12")
+
+
+@pytest.mark.parametrize(
+    ("shown_minor", "expected"),
+    [
+        (0, "0.00"),
+        (5, "0.05"),
+        (99_999, "999.99"),
+        (100_000, "1,000.00"),
+        (9_999_999, "99,999.99"),
+        (10_000_000, "1,00,000.00"),
+        (36_706_831, "3,67,068.31"),
+        (1_234_567_890_123, "12,34,56,78,901.23"),
+        (-36_706_831, "-3,67,068.31"),
+    ],
+)
+def test_amounts_are_grouped_in_lakh_and_crore(shown_minor: int, expected: str) -> None:
+    """Three digits, then groups of two."""
+    assert expected == grouped_minor(shown_minor)
+
+
+@pytest.mark.parametrize(
+    ("used_gpu_ms", "expected"),
+    [
+        (0, "0.0000"),
+        (3_600_000, "1.0000"),
+        (359, "0.0000"),
+        (360, "0.0001"),
+        (3_599_999, "0.9999"),
+        (36_000_000_000_000, "1,00,00,000.0000"),
+    ],
+)
+def test_gpu_hours_are_shown_with_four_decimals_floored(used_gpu_ms: int, expected: str) -> None:
+    """A quantity for display: the value is authoritative."""
+    assert expected == gpu_hours(used_gpu_ms)
+
+
+def test_negative_gpu_time_of_a_line_is_a_defect() -> None:
+    """Corrections are for credit notes."""
+    with pytest.raises(UnbalancedError):
+        gpu_hours(-1)
+
+
+@pytest.mark.parametrize(
+    ("rate_bps", "expected"),
+    [(0, "0 %"), (1600, "16 %"), (1950, "19.5 %"), (1525, "15.25 %"), (105, "1.05 %")],
+)
+def test_rates_are_shown_without_needless_zeros(rate_bps: int, expected: str) -> None:
+    """Basis points as per cent."""
+    assert expected == percent(rate_bps)
+
+
+@pytest.mark.defect("I27")
+def test_the_printed_invoice_shows_karachi_dates_and_the_hash() -> None:
+    """Every string that the template sets comes from the content."""
+    page = printed(worked_example())
+    assert isinstance(page, dict)
+    assert ("1 August 2025", "July 2025", "1 July 2025", "31 July 2025") == (
+        page["issued"],
+        page["period"],
+        page["from"],
+        page["until"],
+    )
+    assert ("980.00", "148.40", "1,128.40", "", "1,128.40") == tuple(
+        page[name] for name in ("net", "tax", "total", "tender", "due")
+    )
+    assert hashlib.sha256(content_bytes(worked_example())).hexdigest() == page["content_sha256"]
+    assert "1 August 2025" == long_date(dt.date(2025, 8, 1))
+
+
+def test_the_printed_invoice_shows_what_grants_tender() -> None:
+    """As an amount taken from the total; not at all when there is none."""
+    page = printed(msgspec.structs.replace(worked_example(), tender_minor="50000"))
+    assert isinstance(page, dict)
+    assert "-500.00" == page["tender"]
