@@ -1,0 +1,167 @@
+"""Completeness: up to when a hub has said everything, and how that is told downstream.
+
+Theory. A hub is complete up to the minimum of the watermarks of its active sources. That minimum is
+only a *candidate*: on a partition that lags behind there may be a source not yet seen, or usage
+older than the candidate. So it counts after a **barrier**: every partition of the hub's topic has
+been read up to the end that the broker named after the watermarks were committed. By then whatever
+was in the topic when the sources spoke has been metered, and every source that had spoken is known.
+What passes never goes back. Lateness, month close and grant expiry hang on the passed value only.
+
+A hub none of whose sources is active any more (all retired) holds nobody up: it is complete up to
+the present hour. Undecodable records belong to no source and block nobody.
+
+What is told downstream is a `HubWatermark`; it is told again when the watermark or the open
+quarantined time changes, and otherwise at most every second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from hisab_contracts.charges import HubWatermark, OpenQuarantine, SourceBehind
+from hisab_contracts.ids import HubCode
+from hisab_contracts.units import hour_floor_ms, instant_text
+from metering.sources import Source
+
+MAX_BEHIND: Final = 20
+RESTATE_AFTER_MS: Final = 1_000
+SILENT_HEARTBEATS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """A candidate, and how far the topic must be read before it counts."""
+
+    candidate_ms: int
+    end_offsets: Mapping[int, int]
+    """Partition number → end offset, as observed after the candidate was committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubView:
+    """What is committed about one hub at one instant."""
+
+    hub: HubCode
+    heartbeat_ms: int
+    watermark_ms: int | None
+    """What has passed a barrier so far."""
+    last_seen_ms: int
+    """Kafka timestamp of its latest record; when it was registered, if there is none."""
+    sources: Sequence[Source]
+    """Its active sources."""
+    emitted: bool
+    """Whether any source of it was ever seen: only then does it count."""
+    quarantined: Sequence[OpenQuarantine]
+    """Open quarantined time per tenant we know and billing month, in order."""
+
+
+def candidate_ms(view: HubView, now_ms: int) -> int | None:
+    """Return the minimum over active sources, or None while one of them has no watermark."""
+    if not view.emitted:
+        return None
+    if not view.sources:
+        return hour_floor_ms(now_ms)
+    watermarks = [source.watermark_ms for source in view.sources]
+    known = [watermark_ms for watermark_ms in watermarks if watermark_ms is not None]
+    return min(known) if len(known) == len(watermarks) else None
+
+
+def has_passed(barrier: Barrier, next_offsets: Mapping[int, int]) -> bool:
+    """Say whether every partition has been read up to the barrier."""
+    return all(
+        next_offsets.get(partition, 0) >= end_offset
+        for partition, end_offset in barrier.end_offsets.items()
+    )
+
+
+def passed_ms(view: HubView, barrier: Barrier, now_ms: int) -> int | None:
+    """Return the hub's watermark after a barrier was passed.
+
+    Sources first seen while it was waited for count too: they can hold the hub where it is.
+    """
+    now_candidate_ms = candidate_ms(view, now_ms)
+    if now_candidate_ms is None:
+        return view.watermark_ms
+    reached_ms = min(barrier.candidate_ms, now_candidate_ms)
+    return reached_ms if view.watermark_ms is None else max(view.watermark_ms, reached_ms)
+
+
+def is_silent(view: HubView, now_ms: int) -> bool:
+    """Say whether nothing came from the hub for two of its heartbeats."""
+    return now_ms - view.last_seen_ms > SILENT_HEARTBEATS * view.heartbeat_ms
+
+
+def restated(
+    view: HubView, told: HubWatermark | None, told_at_ms: int, now_ms: int
+) -> HubWatermark | None:
+    """Return what must be told downstream now, or None when nothing that matters has changed."""
+    if not view.emitted:
+        return None
+    statement = HubWatermark(
+        hub=view.hub,
+        revision=1 if told is None else told.revision + 1,
+        watermark_ms=view.watermark_ms,
+        silent=is_silent(view, now_ms),
+        quarantined=list(view.quarantined),
+        behind=[
+            SourceBehind(source.path, source.watermark_ms, trouble or "the furthest behind")
+            for source, trouble in _deciding(view, now_ms)
+        ],
+    )
+    if told is None:
+        return statement
+    if (statement.watermark_ms, statement.quarantined) != (told.watermark_ms, told.quarantined):
+        return statement
+    if (statement.silent, statement.behind) == (told.silent, told.behind):
+        return None
+    return statement if now_ms - told_at_ms >= RESTATE_AFTER_MS else None
+
+
+def blockers(view: HubView, now_ms: int) -> list[SourceBehind]:
+    """Return the sources that keep their hub from going on: none while all report in step."""
+    return [
+        SourceBehind(source.path, source.watermark_ms, trouble)
+        for source, trouble in _troubles(view, now_ms)
+        if trouble is not None
+    ][:MAX_BEHIND]
+
+
+def _deciding(view: HubView, now_ms: int) -> list[tuple[Source, str | None]]:
+    """Return the sources that decide the minimum and those in trouble, furthest behind first."""
+    least_ms = candidate_ms(view, now_ms)
+    return [
+        (source, trouble)
+        for source, trouble in _troubles(view, now_ms)
+        if trouble is not None or source.watermark_ms == least_ms
+    ][:MAX_BEHIND]
+
+
+def _troubles(view: HubView, now_ms: int) -> list[tuple[Source, str | None]]:
+    """Return every active source and what is wrong with it, furthest behind first."""
+    furthest_ms = max((source.watermark_ms or 0 for source in view.sources), default=0)
+    patience_ms = SILENT_HEARTBEATS * view.heartbeat_ms
+    return [
+        (source, _trouble(source, now_ms, furthest_ms, patience_ms))
+        for source in sorted(view.sources, key=_behind_key)
+    ]
+
+
+def _trouble(source: Source, now_ms: int, furthest_ms: int, patience_ms: int) -> str | None:
+    """Say why a source does not go on, in one sentence; None when it is in step."""
+    if source.beyond:
+        first, until = source.gaps[0]
+        missing = str(first) if until == first + 1 else f"{first} to {until - 1}"
+        return f"gap: sequence {missing} is missing"
+    if source.watermark_ms is None:
+        return "no watermark yet"
+    if now_ms - source.last_seen_ms > patience_ms:
+        return f"silent since {instant_text(source.last_seen_ms)}"
+    if furthest_ms - source.watermark_ms > patience_ms:
+        return f"behind the others: its watermark is {instant_text(source.watermark_ms)}"
+    return None
+
+
+def _behind_key(source: Source) -> tuple[int, str]:
+    return (-1 if source.watermark_ms is None else source.watermark_ms), source.path

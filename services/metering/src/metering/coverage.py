@@ -1,0 +1,226 @@
+"""Coverage: which instants of which device slice are sold, and to whom.
+
+Theory. For every device of a node we keep, per slice, disjoint half-open intervals, each owned by
+one *claim*: the allocation that reserved it, for whom, at which SKU, price class and share. A
+reported interval is split against them. What nobody covers is *fresh*: it becomes billable and
+joins the coverage. What the same claim covers already is a *duplicate*. All else is a *conflict*:
+another claim on the same slice, or a claim on the whole device where one of its slices is sold, and
+the reverse. So the GPU time of an allocation is the measure of the union of what was reported, and
+for input without conflicts neither order nor chunking nor repetition can change it (DESIGN
+section 5). A fresh part never overlaps anything, hence no instant of a slice is billed twice.
+
+Rows are cut at UTC midnight, so that no stored row is longer than a day: all that can touch an
+interval is found between the midnight before it and its end. Touching rows of one claim within a
+day are merged: nearly always a device is one row that grows at its end.
+
+Refuses nothing: a conflict is an answer.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from hisab_contracts.ids import (
+    AllocationId,
+    DeviceId,
+    PriceClass,
+    ProjectId,
+    Sku,
+    SliceId,
+    TenantId,
+)
+
+DAY_MS: Final = 86_400_000
+
+
+class Claim(NamedTuple):
+    """Who reserved a slice, and at which price class and share: two equal claims are one."""
+
+    tenant_id: TenantId
+    project_id: ProjectId
+    allocation_id: AllocationId
+    sku: Sku
+    price_class: PriceClass
+    share_ppm: int
+
+
+class Covered(NamedTuple):
+    """One stored interval `[start_ms, end_ms)` of a slice, within one UTC day."""
+
+    slice_uuid: SliceId
+    start_ms: int
+    end_ms: int
+    claim: Claim
+
+
+class Conflict(NamedTuple):
+    """A part of a reported interval that another claim, or another slicing, has sold already."""
+
+    start_ms: int
+    end_ms: int
+    slice_uuid: SliceId
+    """The slice that is sold: another than the reported one when whole device and slice meet."""
+    claim: Claim
+
+
+class Split(NamedTuple):
+    """A reported interval, taken apart: the parts are disjoint and add up to it exactly."""
+
+    fresh: tuple[tuple[int, int], ...]
+    """`[start_ms, end_ms)` in order: billable."""
+    duplicates: tuple[tuple[int, int], ...]
+    """`[start_ms, end_ms)` in order: the same claim covers them already."""
+    conflicts: tuple[Conflict, ...]
+
+
+class Changes(NamedTuple):
+    """What must be stored so that the rows say what the coverage says."""
+
+    removed: list[tuple[SliceId, int]]
+    """(slice, start_ms) of rows merged into others."""
+    grown: list[tuple[SliceId, int, int]]
+    """(slice, start_ms, new end_ms) of rows that reach further than they did."""
+    added: list[Covered]
+
+
+class _Track:
+    """The covered intervals of one slice: three parallel lists, sorted, disjoint."""
+
+    __slots__ = ("claims", "ends", "starts", "stored")
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+        self.claims: list[Claim] = []
+        self.stored: dict[int, int] = {}
+        """start_ms → end_ms as they are in the store."""
+
+    def within(self, start_ms: int, end_ms: int) -> range:
+        """Return the indexes of what overlaps `[start_ms, end_ms)`."""
+        return range(bisect_right(self.ends, start_ms), bisect_left(self.starts, end_ms))
+
+    def add(self, start_ms: int, end_ms: int, claim: Claim) -> None:
+        """Cover a fresh part, cut at midnights, merging it with what it touches."""
+        while start_ms < end_ms:
+            until_ms = min(end_ms, start_ms - start_ms % DAY_MS + DAY_MS)
+            self._add_within_day(start_ms, until_ms, claim)
+            start_ms = until_ms
+
+    def _add_within_day(self, start_ms: int, end_ms: int, claim: Claim) -> None:
+        starts, ends, claims = self.starts, self.ends, self.claims
+        at = bisect_left(starts, start_ms)
+        joins_left = at > 0 and ends[at - 1] == start_ms and start_ms % DAY_MS != 0
+        joins_right = at < len(starts) and starts[at] == end_ms and end_ms % DAY_MS != 0
+        if joins_right and claims[at] == claim:
+            end_ms = ends[at]
+            del starts[at], ends[at], claims[at]
+        if joins_left and claims[at - 1] == claim:
+            ends[at - 1] = end_ms
+        else:
+            starts.insert(at, start_ms)
+            ends.insert(at, end_ms)
+            claims.insert(at, claim)
+
+
+class DeviceCoverage:
+    """A working copy of one device's coverage, as far as a batch can touch it.
+
+    Made from the stored rows, asked and extended, and read out as `changes`.
+    """
+
+    __slots__ = ("_device_uuid", "_touched", "_tracks")
+
+    def __init__(self, device_uuid: DeviceId, rows: Iterable[Covered] = ()) -> None:
+        """Take the stored rows of all slices of the device, in any order."""
+        self._device_uuid: str = device_uuid
+        self._tracks: dict[SliceId, _Track] = {}
+        self._touched: set[SliceId] = set()
+        for row in sorted(rows, key=_by_start):
+            track = self._tracks.setdefault(row.slice_uuid, _Track())
+            track.starts.append(row.start_ms)
+            track.ends.append(row.end_ms)
+            track.claims.append(row.claim)
+            track.stored[row.start_ms] = row.end_ms
+
+    def cover(self, slice_uuid: SliceId, start_ms: int, end_ms: int, claim: Claim) -> Split:
+        """Split a reported interval and take what is fresh of it into the coverage."""
+        track = self._tracks.get(slice_uuid)
+        if track is None:
+            # Before the track exists, so that a refused slice leaves no trace.
+            split = self.split(slice_uuid, start_ms, end_ms, claim)
+            if split.fresh:
+                track = self._tracks[slice_uuid] = _Track()
+        elif len(self._tracks) == 1 and track.ends[-1] <= start_ms:
+            # Nearly always: time goes on, and nobody slices the device otherwise.
+            split = Split(((start_ms, end_ms),), (), ())
+        else:
+            split = self.split(slice_uuid, start_ms, end_ms, claim)
+        if split.fresh and track is not None:
+            self._touched.add(slice_uuid)
+            for fresh_start_ms, fresh_end_ms in split.fresh:
+                track.add(fresh_start_ms, fresh_end_ms, claim)
+        return split
+
+    def split(self, slice_uuid: SliceId, start_ms: int, end_ms: int, claim: Claim) -> Split:
+        """Say what of a reported interval is fresh, duplicate and in conflict; change nothing."""
+        fresh: list[tuple[int, int]] = []
+        conflicts: list[Conflict] = []
+        duplicates: list[tuple[int, int]] = []
+        cursor_ms = start_ms
+        for sold in sorted(self._sold(slice_uuid, start_ms, end_ms), key=_by_start):
+            until_ms = min(sold.end_ms, end_ms)
+            if until_ms <= cursor_ms:
+                continue  # Sold on two slices at once: the first one seen names the conflict.
+            if cursor_ms < sold.start_ms:
+                fresh.append((cursor_ms, sold.start_ms))
+                cursor_ms = sold.start_ms
+            if sold.slice_uuid == slice_uuid and sold.claim == claim:
+                duplicates.append((cursor_ms, until_ms))
+            else:
+                conflicts.append(Conflict(cursor_ms, until_ms, sold.slice_uuid, sold.claim))
+            cursor_ms = until_ms
+        if cursor_ms < end_ms:
+            fresh.append((cursor_ms, end_ms))
+        return Split(tuple(fresh), tuple(duplicates), tuple(conflicts))
+
+    def changes(self) -> Changes:
+        """Say how the rows differ from what was stored."""
+        changes = Changes([], [], [])
+        for slice_uuid in self._touched:
+            track = self._tracks[slice_uuid]
+            left = dict(track.stored)
+            for start_ms, end_ms, claim in zip(track.starts, track.ends, track.claims, strict=True):
+                stored_end_ms = left.pop(start_ms, None)
+                if stored_end_ms is None:
+                    changes.added.append(Covered(slice_uuid, start_ms, end_ms, claim))
+                elif stored_end_ms != end_ms:
+                    changes.grown.append((slice_uuid, start_ms, end_ms))
+            changes.removed.extend((slice_uuid, start_ms) for start_ms in left)
+        return changes
+
+    def rows(self) -> list[Covered]:
+        """Return all that is covered, by slice and start."""
+        return [
+            Covered(slice_uuid, start_ms, end_ms, claim)
+            for slice_uuid, track in sorted(self._tracks.items())
+            for start_ms, end_ms, claim in zip(track.starts, track.ends, track.claims, strict=True)
+        ]
+
+    def _sold(self, slice_uuid: SliceId, start_ms: int, end_ms: int) -> Iterator[Covered]:
+        """Yield what is sold in `[start_ms, end_ms)` on every slice that excludes this one."""
+        whole = slice_uuid == self._device_uuid
+        for other_uuid, track in self._tracks.items():
+            if whole or other_uuid in (slice_uuid, self._device_uuid):
+                for at in track.within(start_ms, end_ms):
+                    yield Covered(other_uuid, track.starts[at], track.ends[at], track.claims[at])
+
+
+def day_floor_ms(instant_ms: int) -> int:
+    """Return the UTC midnight at or before an instant: no row that holds it starts earlier."""
+    return instant_ms - instant_ms % DAY_MS
+
+
+def _by_start(row: Covered) -> tuple[int, int, str]:
+    return row.start_ms, row.end_ms, row.slice_uuid
