@@ -1,0 +1,241 @@
+"""Kafka for the local stack: which one, and how it starts.
+
+Taken from the first that works: the address in `HISAB_STACK_KAFKA`; Apache Kafka 4 in KRaft mode, on
+a JVM 17 or later, with jars that Maven resolves once from `pom.xml`; librdkafka's in-memory broker,
+which needs no JVM. `HISAB_KAFKA_PROVIDER` (`kraft`, `memory`) insists on one. The in-memory broker
+keeps a few MiB per partition and forgets the rest: it proves nothing about durability, rebalance or
+retention, and says so.
+
+A provider on containers (testcontainers) will stand between the address and the JVM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+from children import Program, StackError, free_port, run_to_end
+
+POM: Final = Path(__file__).with_name("pom.xml")
+OLDEST_JAVA: Final = 17
+PARTITIONS: Final = 4
+_COPY_GOAL: Final = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
+_MAVEN_PATIENCE_S: Final = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """Where Kafka is, and what kind it is."""
+
+    provider: str
+    """`kraft`, `memory` or `environment`."""
+    bootstrap_servers: str
+
+
+def find_java() -> Path | None:
+    """Return a JVM of version 17 or later, or None."""
+    home = os.environ.get("JAVA_HOME")
+    named = None if home is None else shutil.which("java", path=str(Path(home, "bin")))
+    java = named or shutil.which("java")
+    if java is None:
+        return None
+    answer = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
+    match = re.search(r'version "(\d+)', answer.stderr)
+    return Path(java) if match is not None and int(match[1]) >= OLDEST_JAVA else None
+
+
+def jars_folder(cache: Path) -> Path:
+    """Return where the jars of this `pom.xml` are kept."""
+    return cache / f"kafka-{hashlib.sha256(POM.read_bytes()).hexdigest()[:12]}"
+
+
+def resolve_jars(cache: Path) -> Path | str:
+    """Return the folder of Kafka's jars, asking Maven once; or why they cannot be had."""
+    folder = jars_folder(cache)
+    if folder.is_dir():
+        return folder
+    maven = shutil.which("mvn")
+    if maven is None:
+        return "Maven (mvn) is not installed"
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(cache / "kafka.lock"):
+        if folder.is_dir():
+            return folder
+        unfinished = folder.with_suffix(".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        command = [maven, "-q", "-B", "-f", str(POM), _COPY_GOAL, "-DincludeScope=runtime"]
+        command.append(f"-DoutputDirectory={unfinished}")
+        if not os.access(Path.home(), os.W_OK):
+            command.append(f"-Dmaven.repo.local={cache / 'm2'}")
+        try:
+            answer = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=_MAVEN_PATIENCE_S
+            )
+        except subprocess.TimeoutExpired:
+            return f"Maven did not resolve the jars within {_MAVEN_PATIENCE_S} s"
+        if answer.returncode != 0:
+            said = (answer.stdout + answer.stderr).strip().splitlines()
+            return f"Maven could not resolve the jars: {said[0] if said else answer.returncode}"
+        unfinished.rename(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a file lock: two stacks that start at once ask Maven once."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+async def prepare_kraft(
+    java: Path, jars: Path, data: Path, logs: Path, env: Mapping[str, str]
+) -> tuple[Program, Broker]:
+    """Format a single-node cluster under `data` and return the program that serves it."""
+    home = data / "kafka"
+    home.mkdir(mode=0o700)
+    port, controller_port = free_port(), free_port()
+    properties = home / "server.properties"
+    properties.write_text(_properties(home / "log", port, controller_port))
+    broker = Broker("kraft", f"127.0.0.1:{port}")
+    cluster_id = f"h{secrets.token_urlsafe(16)[1:21]}A"  # 16 bytes in base64, not beginning with -
+    jvm = (str(java), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{jars}/*")
+
+    async def is_ready() -> bool:
+        return await answers(broker)
+
+    async def never() -> bool:
+        return False
+
+    await run_to_end(
+        Program(
+            name="kafka format",
+            argv=(
+                *jvm,
+                "kafka.tools.StorageTool",
+                "format",
+                "--cluster-id",
+                cluster_id,
+                "--config",
+                str(properties),
+            ),
+            log=logs / "kafka-format.log",
+            env=env,
+            cwd=home,
+            is_ready=never,
+        )
+    )
+    program = Program(
+        name="kafka",
+        argv=(
+            str(java),
+            "-Xmx512m",
+            "-XX:+UseSerialGC",
+            "-cp",
+            f"{jars}/*",
+            "kafka.Kafka",
+            str(properties),
+        ),
+        log=logs / "kafka.log",
+        env=env,
+        cwd=home,
+        is_ready=is_ready,
+    )
+    return program, broker
+
+
+def _properties(log: Path, port: int, controller_port: int) -> str:
+    """Write the configuration of one node that is broker and controller.
+
+    Nothing is ever deleted by age: a replayed trace carries last year's timestamps.
+    """
+    settings = {
+        "process.roles": "broker,controller",
+        "node.id": 1,
+        "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
+        "listeners": f"CLIENT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
+        "advertised.listeners": f"CLIENT://127.0.0.1:{port}",
+        "listener.security.protocol.map": "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "inter.broker.listener.name": "CLIENT",
+        "controller.listener.names": "CONTROLLER",
+        "log.dirs": log,
+        "num.partitions": PARTITIONS,
+        "auto.create.topics.enable": "false",
+        "default.replication.factor": 1,
+        "min.insync.replicas": 1,
+        "offsets.topic.num.partitions": 4,
+        "offsets.topic.replication.factor": 1,
+        "transaction.state.log.num.partitions": 4,
+        "transaction.state.log.replication.factor": 1,
+        "transaction.state.log.min.isr": 1,
+        "group.initial.rebalance.delay.ms": 0,
+        "log.retention.ms": -1,
+        "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
+        "num.network.threads": 2,
+        "num.io.threads": 4,
+    }
+    return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+
+def prepare_memory(data: Path, logs: Path, env: Mapping[str, str]) -> tuple[Program, Path]:
+    """Return the program of the in-memory broker, and the file in which it will say its address."""
+    said = data / "kafka-address"
+
+    async def is_ready() -> bool:
+        return said.exists()
+
+    program = Program(
+        name="kafka",
+        argv=(sys.executable, str(Path(__file__).with_name("mock_broker.py")), str(said)),
+        log=logs / "kafka.log",
+        env=env,
+        cwd=data,
+        is_ready=is_ready,
+        restarts=False,
+    )
+    return program, said
+
+
+async def topic_names(broker: Broker) -> set[str]:
+    """Return the names of the topics that exist."""
+    client = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+    await client.start()
+    try:
+        return set(await client.list_topics())
+    finally:
+        await client.close()
+
+
+async def delete_topics(broker: Broker, topics: set[str]) -> None:
+    """Delete topics from a broker that outlives the stack."""
+    client = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+    await client.start()
+    try:
+        await client.delete_topics(sorted(topics))
+    finally:
+        await client.close()
+
+
+async def answers(broker: Broker) -> bool:
+    """Say whether the broker answers a metadata request."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    try:
+        await asyncio.wait_for(topic_names(broker), 10)
+    except (KafkaError, OSError, TimeoutError):
+        return False
+    return True

@@ -1,0 +1,186 @@
+"""Child processes of the local stack: what to run, as whom, and that it ends with its parent.
+
+A `Program` is a fact: what is started and how it is told to stop. `spawn` starts it so that the
+kernel ends it when the supervisor dies; the sweeper (see `sweeper.py`) ends what slips through.
+Linux only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import pwd
+import secrets
+import signal
+import socket
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+_PR_SET_PDEATHSIG: Final = 1
+_OTHERS_MAY_PASS: Final = 0o001
+
+
+class StackError(Exception):
+    """The stack cannot be had; the text says why and what to do, for a person to read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An unprivileged user that runs what refuses to run as root."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A process of the stack: how it is started, told to stop, and known to be ready."""
+
+    name: str
+    argv: Sequence[str]
+    log: Path
+    env: Mapping[str, str]
+    """Its whole environment, the stack's mark included."""
+    cwd: Path
+    is_ready: Callable[[], Awaitable[bool]]
+    stop_signal: signal.Signals = signal.SIGTERM
+    account: Account | None = field(default=None)
+    restarts: bool = True
+    """Whether it can come back with what it held: not so for a broker in memory."""
+
+
+def unprivileged_account() -> Account | None:
+    """Return whom to run as what refuses root: None for an ordinary user, who runs it himself."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            return Account(name, entry.pw_uid, entry.pw_gid)
+    raise StackError("PostgreSQL refuses to run as root, and there is no user postgres or nobody")
+
+
+def make_data_folder(account: Account | None) -> Path:
+    """Create a fresh folder for data, in the first temporary folder that the account can reach."""
+    tried = dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp"))
+    for parent in map(Path, tried):
+        if not os.access(parent, os.W_OK | os.X_OK):
+            continue
+        if account is None or reachable_by_others(parent):
+            data = Path(tempfile.mkdtemp(prefix="hisab-", dir=parent))
+            data.chmod(0o711)
+            return data
+    raise StackError(
+        f"no temporary folder is both writable and open to the user that runs PostgreSQL: "
+        f"tried {', '.join(tried)}"
+    )
+
+
+def reachable_by_others(folder: Path) -> bool:
+    """Say whether any user may pass through a folder and all folders above it."""
+    folder = folder.resolve()
+    return all(part.stat().st_mode & _OTHERS_MAY_PASS for part in (folder, *folder.parents))
+
+
+def free_port() -> int:
+    """Return a free TCP port of the loopback, below the range the kernel lends to clients.
+
+    Ports of that range could be taken by an outgoing connection while a service restarts.
+    """
+    for _ in range(1000):
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise StackError("no free TCP port between 20000 and 32000 on 127.0.0.1")
+
+
+async def spawn(program: Program) -> asyncio.subprocess.Process:
+    """Start a program; its output goes to its log."""
+    account = program.account
+    with program.log.open("ab") as log:
+        return await asyncio.create_subprocess_exec(
+            *program.argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=program.cwd,
+            env=dict(program.env),
+            user=None if account is None else account.uid,
+            group=None if account is None else account.gid,
+            extra_groups=None if account is None else [],
+            preexec_fn=lambda: _end_with_parent(
+                signal.SIGQUIT if program.stop_signal == signal.SIGQUIT else signal.SIGKILL
+            ),
+        )
+
+
+def _end_with_parent(how: signal.Signals) -> None:
+    """Ask the kernel for a signal when the parent dies; after the user was changed, or it is lost."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how.value, 0, 0, 0)
+
+
+async def stop(process: asyncio.subprocess.Process, how: signal.Signals, patience_s: int) -> None:
+    """Tell a process to stop and wait; after `patience_s` it is killed."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(how)
+    try:
+        async with asyncio.timeout(patience_s):
+            await process.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def run_to_end(program: Program) -> None:
+    """Run a program that ends by itself; `StackError` with the end of its log when it fails."""
+    process = await spawn(program)
+    if await process.wait() != 0:
+        raise StackError(
+            f"{program.name} failed with {process.returncode}:\n{log_tail(program.log)}"
+        )
+
+
+async def wait_ready(
+    program: Program, process: asyncio.subprocess.Process, patience_s: int
+) -> None:
+    """Wait until a program answers; `StackError` when it ends or takes longer than `patience_s`."""
+    try:
+        async with asyncio.timeout(patience_s):
+            while not await program.is_ready():
+                if process.returncode is not None:
+                    raise StackError(
+                        f"{program.name} ended with {process.returncode} before it was ready:\n"
+                        f"{log_tail(program.log)}"
+                    )
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise StackError(
+            f"{program.name} was not ready after {patience_s} s:\n{log_tail(program.log)}"
+        ) from None
+
+
+def log_tail(log: Path, lines: int = 20) -> str:
+    """Return the last lines of a log."""
+    with contextlib.suppress(OSError):
+        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    return f"(no log at {log})"
+
+
+async def port_answers(port: int) -> bool:
+    """Say whether something accepts connections on a loopback port."""
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True

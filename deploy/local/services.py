@@ -1,0 +1,141 @@
+"""How the three services are run in the local stack: their commands, settings and topics.
+
+Every service is its own process and its own database. What is said here in environment variables is
+what a deployment says to a container; nothing else is passed.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import httpx2
+from brokers import PARTITIONS, Broker
+from children import Program, free_port
+from databases import SERVICES, Server
+from hisab_contracts import topics as names
+from hisab_contracts.ids import HubCode
+
+HUBS: Final = ("lhr", "khi", "isb")
+
+_ROOT: Final = Path(__file__).resolve().parents[2]
+_TOPICS: Final = frozenset(
+    {
+        names.CHARGES,
+        names.QUARANTINE,
+        names.PRICES,
+        names.HUBS,
+        names.ENTRIES,
+        names.ALERTS,
+        names.TENANTS,
+        names.ACCESS,
+        names.DOCUMENTS,
+    }
+)
+
+
+def new_secret() -> str:
+    """Return the secret of a fresh API key."""
+    return f"hsb_{secrets.token_urlsafe(32)}"
+
+
+def is_ours(topic: str) -> bool:
+    """Say whether a topic is one that our services create."""
+    return topic in _TOPICS or names.hub_of_topic(topic) is not None
+
+
+def topics() -> dict[str, object]:
+    """Return the topics outsiders use, as stack.json names them."""
+    return {
+        "hub": {hub: names.hub_topic(HubCode(hub)) for hub in HUBS},
+        "charges": names.CHARGES,
+        "quarantine": names.QUARANTINE,
+        "entries": names.ENTRIES,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which port each service gets, and what it is told."""
+
+    server: Server
+    env: Mapping[str, str]
+    logs: Path
+    ports: Mapping[str, int]
+
+    @classmethod
+    def new(cls, server: Server, env: Mapping[str, str], logs: Path) -> Plan:
+        """Choose the ports: they stay with the services across restarts."""
+        ports: dict[str, int] = {}
+        for service in SERVICES:
+            port = free_port()
+            while port in ports.values():
+                port = free_port()
+            ports[service] = port
+        return cls(server, env, logs, ports)
+
+    def urls(self) -> dict[str, str]:
+        """Return where each service answers."""
+        return {service: f"http://127.0.0.1:{self.ports[service]}" for service in SERVICES}
+
+    def migration(self, service: str) -> Program:
+        """Return the program that brings a service's schema up to date."""
+
+        async def never() -> bool:
+            return False
+
+        return Program(
+            name=f"{service} migrate",
+            argv=(sys.executable, "-m", service, "migrate"),
+            log=self.logs / f"{service}-migrate.log",
+            env=dict(self.env) | {"HISAB_DB_OWNER": self.server.dsn(f"{service}_owner", service)},
+            cwd=_ROOT,
+            is_ready=never,
+        )
+
+    def metering(self, broker: Broker) -> Program:
+        """Return the program of metering."""
+        return self._serve("metering", broker, {})
+
+    def ledger(self, broker: Broker, operator: str) -> Program:
+        """Return the program of the ledger, with the secret of its first operator key."""
+        return self._serve("ledger", broker, {"HISAB_BOOTSTRAP_KEY": operator})
+
+    def invoicing(self, broker: Broker, finance: str) -> Program:
+        """Return the program of invoicing, with the finance key it commands the ledger with."""
+        ledger = {"HISAB_LEDGER_URL": self.urls()["ledger"], "HISAB_LEDGER_KEY": finance}
+        return self._serve("invoicing", broker, ledger)
+
+    def _serve(self, service: str, broker: Broker, more: Mapping[str, str]) -> Program:
+        url = f"{self.urls()[service]}/readyz"
+
+        async def is_ready() -> bool:
+            try:
+                async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
+                    return (await client.get(url)).status_code == httpx2.codes.OK
+            except httpx2.HTTPError:
+                return False
+
+        return Program(
+            name=service,
+            argv=(sys.executable, "-m", service, "serve"),
+            log=self.logs / f"{service}.log",
+            env=dict(self.env)
+            | {
+                "HISAB_HTTP_HOST": "127.0.0.1",
+                "HISAB_HTTP_PORT": str(self.ports[service]),
+                "HISAB_KAFKA": broker.bootstrap_servers,
+                "HISAB_PARTITIONS": str(PARTITIONS),
+                "HISAB_HUB_PARTITIONS": str(PARTITIONS),
+                "HISAB_REPLICATION": "1",
+                "HISAB_DB_API": self.server.dsn(f"{service}_api", service),
+                "HISAB_DB_WRITER": self.server.dsn(f"{service}_writer", service),
+            }
+            | more,
+            cwd=_ROOT,
+            is_ready=is_ready,
+        )

@@ -1,0 +1,378 @@
+"""The long-lived process of a stack: starts everything, brings back what dies, ends all together.
+
+`stack.py up` starts it, in a session of its own and with none of its caller's file descriptors:
+
+    supervisor.py --dir FOLDER [--infrastructure] [--ends-with PID]
+
+It ends on SIGTERM or SIGINT, with the process it was told to end with, or when something cannot be
+brought back. A process that dies is started again after a moment, every time. A file
+`FOLDER/stopped/<name>` keeps that process down for as long as it exists (`stack.py stop`, `start`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+import brokers
+import children
+import databases
+import description
+import seed
+import services
+import sweeper
+from children import Program, StackError
+
+_READY_PATIENCE_S: Final = 180
+_STOP_PATIENCE_S: Final = 10
+_TICK_S: Final = 0.1
+_PAUSE_BEFORE_RESTART_S: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a stack is asked to be."""
+
+    stack_id: str
+    folder: Path
+    """Where stack.json and the logs are."""
+    infrastructure_only: bool
+    ends_with: description.Process | None
+    kafka_address: str | None
+    kafka_provider: str | None
+    postgres_address: str | None
+    postgres_provider: str | None
+    cache: Path
+    env: Mapping[str, str]
+    """The environment of every child."""
+
+
+class Supervisor:
+    """Holds the running processes of one stack and its description."""
+
+    def __init__(self, settings: Settings, data: Path) -> None:
+        self._settings = settings
+        self._data = data
+        self._logs = settings.folder / "logs"
+        self._pids: dict[str, int | None] = {}
+        self._content: dict[str, Any] | None = None
+        self._stopping = asyncio.Event()
+        self._keepers: list[asyncio.Task[None]] = []
+        self._given_kafka: brokers.Broker | None = None
+        self._given_postgres: databases.Server | None = None
+
+    def stop(self) -> None:
+        """Begin the end of the stack."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Start the stack, stay until it is told to stop, and end it."""
+        watch = asyncio.create_task(self._watch_companion())
+        starting = asyncio.create_task(self._start())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                await self._stopping.wait()
+        finally:
+            self._stopping.set()
+            for task in (starting, watch):
+                task.cancel()
+            await asyncio.gather(starting, watch, stopping, return_exceptions=True)
+            say("stopping")
+            await asyncio.gather(*self._keepers, return_exceptions=True)
+            await self._clean_given()
+
+    async def _watch_companion(self) -> None:
+        """Stop when the process ends that this stack was told to end with."""
+        companion = self._settings.ends_with
+        while companion is not None and companion.alive():
+            await asyncio.sleep(_TICK_S)
+        if companion is not None:
+            say(f"process {companion.pid} ended, and the stack ends with it")
+            self.stop()
+
+    async def _start(self) -> None:
+        if self._settings.infrastructure_only:
+            broker, server = await asyncio.gather(self._start_kafka(), self._start_postgres())
+            await databases.create_roles(server)
+            await self._describe(broker, server, {}, None)
+        else:
+            await self._start_services()
+        say("ready")
+
+    async def _start_services(self) -> None:
+        """Bring up the services: each needs its schema and the broker; invoicing a finance key."""
+        settings = self._settings
+        kafka = asyncio.create_task(self._start_kafka())
+        server = await self._start_postgres()
+        await databases.create_databases(server)
+        plan = services.Plan.new(server, settings.env, self._logs)
+        await asyncio.gather(*(children.run_to_end(plan.migration(s)) for s in databases.SERVICES))
+        say("schemas migrated")
+        broker = await kafka
+        await self._refuse_leftovers(broker)
+        operator = services.new_secret()
+        urls = plan.urls()
+        metering = asyncio.create_task(self._run(plan.metering(broker)))
+        await self._run(plan.ledger(broker, operator))
+        say(f"ledger on {urls['ledger']}")
+        async with seed.Planter.at(urls, operator) as planter:
+            finance = await planter.make_key({"role": "finance"}, "invoicing")
+            invoicing = asyncio.create_task(self._run(plan.invoicing(broker, finance)))
+            await metering
+            say(f"metering on {urls['metering']}")
+            keys = await planter.plant_reference()
+            await invoicing
+            say(f"invoicing on {urls['invoicing']}")
+            await planter.plant_invoicing()
+            await planter.wait_usable(keys)
+        await self._describe(broker, server, urls, keys)
+
+    async def _start_kafka(self) -> brokers.Broker:
+        settings = self._settings
+        wanted = settings.kafka_provider
+        if settings.kafka_address is not None:
+            broker = self._given_kafka = brokers.Broker("environment", settings.kafka_address)
+            if not await brokers.answers(broker):
+                raise StackError(f"no Kafka broker answers at {settings.kafka_address}")
+            say(f"kafka: environment, {broker.bootstrap_servers}")
+            return broker
+        java = None if wanted == "memory" else brokers.find_java()
+        why = "no JVM 17 or later"
+        if java is not None:
+            if not brokers.jars_folder(settings.cache).is_dir():
+                say("kafka: Maven resolves the jars of Apache Kafka (once)")
+            jars = await asyncio.to_thread(brokers.resolve_jars, settings.cache)
+            if isinstance(jars, Path):
+                program, broker = await brokers.prepare_kraft(
+                    java, jars, self._data, self._logs, settings.env
+                )
+                await self._run(program)
+                say(f"kafka: kraft, {broker.bootstrap_servers}")
+                return broker
+            why = jars
+        if wanted == "kraft":
+            raise StackError(f"Apache Kafka was asked for: {why}")
+        program, said = brokers.prepare_memory(self._data, self._logs, settings.env)
+        await self._run(program)
+        broker = brokers.Broker("memory", said.read_text())
+        reason = "asked for" if wanted == "memory" else why
+        say(f"kafka: memory ({reason}), {broker.bootstrap_servers}: no durability, no retention")
+        return broker
+
+    async def _start_postgres(self) -> databases.Server:
+        settings = self._settings
+        if settings.postgres_address is not None:
+            server = self._given_postgres = databases.given(settings.postgres_address)
+            say("postgres: environment")
+            return server
+        binaries = databases.find_binaries(settings.postgres_provider)
+        account = children.unprivileged_account()
+        program, server = await databases.prepare(
+            binaries, self._data, self._logs, account, settings.env
+        )
+        await self._run(program)
+        who = "" if account is None else f", as user {account.name}"
+        say(f"postgres: {server.provider}{who}")
+        return server
+
+    async def _refuse_leftovers(self, broker: brokers.Broker) -> None:
+        """Refuse a given broker that already holds topics of ours: a stack starts empty."""
+        if self._given_kafka is None:
+            return
+        found = {name for name in await brokers.topic_names(broker) if services.is_ours(name)}
+        if found and self._settings.env.get("HISAB_STACK_RESET") != "1":
+            self._given_kafka = None
+            raise StackError(
+                f"the given Kafka already has {', '.join(sorted(found)[:5])}: a stack starts from "
+                f"empty topics. HISAB_STACK_RESET=1 deletes them"
+            )
+        if found:
+            await brokers.delete_topics(broker, found)
+
+    async def _clean_given(self) -> None:
+        """Leave a given server as it was found; ours go with their data folder."""
+        if self._settings.infrastructure_only:
+            return
+        try:
+            if self._given_kafka is not None:
+                names = await brokers.topic_names(self._given_kafka)
+                await brokers.delete_topics(
+                    self._given_kafka, {name for name in names if services.is_ours(name)}
+                )
+            if self._given_postgres is not None:
+                await databases.drop_databases(self._given_postgres)
+        except Exception:  # noqa: BLE001  # The stack ends all the same; the log says what is left.
+            traceback.print_exc()
+
+    async def _run(self, program: Program) -> None:
+        """Start a program, keep it running from now on, and wait until it is ready."""
+        process = await children.spawn(program)
+        self._pids[program.name] = process.pid
+        self._keepers.append(asyncio.create_task(self._keep(program, process)))
+        await children.wait_ready(program, process, _READY_PATIENCE_S)
+
+    async def _keep(self, program: Program, process: asyncio.subprocess.Process) -> None:
+        """Bring a program back whenever it ends, until the stack stops; then stop it."""
+        held = self._settings.folder / "stopped" / program.name
+        while not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_S):
+                    await process.wait()
+            if held.exists():
+                await children.stop(process, program.stop_signal, _STOP_PATIENCE_S)
+                self._set_pid(program.name, None)
+                while held.exists() and not self._stopping.is_set():
+                    await asyncio.sleep(_TICK_S)
+            if process.returncode is None or self._stopping.is_set():
+                continue
+            if not program.restarts:
+                say(f"{program.name} ended with {process.returncode} and cannot be brought back")
+                self.stop()
+                continue
+            say(f"{program.name} ended with {process.returncode}: starting it again")
+            await asyncio.sleep(_PAUSE_BEFORE_RESTART_S)
+            process = await children.spawn(program)
+            self._set_pid(program.name, process.pid)
+        await children.stop(process, program.stop_signal, _STOP_PATIENCE_S)
+
+    def _set_pid(self, name: str, pid: int | None) -> None:
+        """Note a process's number and tell outsiders."""
+        self._pids[name] = pid
+        content = self._content
+        if content is None:
+            return
+        if name in content["services"]:
+            content["services"][name]["pid"] = pid
+        else:
+            content["infrastructure"][name]["pid"] = pid
+        description.write(self._settings.folder, content)
+
+    async def _describe(
+        self,
+        broker: brokers.Broker,
+        server: databases.Server,
+        urls: Mapping[str, str],
+        keys: Mapping[str, object] | None,
+    ) -> None:
+        """Write stack.json for the first time: from now on outsiders may use the stack."""
+        names = list(urls)
+        self._content = {
+            "format": 1,
+            "stack_id": self._settings.stack_id,
+            "dir": str(self._settings.folder),
+            "supervisor_pid": os.getpid(),
+            "provider": {"kafka": broker.provider, "postgres": server.provider},
+            "kafka": {"bootstrap_servers": broker.bootstrap_servers},
+            "topics": services.topics(),
+            "services": {n: {"url": urls[n], "pid": self._pids[n]} for n in names},
+            "postgres": {
+                name: {
+                    part: server.dsn(f"{name}_{part}", name) for part in ("reader", "owner")
+                }
+                for name in names
+            },
+            "keys": {} if keys is None else keys,
+            "infrastructure": {
+                "kafka": {"pid": self._pids.get("kafka")},
+                "postgres": {
+                    "pid": self._pids.get("postgres"),
+                    "admin": server.admin,
+                    "passwords": dict(server.passwords),
+                },
+                "data": str(self._data),
+            },
+        }
+        description.write(self._settings.folder, self._content)
+
+
+def say(line: str) -> None:
+    """Write one line of progress: `stack.py up` shows it, the log keeps it."""
+    print(line, flush=True)
+
+
+def start_sweeper(settings: Settings, data: Path, lock: IO[str]) -> subprocess.Popen[bytes]:
+    """Start the process that cleans up whatever becomes of this one; it shares the stack's lock."""
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-S",
+            str(Path(sweeper.__file__)),
+            settings.stack_id,
+            str(settings.folder),
+            str(data),
+        ],
+        stdin=subprocess.PIPE,
+        pass_fds=(lock.fileno(),),
+        start_new_session=True,
+    )
+
+
+def main() -> int:
+    """Run a stack from beginning to end."""
+    parser = argparse.ArgumentParser(description="Runs a local stack (see stack.py).")
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--infrastructure", action="store_true")
+    parser.add_argument("--ends-with", type=int)
+    arguments = parser.parse_args()
+    env = dict(os.environ)
+    folder: Path = arguments.dir
+    settings = Settings(
+        stack_id=env[sweeper.MARK],
+        folder=folder,
+        infrastructure_only=arguments.infrastructure,
+        ends_with=None if arguments.ends_with is None else _companion(arguments.ends_with),
+        kafka_address=env.get("HISAB_STACK_KAFKA"),
+        kafka_provider=env.get("HISAB_KAFKA_PROVIDER"),
+        postgres_address=env.get("HISAB_STACK_POSTGRES"),
+        postgres_provider=env.get("HISAB_POSTGRES_PROVIDER"),
+        cache=Path(__file__).resolve().parents[2] / ".hisab" / "cache",
+        env=env,
+    )
+    lock = description.take_lock(folder)
+    if lock is None:
+        say("another stack already runs in this folder")
+        return 1
+    data = children.make_data_folder(children.unprivileged_account())
+    keeper = start_sweeper(settings, data, lock)
+    try:
+        return asyncio.run(_run(settings, data))
+    finally:
+        lock.close()
+        if keeper.stdin is not None:
+            keeper.stdin.close()
+
+
+def _companion(pid: int) -> description.Process:
+    """Describe the process to end with; one that is gone already counts as ended."""
+    return description.process_of(pid) or description.Process(pid, -1)
+
+
+async def _run(settings: Settings, data: Path) -> int:
+    supervisor = Supervisor(settings, data)
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, supervisor.stop)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        await supervisor.run()
+    except StackError as refusal:
+        say(f"the stack cannot start: {refusal}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
