@@ -207,8 +207,7 @@ def _with_postings(book: Book, entry: Entry) -> Book:
                 unfunded_micro -= change_micro
             case _ if account.startswith(LOT):
                 lots = _with_lot(lots, posting, entry.grant)
-                if entry.charge is not None:
-                    funded_micro -= change_micro
+                funded_micro -= 0 if entry.charge is None else change_micro
             case _:
                 invariant(before_micro == accounts.get(account, 0), "an account moves from there")
                 accounts = {**accounts, account: posting.balance_micro}

@@ -1,0 +1,68 @@
+"""Properties of the draw order and of the waterfall over lots."""
+
+from __future__ import annotations
+
+from random import Random
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hisab_contracts.ids import GrantId, ProgrammeId
+from ledger.grants import Lot, draw_order, in_draw_order, open_lots, take_from_lots
+
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+HOURS = st.integers(0, 6)
+
+
+@st.composite
+def lots(draw: st.DrawFn) -> list[Lot]:
+    """A few lots with distinct ids and whatever terms."""
+    found = []
+    for number in range(draw(st.integers(0, 5))):
+        effective = draw(HOURS)
+        length = draw(st.none() | st.integers(1, 4))
+        remaining_micro = draw(st.integers(0, 30))
+        found.append(
+            Lot(
+                grant_id=GrantId(f"g{number}"),
+                programme_id=ProgrammeId("p"),
+                priority=draw(st.integers(-1, 1)),
+                effective_ms=effective,
+                expires_ms=None if length is None else effective + length,
+                granted_micro=30,
+                remaining_micro=remaining_micro,
+                reserved_micro=draw(st.integers(0, remaining_micro)),
+            )
+        )
+    return found
+
+
+@PATIENT
+@given(lots(), st.integers())
+def test_the_draw_order_depends_on_the_terms_alone(some: list[Lot], seed: int) -> None:
+    """Whatever order lots are loaded in, one order comes out, and it is total."""
+    shuffled = list(some)
+    Random(seed).shuffle(shuffled)
+    assert in_draw_order(some) == in_draw_order(shuffled)
+    assert len(some) == len({draw_order(lot) for lot in some})
+    assert open_lots(some, 3) == open_lots(shuffled, 3)
+
+
+@PATIENT
+@given(lots(), HOURS, st.integers(0, 100))
+def test_the_waterfall_conserves_and_leaves_no_earlier_lot_with_anything_to_give(
+    some: list[Lot], instant_ms: int, wanted_micro: int
+) -> None:
+    """Taken + left = wanted; no lot gives more than is free; a later pays after an earlier."""
+    taken, left_micro = take_from_lots(some, instant_ms, wanted_micro, {})
+    assert wanted_micro == sum(micro for _, micro in taken) + left_micro
+    given_by = dict(taken)
+    assert len(given_by) == len(taken)
+    for lot in some:
+        given_micro = given_by.get(lot.account, 0)
+        assert 0 <= given_micro <= (lot.free_micro if lot.is_open(instant_ms) else 0)
+    opened = open_lots(some, instant_ms)
+    for place, lot in enumerate(opened):
+        later_pay = any(after.account in given_by for after in opened[place + 1 :])
+        if later_pay or left_micro:
+            assert lot.free_micro == given_by.get(lot.account, 0)
