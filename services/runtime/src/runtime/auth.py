@@ -6,22 +6,40 @@ service that makes keys also writes its own table at once. Look-ups are cached f
 so a revocation works everywhere within five.
 
 Refusals: no key, an unknown, expired or revoked one: 401. A role the endpoint does not name: 403.
-Another tenant's thing: 404, so that nothing is told about what exists.
+Another tenant's or hub's thing: 404, so that nothing is told about what exists. Too fast: 429.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
+import secrets
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import msgspec
+import structlog
 from starlette.requests import Request
 
+from hisab_contracts import topics
 from runtime.database import ALL_TENANTS, Database
-from runtime.kafka import Batch
+from runtime.http import Problem
+from runtime.kafka import Message
+from runtime.streams import Batch
 
 if TYPE_CHECKING:
     from runtime.database import Connection
+
+SECRET_PREFIX: Final = "hsb_"  # noqa: S105 - what every secret begins with
+CACHE_S: Final = 1
+CACHED_KEYS: Final = 10_000
+
+_SECRET = re.compile(rf"{SECRET_PREFIX}[A-Za-z0-9_-]{{43}}")
+_log = structlog.get_logger("runtime.auth")
 
 
 class Role(StrEnum):
@@ -54,9 +72,8 @@ class Principal:
         return ALL_TENANTS if self.tenant_id is None else self.tenant_id
 
 
-@dataclass(frozen=True, slots=True)
-class AccessKey:
-    """One row of `access_keys`, and the message on the access topic (JSON, key = key_id)."""
+class AccessKey(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of `access_keys`, and the message on the access topic (JSON, keyed by key_id)."""
 
     key_id: str
     sha256: str
@@ -79,34 +96,169 @@ def mint(
     key_id: str, role: Role, *, tenant_id: str | None = None, hub: str | None = None
 ) -> MintedKey:
     """Make a key. The secret exists nowhere else."""
-    raise NotImplementedError
+    random = base64.urlsafe_b64encode(secrets.token_bytes(32)).rstrip(b"=").decode()
+    secret = SECRET_PREFIX + random
+    return MintedKey(secret, key_of(secret, key_id, role, tenant_id=tenant_id, hub=hub))
 
 
-async def store_key(connection: Connection, access_key: AccessKey) -> None:
-    """Write or replace one key."""
+def key_of(
+    secret: str, key_id: str, role: Role, *, tenant_id: str | None = None, hub: str | None = None
+) -> AccessKey:
+    """Return the row of a secret that was made elsewhere (the first operator's)."""
+    if _SECRET.fullmatch(secret) is None:
+        raise ValueError(f"a secret is {SECRET_PREFIX} and 43 characters of URL-safe base64")
+    if (role is Role.TENANT) != (tenant_id is not None) or (role is Role.HUB) != (hub is not None):
+        raise ValueError(f"a tenant's key names a tenant and a hub's a hub, no other: {role}")
+    return AccessKey(
+        key_id=key_id,
+        sha256=_sha256(secret),
+        role=role,
+        tenant_id=tenant_id,
+        hub=hub,
+        expires_at_ms=None,
+        revoked=False,
+    )
+
+
+def access_message(access_key: AccessKey) -> Message:
+    """Return the message that tells every service about a key."""
+    return Message(
+        topics.ACCESS, key=access_key.key_id.encode(), value=msgspec.json.encode(access_key)
+    )
 
 
 async def keep_access_keys(batch: Batch, connection: Connection) -> None:
-    """Handle the access topic: the newest message of each key wins. A ready-made handler."""
+    """Handle the access topic: the newest message of each key wins. Other topics are ignored.
+
+    A message that cannot be read is logged and passed over: it can give nobody access.
+    """
+    newest: dict[str, AccessKey] = {}
+    for record in batch.records:
+        if record.topic != topics.ACCESS or record.value is None:
+            continue
+        try:
+            access_key = msgspec.json.decode(record.value, type=AccessKey)
+        except msgspec.MsgspecError:
+            _log.error("unreadable access key", partition=record.partition, offset=record.offset)
+            continue
+        newest[access_key.key_id] = access_key
+    await store_keys(connection, newest.values())
+
+
+_STORE_KEYS = """
+insert into access_keys as k (key_id, sha256, role, tenant_id, hub, expires_at, revoked)
+select n.key_id, n.sha256, n.role, n.tenant_id, n.hub,
+       to_timestamp(n.expires_at_ms / 1000.0), n.revoked
+  from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[],
+              $7::boolean[])
+       as n (key_id, sha256, role, tenant_id, hub, expires_at_ms, revoked)
+ order by n.key_id
+on conflict (key_id) do update
+   set expires_at = excluded.expires_at, revoked = k.revoked or excluded.revoked
+"""
+
+
+async def store_keys(connection: Connection, access_keys: Iterable[AccessKey]) -> None:
+    """Write keys; of a known key only expiry and revocation can change, and never back."""
+    keys = list(access_keys)
+    if not keys:
+        return
+    await connection.execute(
+        _STORE_KEYS,
+        [key.key_id for key in keys],
+        [key.sha256 for key in keys],
+        [key.role for key in keys],
+        [key.tenant_id for key in keys],
+        [key.hub for key in keys],
+        [key.expires_at_ms for key in keys],
+        [key.revoked for key in keys],
+    )
+
+
+_FIND_KEY = """
+select key_id, role, tenant_id, hub
+  from access_keys
+ where sha256 = $1 and not revoked and (expires_at is null or expires_at > clock_timestamp())
+"""
+
+
+async def _find_key(database: Database, sha256: str) -> Principal | None:
+    async with database.connection() as connection:
+        row = await connection.fetchrow(_FIND_KEY, sha256)
+    if row is None or row["role"] not in list(Role):
+        return None
+    return Principal(row["key_id"], Role(row["role"]), row["tenant_id"], row["hub"])
 
 
 class Access:
     """Who a request comes from. One per process."""
 
-    def __init__(self, database: Database) -> None:
-        """Look keys up through this pool (the `api` role)."""
+    def __init__(self, database: Database, *, requests_per_s: int = 5_000) -> None:
+        """Look keys up through this pool (the `api` role); each key may send so many requests."""
+        self._database = database
+        self._found: dict[str, tuple[float, Principal]] = {}
+        self._buckets = _Buckets(requests_per_s)
 
     async def authorise(self, request: Request, *roles: Role) -> Principal:
         """Return who calls; raises `Problem` 401 without a valid key, 403 unless of these roles.
 
         Without roles any valid key will do.
         """
-        raise NotImplementedError
+        principal = await self._principal(request.headers.get("authorization", ""))
+        if principal is None:
+            raise Problem("unauthenticated", "send Authorization: Bearer <key>")
+        if roles and principal.role not in roles:
+            raise Problem("forbidden", f"this takes a key of role {' or '.join(roles)}")
+        if not self._buckets.take(principal.key_id, time.monotonic()):
+            raise Problem("too-many-requests", "slow down")
+        return principal
+
+    async def _principal(self, authorization: str) -> Principal | None:
+        scheme, _, secret = authorization.partition(" ")
+        if scheme.lower() != "bearer" or _SECRET.fullmatch(secret) is None:
+            return None
+        sha256 = _sha256(secret)
+        now_s = time.monotonic()
+        cached = self._found.get(sha256)
+        if cached is not None and now_s < cached[0]:
+            return cached[1]
+        self._found.pop(sha256, None)
+        principal = await _find_key(self._database, sha256)
+        if principal is not None:
+            if len(self._found) >= CACHED_KEYS:
+                self._found.clear()
+            # Counted from before the look-up, so that a revocation is never seen later than that.
+            self._found[sha256] = (now_s + CACHE_S, principal)
+        return principal
+
+
+class _Buckets:
+    """A token bucket per key: `requests_per_s` on average, twice as many at once."""
+
+    def __init__(self, requests_per_s: int) -> None:
+        self._rate = requests_per_s
+        self._levels: dict[str, tuple[float, float]] = {}
+
+    def take(self, key_id: str, now_s: float) -> bool:
+        level, at_s = self._levels.get(key_id, (2.0 * self._rate, now_s))
+        level = min(2.0 * self._rate, level + (now_s - at_s) * self._rate)
+        if len(self._levels) >= CACHED_KEYS:
+            self._levels.clear()
+        self._levels[key_id] = (max(level - 1, 0.0), now_s)
+        return level >= 1
 
 
 def own_tenant(principal: Principal, tenant_id: str) -> None:
     """Raise `Problem` 404 when a tenant's key asks for another tenant."""
+    if principal.tenant_id not in (None, tenant_id):
+        raise Problem("not-found", "no such tenant")
 
 
 def own_hub(principal: Principal, hub: str) -> None:
     """Raise `Problem` 404 when a hub's key asks for another hub."""
+    if principal.hub not in (None, hub):
+        raise Problem("not-found", "no such hub")
+
+
+def _sha256(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

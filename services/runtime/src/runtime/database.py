@@ -1,4 +1,4 @@
-"""PostgreSQL: pools, the one transaction helper, leases, and the stored progress of consumers.
+"""PostgreSQL: pools, the one transaction helper, leases, stored progress, the outbox's rows.
 
 Theory. A deadline lives on the server (`statement_timeout`, `lock_timeout`,
 `idle_in_transaction_session_timeout`); only acquiring a connection has a deadline of ours. A COMMIT
@@ -7,8 +7,8 @@ When the answer to COMMIT is lost the outcome is *unknown* (`CommitUnknown`): th
 key up over a new connection and then decides. A connection that says it is no longer the primary is
 dropped, not given back.
 
-Row-level security: `transaction(tenant=...)` sets `app.tenant` for that transaction only, and is the
-only place that does. `ALL_TENANTS` is for keys whose role sees every tenant.
+Row-level security: `transaction(tenant=...)` sets `app.tenant` for that transaction only, and is
+the only place that does. `ALL_TENANTS` is for keys whose role sees every tenant.
 
 Refusals: `Unavailable` when no connection is free within 2 s or the server cannot be reached.
 """
@@ -25,8 +25,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import asyncpg
+import msgspec
 import structlog
+from asyncpg.connect_utils import SessionAttribute
 
+from runtime.kafka import BrokerLost, Message, PublishFailed
 from runtime.machine import Claim, Partition, Slice
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ ACQUIRE_TIMEOUT_S: Final = 2
 CONNECT_TIMEOUT_S: Final = 5
 RETRY_ATTEMPTS: Final = 6
 LEASE_POLL_S: Final = 0.5
+OUTAGE_PAUSE_S: Final = 1
 
 _NOT_WRITABLE: Final = ("25006", "57P01", "57P02", "57P03")
 _RETRYABLE: Final = ("40001", "40P01")
@@ -60,7 +64,9 @@ _LOST = (
 )
 
 _log = structlog.get_logger("runtime.database")
-_AFTER_COMMIT: ContextVar[list[Callable[[], None]] | None] = ContextVar("after_commit", default=None)
+_AFTER_COMMIT: ContextVar[list[Callable[[], None]] | None] = ContextVar(
+    "after_commit", default=None
+)
 
 
 class Unavailable(Exception):
@@ -76,14 +82,23 @@ class FencedError(Exception):
 
 
 def is_infrastructure(error: BaseException) -> bool:
-    """Say whether the database or the network, not the work itself, made a transaction fail."""
-    if isinstance(error, Unavailable | CommitUnknown | FencedError | asyncio.CancelledError):
+    """Say whether the database, the broker or the network made work fail, not the work itself."""
+    if isinstance(error, Unavailable | CommitUnknown | FencedError | BrokerLost | PublishFailed):
         return True
+    if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
+        return False  # A value the driver cannot encode.
     if isinstance(error, asyncpg.PostgresError):
         # Class 40 conflicts, 53 resources, 55 locks, 57 operator, 58 system, 08 connection.
         state = error.sqlstate or ""
         return state[:2] in ("08", "40", "53", "55", "57", "58") or state == "25006"
     return isinstance(error, _LOST)
+
+
+async def pause(stop: asyncio.Event, seconds: float) -> None:
+    """Wait so long, or until `stop`."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await stop.wait()
 
 
 def after_commit(callback: Callable[[], None]) -> None:
@@ -118,12 +133,12 @@ class Database:
         """Create the pool with one connection, so that a wrong DSN is found at start."""
         limits = self._limits
         self._pool = await asyncpg.create_pool(
-            self._dsn,
+            dsn=self._dsn,
             min_size=1,
             max_size=limits.max_connections,
             max_inactive_connection_lifetime=300,
             timeout=CONNECT_TIMEOUT_S,
-            target_session_attrs="read-write",
+            target_session_attrs=SessionAttribute.read_write,
             init=_prepare,
             server_settings={
                 "application_name": self._name,
@@ -173,15 +188,16 @@ class Database:
         `tenant` is what row-level security sees: a tenant id or `ALL_TENANTS`. Raises
         `CommitUnknown` when the answer to COMMIT is lost.
         """
-        async with self.connection() as connection, transaction_on(
-            connection, tenant=tenant, lock_timeout_ms=lock_timeout_ms
+        async with (
+            self.connection() as connection,
+            transaction_on(connection, tenant=tenant, lock_timeout_ms=lock_timeout_ms),
         ):
             yield connection
 
     async def retried(
         self, work: Callable[[Connection], Awaitable[T]], *, tenant: str | None = None
     ) -> T:
-        """Run `work` in a transaction, again from the start after a deadlock or serialisation error.
+        """Run `work` in a transaction, again from the start after a deadlock or conflict.
 
         `work` must have no effect outside its transaction. At most 6 attempts, with jitter.
         """
@@ -197,21 +213,47 @@ class Database:
             return await work(connection)
 
     @contextlib.asynccontextmanager
-    async def lease(self, name: str) -> AsyncIterator[Connection]:
+    async def lease(self, name: str, stop: asyncio.Event) -> AsyncIterator[Connection | None]:
         """Wait until this process is the only one that holds `name`; lend the holding connection.
 
-        The lease ends with the connection. Write through this connection only: a holder that lost
-        it can then no longer write. It is outside a transaction: use `transaction_on`.
+        None when `stop` came first. The lease ends with the connection. Write through this
+        connection only: a holder that lost it can then no longer write. It is outside a
+        transaction: use `transaction_on`.
         """
-        async with self.connection() as connection:
-            while not await _try_lease(connection, name):
-                await asyncio.sleep(LEASE_POLL_S)
-            try:
-                yield connection
-            finally:
-                if not connection.is_closed():
-                    with contextlib.suppress(*_LOST, asyncpg.PostgresError):
+        while not stop.is_set():
+            async with self.connection() as connection:
+                if await _try_lease(connection, name):
+                    try:
+                        yield connection
+                    finally:
                         await _end_lease(connection, name)
+                    return
+            await pause(stop, LEASE_POLL_S)
+        yield None
+
+    async def run_leased(
+        self,
+        name: str,
+        work: Callable[[Connection], Awaitable[None]],
+        *,
+        interval_ms: int,
+        stop: asyncio.Event,
+    ) -> None:
+        """Do `work` again and again while this process holds the lease; wait out an outage.
+
+        `work` gets the connection that holds the lease, outside a transaction.
+        """
+        while not stop.is_set():
+            try:
+                async with self.lease(name, stop) as connection:
+                    while connection is not None and not stop.is_set():
+                        await work(connection)
+                        await pause(stop, interval_ms / 1000)
+            except Exception as error:
+                if not is_infrastructure(error):
+                    raise
+                _log.warning("leased work interrupted", name=name, error=repr(error))
+                await pause(stop, OUTAGE_PAUSE_S)
 
 
 @contextlib.asynccontextmanager
@@ -249,11 +291,11 @@ async def _commit(commit: Awaitable[None]) -> None:
             await asyncio.wait([asyncio.shield(task)])
         except asyncio.CancelledError as error:
             cancelled = error
-    error = task.exception()
-    if error is not None:
-        if isinstance(error, _LOST):
-            raise CommitUnknown("the answer to COMMIT was lost") from error
-        raise error
+    failure = task.exception()
+    if isinstance(failure, _LOST):
+        raise CommitUnknown("the answer to COMMIT was lost") from failure
+    if failure is not None:
+        raise failure
     if cancelled is not None:
         raise cancelled
 
@@ -283,7 +325,9 @@ _END_LEASE = "select pg_advisory_unlock($1)"
 
 
 async def _end_lease(connection: Connection, name: str) -> None:
-    await connection.fetchval(_END_LEASE, _lock_key(name))
+    """Give a lease back; with a dead connection it has already ended."""
+    with contextlib.suppress(*_LOST, asyncpg.PostgresError):
+        await connection.fetchval(_END_LEASE, _lock_key(name))
 
 
 def _lock_key(name: str) -> int:
@@ -296,6 +340,15 @@ async def _prepare(connection: asyncpg.Connection[asyncpg.Record]) -> None:
     await connection.set_type_codec(
         "numeric", encoder=str, decoder=int, schema="pg_catalog", format="text"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionRange:
+    """What the broker says about a partition before it is claimed."""
+
+    first_offset: int
+    end_offset: int
+    hint_offset: int | None
 
 
 _CLAIM = """
@@ -329,15 +382,6 @@ select c.topic, c.partition, c.owner_epoch, c.next_offset,
   join asked a on a.topic = c.topic and a.partition = c.partition
  order by c.topic, c.partition
 """
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionRange:
-    """What the broker says about a partition before it is claimed."""
-
-    first_offset: int
-    end_offset: int
-    hint_offset: int | None
 
 
 async def claim(
@@ -422,12 +466,20 @@ select topic, partition, next_offset from consumer_progress where topic = any($1
 """
 
 
-async def stored_progress(
-    connection: Connection, topics: Sequence[str]
-) -> dict[Partition, int]:
+async def stored_progress(connection: Connection, topics: Sequence[str]) -> dict[Partition, int]:
     """Return the next offset of every partition of these topics that was ever claimed."""
     rows = await connection.fetch(_STORED_PROGRESS, list(topics))
     return {Partition(row["topic"], row["partition"]): row["next_offset"] for row in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """An operator accepts that a partition is read on from another offset."""
+
+    partition: Partition
+    next_offset: int
+    accepted_by: str
+    reason: str
 
 
 _OVERRIDE = """
@@ -436,10 +488,100 @@ values ($1, $2, $3, $4, $5)
 """
 
 
-async def override_progress(
-    connection: Connection, partition: Partition, next_offset: int, *, accepted_by: str, reason: str
-) -> None:
-    """Put on the record that an operator accepts reading a partition from another offset."""
+async def override_progress(connection: Connection, override: Override) -> None:
+    """Put an override on the record; the next claim of the partition uses it up."""
     await connection.execute(
-        _OVERRIDE, partition.topic, partition.number, next_offset, accepted_by, reason
+        _OVERRIDE,
+        override.partition.topic,
+        override.partition.number,
+        override.next_offset,
+        override.accepted_by,
+        override.reason,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRows:
+    """The lowest rows of a topic, and the snapshot taken just before they were read."""
+
+    ids: list[int]
+    messages: list[Message]
+    xmin: int
+    xmax: int
+
+
+_INSERT_MESSAGES = """
+insert into outbox (topic, partition, message_key, message_value, message_headers)
+select m.topic, m.partition, m.message_key, m.message_value, m.message_headers
+  from unnest($1::text[], $2::int[], $3::bytea[], $4::bytea[], $5::bytea[]) with ordinality
+       as m (topic, partition, message_key, message_value, message_headers, place)
+ order by m.place
+"""
+
+
+async def insert_messages(connection: Connection, messages: Sequence[Message]) -> None:
+    """Write outbox rows, numbered in the order given."""
+    await connection.execute(
+        _INSERT_MESSAGES,
+        [message.topic for message in messages],
+        [message.partition for message in messages],
+        [message.key for message in messages],
+        [message.value for message in messages],
+        [
+            msgspec.msgpack.encode(message.headers) if message.headers else None
+            for message in messages
+        ],
+    )
+
+
+_SNAPSHOT = """
+select pg_snapshot_xmin(s)::text::bigint as xmin, pg_snapshot_xmax(s)::text::bigint as xmax
+  from pg_current_snapshot() as s
+"""
+_LOWEST_MESSAGES = """
+select outbox_id, partition, message_key, message_value, message_headers
+  from outbox
+ where topic = $1 and outbox_id >= $2
+ order by outbox_id
+ limit $3
+"""
+
+
+async def lowest_messages(
+    connection: Connection, topic: str, lowest_id: int, most: int
+) -> OutboxRows:
+    """Read the lowest rows of a topic, at most `most`, from `lowest_id` on."""
+    snapshot = await connection.fetchrow(_SNAPSHOT)
+    rows = await connection.fetch(_LOWEST_MESSAGES, topic, lowest_id, most)
+    if snapshot is None:
+        raise RuntimeError("PostgreSQL always has a snapshot")
+    messages = [
+        Message(
+            topic,
+            row["message_key"],
+            row["message_value"],
+            _HEADERS.decode(row["message_headers"]) if row["message_headers"] else (),
+            row["partition"],
+        )
+        for row in rows
+    ]
+    ids = [row["outbox_id"] for row in rows]
+    return OutboxRows(ids, messages, snapshot["xmin"], snapshot["xmax"])
+
+
+_HEADERS: Final = msgspec.msgpack.Decoder(tuple[tuple[str, bytes], ...])
+
+_DELETE_MESSAGES = "delete from outbox where topic = $1 and outbox_id = any($2::bigint[])"
+
+
+async def delete_messages(connection: Connection, topic: str, ids: Sequence[int]) -> None:
+    """Delete rows that the broker has acknowledged."""
+    await connection.execute(_DELETE_MESSAGES, topic, ids)
+
+
+_COUNT_MESSAGES = "select count(*) from outbox"
+
+
+async def count_messages(connection: Connection) -> int:
+    """Count the rows that the broker has not acknowledged."""
+    return int(await connection.fetchval(_COUNT_MESSAGES))

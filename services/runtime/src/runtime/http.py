@@ -1,31 +1,48 @@
 """The HTTP shell: problems, strict bodies, idempotent commands, pages, and the generated document.
 
 Theory. An endpoint takes the raw request and calls, in this order: `access.authorise` (401, 403),
-its own look-up of what the path names (404), `read_body` (413, 415, 422), and then acts (409): so the
+its own look-up of what the path names (404), `read_body` (413, 415, 422), and then acts (409): the
 order of checks is the order of lines. Models are msgspec structs, strict: an integer is never taken
 from a float, a string or a boolean, unknown members are refused. Every error leaves as
 `application/problem+json` from the catalogue of `hisab_contracts.problems`.
 
 A command with an `Idempotency-Key` runs in one transaction with the row that remembers its answer:
-(scope, key) is unique, so of any number of equal requests one runs and all get its answer byte for
-byte. A refusal (409) is remembered too, unless it is retryable, or not about the command at all.
+(scope, key) is unique, so of any number of equal requests one runs and all get its answer, byte for
+byte. A refusal (409) is remembered too, 35 days long, unless it is retryable. What is compared is
+the command (method and path) and the body as decoded, so that white space and omitted defaults do
+not count. When the answer to COMMIT is lost, the key is looked up over a new connection.
 """
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import random
+import re
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
+import asyncpg
 import msgspec
+import structlog
 from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from runtime.auth import Principal
-from runtime.database import Database
+from hisab_contracts.problems import PROBLEMS
+from runtime import telemetry
+from runtime.database import LOCK_NOT_AVAILABLE, CommitUnknown, Database, Unavailable
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import Message as AsgiMessage
+
     from runtime.database import Connection
 
 M = TypeVar("M", bound=msgspec.Struct)
@@ -33,6 +50,16 @@ M = TypeVar("M", bound=msgspec.Struct)
 MAX_BODY_BYTES: Final = 1_048_576
 MAX_DEPTH: Final = 32
 MAX_LIMIT: Final = 1_000
+MAX_KEY_LENGTH: Final = 255
+IN_FLIGHT_WAIT_MS: Final = 5_000
+UNKNOWN_ATTEMPTS: Final = 5
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_PROBLEM_JSON: Final = "application/problem+json"
+
+_log = structlog.get_logger("runtime.http")
 
 IntegerText = Annotated[str, msgspec.Meta(pattern=r"^-?(0|[1-9][0-9]{0,37})$")]
 """A whole number in a JSON string; read it with `int()`."""
@@ -48,9 +75,21 @@ class Problem(Exception):
     def __init__(self, code: str, detail: str = "", /, **members: object) -> None:
         """Name a problem of the catalogue; `members` become members of the document."""
         super().__init__(code, detail)
-        self.code = code
+        self.kind = PROBLEMS[code]
         self.detail = detail
         self.members = members
+
+
+class ProblemDocument(msgspec.Struct, frozen=True):
+    """What every problem has (RFC 9457); a case may add members."""
+
+    type: str
+    code: str
+    title: str
+    status: int
+    detail: str
+    retryable: bool
+    trace_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,71 +109,116 @@ class Command:
     scope: str
     """The tenant whose book it changes, else the caller's role: keys are unique per scope."""
     key: str
-    document: Mapping[str, object]
+    call: str
+    """Method and path."""
+    document: bytes
+    """The decoded body, encoded again."""
 
 
-def operation(
-    *,
-    answer: type | None = None,
-    status: int = 200,
-    body: type | None = None,
-    problems: Sequence[str] = (),
-    idempotent: bool = False,
-    query: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Keyword arguments for a route decorator, so that the document says what the code does.
-
-    `answer` and `body` are msgspec structs, `problems` codes of the catalogue beyond those that every
-    endpoint has (401, 403, 404, 413, 422, 429, 500, 503).
-    """
-    raise NotImplementedError
-
-
-def create_app(service: str, version: str, router: APIRouter, **more: object) -> FastAPI:
-    """Build the application: routes, problems, /healthz, /readyz, /metrics."""
-    raise NotImplementedError
-
-
-async def read_body(request: Request, model: type[M], *, max_bytes: int = MAX_BODY_BYTES) -> M:
-    """Read and check a JSON body; raises `Problem` 413, 415 or 422 (with where and what)."""
-    raise NotImplementedError
+# Requests.
 
 
 async def read_bytes(request: Request, *, max_bytes: int = MAX_BODY_BYTES) -> bytes:
     """Read a raw body of at most `max_bytes`; raises `Problem` 413."""
-    raise NotImplementedError
+    too_large = Problem("too-large", f"this endpoint takes at most {max_bytes} bytes")
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > max_bytes:
+        raise too_large
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise Problem("unsupported-media-type", "send the body without a content encoding")
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > max_bytes:
+            raise too_large
+        chunks.append(chunk)
+    return b"".join(chunks)
 
 
-def command_of(request: Request, body: msgspec.Struct, *, scope: str) -> Command:
-    """Name the command by its Idempotency-Key header (422 without one), its path and its body."""
-    raise NotImplementedError
+async def read_body(request: Request, model: type[M], *, max_bytes: int = MAX_BODY_BYTES) -> M:
+    """Read and check a JSON body; raises `Problem` 413, 415 or 422 (with where and what)."""
+    body = await read_bytes(request, max_bytes=max_bytes)
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise Problem("unsupported-media-type", "send application/json")
+    check_depth(body)
+    try:
+        return msgspec.json.decode(body, type=model)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Problem("malformed", str(error)) from error
 
 
-async def idempotent(
-    database: Database,
-    command: Command,
-    principal: Principal,
-    run: Callable[[Connection], Awaitable[Answer]],
-) -> Response:
-    """Run a command at most once for its key, in one transaction, and give every retry its answer."""
-    raise NotImplementedError
+def check_depth(body: bytes) -> None:
+    """Raise `Problem` 422 for JSON nested deeper than 32 levels."""
+    depth = 0
+    for bracket in _STRING.sub(b"", body).translate(None, _NOT_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > MAX_DEPTH:
+            raise Problem("malformed", f"nested deeper than {MAX_DEPTH} levels")
+
+
+def query_integer(request: Request, name: str, *, default: int, most: int, least: int = 0) -> int:
+    """Read a whole number from the query; raises `Problem` 422 when it is none or out of bounds."""
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if re.fullmatch(r"-?[0-9]{1,19}", text) is None or not least <= int(text) <= most:
+        raise Problem("malformed", f"{name} is a whole number from {least} to {most}")
+    return int(text)
+
+
+# Answers.
+
+
+def encode(body: object) -> bytes:
+    """Encode an answer as JSON, members in the order of the model."""
+    return msgspec.json.encode(body)
 
 
 def json_response(
     body: object, *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Encode an answer (structs, mappings) as JSON."""
-    raise NotImplementedError
+    """Answer with a struct, mapping or list as JSON."""
+    return Response(encode(body), status, headers, "application/json")
 
 
 def cached_response(request: Request, body: object, *, etag: str) -> Response:
     """The same with a strong ETag; 304 when `If-None-Match` names it."""
-    raise NotImplementedError
+    quoted = f'"{etag}"'
+    named = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
+    if quoted in named or "*" in named:
+        return Response(status_code=304, headers={"etag": quoted})
+    return json_response(body, headers={"etag": quoted})
+
+
+def problem_body(problem: Problem) -> dict[str, object]:
+    """Return the RFC 9457 document of a problem."""
+    kind = problem.kind
+    document = ProblemDocument(
+        type=f"/problems/{kind.code}",
+        code=kind.code,
+        title=kind.title,
+        status=kind.status,
+        detail=problem.detail or kind.title,
+        retryable=kind.retryable,
+        trace_id=telemetry.current_trace_id(),
+    )
+    return {**msgspec.structs.asdict(document), **problem.members}
+
+
+def problem_response(problem: Problem) -> Response:
+    """Answer with a problem."""
+    headers = {}
+    if problem.kind.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if problem.kind.retryable and problem.kind.status != 500:
+        headers["retry-after"] = "1"
+    return Response(encode(problem_body(problem)), problem.kind.status, headers, _PROBLEM_JSON)
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Which part of a list is asked for: rows after `after`, at most `limit`."""
+    """Which part of a list is asked for: at most `limit` items after the position `after`."""
 
     limit: int
     after: tuple[str | int, ...] | None
@@ -142,17 +226,310 @@ class Page:
 
 def page_of(request: Request, *, default: int = 100) -> Page:
     """Read `?limit=&cursor=`; raises `Problem` 422 for a limit over 1000 or a foreign cursor."""
-    raise NotImplementedError
+    limit = query_integer(request, "limit", default=default, least=1, most=MAX_LIMIT)
+    cursor = request.query_params.get("cursor")
+    if cursor is None:
+        return Page(limit, None)
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        after = msgspec.json.decode(
+            base64.urlsafe_b64decode(padded.encode("ascii")), type=tuple[str | int, ...]
+        )
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise Problem("malformed", "cursor is not one that this list gave") from error
+    return Page(limit, after)
 
 
-def page_response(items: Sequence[object], page: Page, key: Callable[[Any], tuple[str | int, ...]]) -> Response:
-    """Answer `{"items","next"}` for rows read with `limit = page.limit + 1`.
+T = TypeVar("T")
 
-    `key` names the position of an item in the list's order; it goes into the opaque cursor.
+
+def page_response(
+    items: Sequence[T], page: Page, position: Callable[[T], tuple[str | int, ...]]
+) -> Response:
+    """Answer `{"items","next"}` for items read with `page.limit + 1`.
+
+    `position` says where an item stands in the list's order; it goes into the opaque cursor.
     """
-    raise NotImplementedError
+    shown = items[: page.limit]
+    cursor = None
+    if len(items) > page.limit:
+        packed = base64.urlsafe_b64encode(encode(position(shown[-1])))
+        cursor = packed.rstrip(b"=").decode()
+    return json_response({"items": shown, "next": cursor})
 
 
-def openapi_document(app: FastAPI) -> bytes:
-    """The application's OpenAPI 3.1 document in its committed form."""
-    raise NotImplementedError
+# Idempotent commands.
+
+
+def command_of(request: Request, body: msgspec.Struct, *, scope: str) -> Command:
+    """Name a command by its Idempotency-Key (422 without one), its method, path and body."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        raise Problem("idempotency-key-missing", "send an Idempotency-Key header")
+    if _KEY.fullmatch(key) is None:
+        raise Problem("malformed", f"Idempotency-Key: 1 to {MAX_KEY_LENGTH} visible characters")
+    return Command(scope, key, f"{request.method} {request.url.path}", encode(body))
+
+
+async def idempotent(
+    database: Database,
+    command: Command,
+    run: Callable[[Connection], Awaitable[Answer]],
+    *,
+    tenant: str,
+) -> Response:
+    """Run a command at most once for its key, and give every retry the first answer.
+
+    `run` works inside the command's transaction; a `Problem` it raises rolls everything back and,
+    when it is a refusal that is not retryable, is the answer that retries get for 35 days.
+    `tenant` is what row-level security sees.
+    """
+    for attempt in range(1, UNKNOWN_ATTEMPTS + 1):
+        try:
+            return await _run_once(database, command, run, tenant)
+        except (CommitUnknown, asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as error:
+            # Looked up on a new connection by running again: the key's row decides.
+            _log.warning("command repeated", attempt=attempt, error=repr(error))
+            await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311
+    raise Problem("unavailable", "the outcome is not known yet; repeat with the same key")
+
+
+async def _run_once(
+    database: Database,
+    command: Command,
+    run: Callable[[Connection], Awaitable[Answer]],
+    tenant: str,
+) -> Response:
+    try:
+        async with database.transaction(
+            tenant=tenant, lock_timeout_ms=IN_FLIGHT_WAIT_MS
+        ) as connection:
+            found = await _begin(connection, command)
+            if found is not None:
+                return found
+            answer = await run(connection)
+            body = encode(answer.body)
+            stored = body if answer.stored is None else encode(answer.stored)
+            await _finish(connection, command, answer.status, stored)
+    except Problem as refusal:
+        if refusal.kind.status != 409 or refusal.kind.retryable:
+            raise
+        return await _remember(database, command, refusal, tenant)
+    return Response(body, answer.status, media_type="application/json")
+
+
+async def _remember(
+    database: Database, command: Command, refusal: Problem, tenant: str
+) -> Response:
+    """Store a refusal, unless an equal request was answered meanwhile: then that answer counts."""
+    body = encode(problem_body(refusal))
+    async with database.transaction(tenant=tenant, lock_timeout_ms=IN_FLIGHT_WAIT_MS) as connection:
+        found = await _begin(connection, command)
+        if found is not None:
+            return found
+        await _finish(connection, command, refusal.kind.status, body)
+    return _answered(refusal.kind.status, body)
+
+
+_BEGIN = """
+insert into idempotency (scope, idempotency_key, command, document)
+values ($1, $2, $3, $4)
+on conflict (scope, idempotency_key) do nothing
+"""
+_FIRST_ANSWER = """
+select command, document, status, answer
+  from idempotency
+ where scope = $1 and idempotency_key = $2
+"""
+
+
+async def _begin(connection: Connection, command: Command) -> Response | None:
+    """Take the key for this transaction; return the first answer when it was taken before."""
+    try:
+        status = await connection.execute(
+            _BEGIN, command.scope, command.key, command.call, command.document
+        )
+    except asyncpg.PostgresError as error:
+        if error.sqlstate == LOCK_NOT_AVAILABLE:
+            raise Problem("idempotency-key-in-flight") from error
+        raise
+    if status == "INSERT 0 1":
+        return None
+    row = await connection.fetchrow(_FIRST_ANSWER, command.scope, command.key)
+    if row is None:
+        raise Problem("idempotency-key-in-flight")
+    differing = _differing(command, row["command"], row["document"])
+    if differing:
+        raise Problem(
+            "idempotency-key-reused",
+            f"the first command with this key differs in {', '.join(differing)}",
+            differing=differing,
+        )
+    return _answered(row["status"], row["answer"])
+
+
+_FINISH = """
+update idempotency set status = $3, answer = $4 where scope = $1 and idempotency_key = $2
+"""
+
+
+async def _finish(connection: Connection, command: Command, status: int, answer: bytes) -> None:
+    await connection.execute(_FINISH, command.scope, command.key, status, answer)
+
+
+_FORGET_REFUSALS = """
+delete from idempotency where status >= 400 and recorded_at < clock_timestamp() - interval '35 days'
+"""
+
+
+async def forget_refusals(connection: Connection) -> None:
+    """Delete refusals that are older than 35 days (the `writer` role may)."""
+    await connection.execute(_FORGET_REFUSALS)
+
+
+def _answered(status: int, body: bytes) -> Response:
+    media_type = "application/json" if status < 400 else _PROBLEM_JSON
+    return Response(body, status, media_type=media_type)
+
+
+def _differing(command: Command, call: str, document: bytes) -> list[str]:
+    """Name what differs between this command and the first with its key."""
+    if command.call == call and command.document == document:
+        return []
+    mine, first = msgspec.json.decode(command.document), msgspec.json.decode(document)
+    names = sorted(name for name in {*mine, *first} if mine.get(name, ...) != first.get(name, ...))
+    return names if command.call == call else ["path", *names]
+
+
+# The application.
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What the generated document says about an endpoint."""
+
+    answer: type[msgspec.Struct] | None
+    paged: bool
+    status: int
+    body: type[msgspec.Struct] | None
+    problems: tuple[str, ...]
+    idempotent: bool
+    query: tuple[str, ...]
+
+
+def operation(
+    *,
+    answer: type[msgspec.Struct] | None = None,
+    paged: bool = False,
+    status: int = 200,
+    body: type[msgspec.Struct] | None = None,
+    problems: Sequence[str] = (),
+    idempotent: bool = False,
+    query: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Keyword arguments for a route's decorator, so that the document says what the code does.
+
+    With `paged`, `answer` is the model of one item. `problems` are codes beyond those that follow
+    from the rest (401, 403, 429, 500, 503; 404 with a path parameter; 413, 415, 422 with a body;
+    those of an Idempotency-Key).
+    """
+    said = Operation(answer, paged, status, body, tuple(problems), idempotent, tuple(query))
+    return {"response_model": None, "openapi_extra": {"operation": said}}
+
+
+def create_app(
+    service: str,
+    version: str,
+    routers: Sequence[APIRouter],
+    *,
+    ready: Callable[[], Awaitable[None]],
+) -> FastAPI:
+    """Build the application: the service's routes, /healthz, /readyz, /metrics, and problems.
+
+    `ready` raises when the service cannot answer.
+    """
+    app = FastAPI(
+        title=service,
+        version=version,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    for router in routers:
+        app.include_router(router)
+
+    async def healthz(_request: Request) -> Response:
+        return json_response({"alive": True})
+
+    async def readyz(_request: Request) -> Response:
+        await ready()
+        return json_response({"ready": True})
+
+    async def metrics(_request: Request) -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    app.add_route("/healthz", healthz)
+    app.add_route("/readyz", readyz)
+    app.add_route("/metrics", metrics)
+    for refused in (Problem, HTTPException, RequestValidationError, Unavailable, CommitUnknown):
+        app.add_exception_handler(refused, _refuse)
+    app.add_middleware(_Boundary)
+    return app
+
+
+async def _refuse(_request: Request, error: Exception) -> Response:
+    """Turn a refusal, ours or the framework's, into a problem of the catalogue."""
+    match error:
+        case Problem():
+            return problem_response(error)
+        case Unavailable() | CommitUnknown():
+            _log.warning("unavailable", error=repr(error))
+            return problem_response(Problem("unavailable"))
+        case RequestValidationError():
+            return problem_response(Problem("malformed", str(error)))
+        case HTTPException():
+            code = _FRAMEWORK_CODES.get(error.status_code, "bad-request")
+            return problem_response(Problem(code))
+        case _:
+            raise error
+
+
+_FRAMEWORK_CODES: Final = MappingProxyType(
+    {404: "not-found", 405: "method-not-allowed", 413: "too-large", 415: "unsupported-media-type"}
+)
+
+
+class _Boundary:
+    """The outermost layer: a span and a metric per request, and no exception beyond it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        started_s = time.perf_counter()
+        status: int | None = None
+
+        async def noting(message: AsgiMessage) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        with telemetry.request_span(request.method, request.headers):
+            try:
+                await self._app(scope, receive, noting)
+            except Exception as error:
+                _log.exception("request failed", path=scope["path"], error=repr(error))
+                if status is not None:
+                    raise
+                await problem_response(Problem("internal"))(scope, receive, noting)
+            finally:
+                route = getattr(scope.get("route"), "path", "unmatched")
+                telemetry.observe_request(
+                    request.method, route, status or 0, time.perf_counter() - started_s
+                )

@@ -1,30 +1,27 @@
-"""The only module that sees aiokafka: a thin driver for `machine`, a publisher, topic questions.
+"""The only module that sees aiokafka: topics and offsets, a publisher, a feed of records.
 
-Theory. `Consumer` owns one aiokafka consumer whose group never has committed offsets
-(`auto_offset_reset=none`): a partition cannot be read before the machine has claimed and sought it.
-The rebalance listener only raises a flag; everything else happens in the main loop. Each batch is
-one PostgreSQL transaction: its first statement advances the progress rows, then the handler runs.
-How far we are is committed as a hint for lag tools under `<group>.hint`, at most every second, by a
-client of its own that never holds a batch up. A watchdog thread ends the process with status 70
-when records wait and nothing has moved for 30 s, whatever the event loop does.
+Theory. `Kafka` is what one process asks of the cluster. Its publisher is idempotent with `acks=all`
+and places keys by murmur2; after any failure it begins with a fresh producer, because an idempotent
+one does not always recover. A `Feed` is one member of a consuming group that never has committed
+offsets (`auto_offset_reset=none`): a partition gives nothing before it was sought. The rebalance
+listener only counts; whoever drives the feed looks at `rebalances`. How far we are is committed for
+lag tools under a second group (`Hints`), at most every second, by a client of its own.
 
-Refusals: `Halted` (see `machine`), after which the process must end.
+Refusals: `PublishFailed` (unknown outcome: send again), `MessageTooLarge` (nothing was sent),
+`BrokerLost` for whatever else goes wrong between us and the broker, `OutOfRangeError`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import threading
-import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, assert_never
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 import msgspec
 import structlog
-from aiokafka import (  # type: ignore[import-untyped]
+from aiokafka import (
     AIOKafkaConsumer,
     AIOKafkaProducer,
     ConsumerRebalanceListener,
@@ -32,44 +29,38 @@ from aiokafka import (  # type: ignore[import-untyped]
 )
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from aiokafka.errors import KafkaError, OffsetOutOfRangeError, NoOffsetForPartitionError
-
-from hisab_contracts.topics import partition_of
-from runtime import database as store
-from runtime import telemetry
-from runtime.database import Database
-from runtime.machine import (
-    Action,
-    Assigned,
-    ClaimPartitions,
-    Claimed,
-    Committed,
-    Event,
-    Failed,
-    Fenced,
-    Fetched,
-    Halt,
-    Hint,
-    Machine,
-    OutOfRange,
-    Partition,
-    Pause,
-    Process,
-    Seek,
-    Slice,
-    Watch,
+from aiokafka.errors import (
+    IllegalStateError,
+    IncompatibleBrokerVersion,
+    KafkaError,
+    NoError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    TopicAlreadyExistsError,
+    UnsupportedVersionError,
+    for_code,
 )
 
-if TYPE_CHECKING:
-    from runtime.database import Connection
+from hisab_contracts.topics import partition_of
+from runtime.machine import Partition
 
 Headers = Sequence[tuple[str, bytes]]
 
-EXIT_STUCK: Final = 70
 MAX_MESSAGE_BYTES: Final = 1_048_588
-LAG_FRESH_S: Final = 0.25
+"""What a topic takes by default, as a record batch of one."""
+
+FEW_MESSAGES: Final = 32
+PRODUCE_BATCH_BYTES: Final = 262_144
+METADATA_MAX_AGE_MS: Final = 1_000
+REQUEST_TIMEOUT_MS: Final = 10_000
+SESSION_TIMEOUT_MS: Final = 45_000
+REBALANCE_TIMEOUT_MS: Final = 60_000
+FETCH_WAIT_MS: Final = 100
+PARTITION_FETCH_BYTES: Final = 4 * 1024 * 1024
+FETCH_BYTES: Final = 16 * 1024 * 1024
 HINT_EVERY_S: Final = 1.0
-DISCOVER_EVERY_S: Final = 0.5
+HINT_TIMEOUT_S: Final = 5
+CLOSE_TIMEOUT_S: Final = 5
 
 _log = structlog.get_logger("runtime.kafka")
 
@@ -81,58 +72,10 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     partition: int
     offset: int
     timestamp_ms: int
-    """The broker's time on hub topics (LogAppendTime), else the producer's."""
+    """The broker's time on topics with LogAppendTime, else the producer's."""
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one transaction takes: records grouped by partition, in offset order within each."""
-
-    records: Sequence[Record]
-    positions: Mapping[Partition, int]
-    """Per partition, the next offset once this batch is committed."""
-
-
-Handler = Callable[[Batch, "Connection"], Awaitable[None]]
-UnreadHandler = Callable[[Record, "Connection"], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Subscription:
-    """What one consumer reads and who handles it."""
-
-    group: str
-    """The consuming group; it never commits. Hints go to `<group>.hint`."""
-    topics: tuple[str, ...]
-    handle: Handler
-    """Runs inside the batch's transaction; raising rolls all of it back and tries again."""
-    on_unread: UnreadHandler | None = None
-    """Stores a record that killed the process, without decoding it. Without one it is tried
-    again, one by one, for ever: loud, and nothing is lost."""
-    compacted: bool = False
-    """Reference data: begin at the first offset there is, whatever it is."""
-    max_records: int = 2_000
-
-
-@dataclass(frozen=True, slots=True)
-class Topic:
-    """A topic as its producing service creates it."""
-
-    name: str
-    partitions: int
-    compacted: bool = False
-    log_append_time: bool = False
-
-
-class Halted(Exception):
-    """The consumer must not go on; the message says why."""
-
-
-class PublishFailed(Exception):
-    """The broker did not acknowledge; what was sent may or may not be there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +89,48 @@ class Message:
     partition: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic as its producing service creates it."""
+
+    name: str
+    partitions: int
+    compacted: bool = False
+    log_append_time: bool = False
+
+
+class PublishFailed(Exception):
+    """The broker did not acknowledge; what was sent may or may not be there."""
+
+
+class MessageTooLarge(Exception):
+    """A message is larger than a topic takes; nothing was sent."""
+
+
+class BrokerLost(Exception):
+    """The broker could not be asked, or refused; the cause says why."""
+
+
+class OutOfRangeError(Exception):
+    """The broker does not have the offset that was sought in this partition."""
+
+    def __init__(self, partition: Partition) -> None:
+        """Name the partition."""
+        super().__init__(partition)
+        self.partition = partition
+
+
+@contextlib.contextmanager
+def _broker_errors() -> Iterator[None]:
+    """Let no aiokafka error leave this module."""
+    try:
+        yield
+    except (KafkaError, OSError) as error:
+        raise BrokerLost(repr(error)) from error
+
+
 class Kafka:
-    """What a service asks of the cluster: topics, end offsets, consumers, a publisher."""
+    """What a service asks of the cluster: topics, end offsets, a publisher. One per process."""
 
     def __init__(self, bootstrap: str, *, client: str, instance: str, replication: int = 1) -> None:
         """Describe the cluster; `instance` names this process within its groups, stably."""
@@ -155,53 +138,420 @@ class Kafka:
         self.client = client
         self.instance = instance
         self._replication = replication
-
-    async def open(self) -> None:
-        """Connect; waits until the broker answers."""
+        self._admin: AIOKafkaAdminClient | None = None
+        self._probe: AIOKafkaConsumer | None = None
+        self._producer: AIOKafkaProducer | None = None
+        self._connecting = asyncio.Lock()
 
     async def close(self) -> None:
-        """Close every client."""
+        """Close every client; bounded, because `stop` can hang."""
+        clients = [
+            *([self._producer.stop()] if self._producer else []),
+            *([self._probe.stop()] if self._probe else []),
+            *([self._admin.close()] if self._admin else []),
+        ]
+        self._producer = self._probe = self._admin = None
+        with contextlib.suppress(KafkaError, TimeoutError, OSError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await asyncio.gather(*clients, return_exceptions=True)
+
+    async def topics(self) -> dict[str, int]:
+        """Return the partition count of every topic there is, without creating any."""
+        with _broker_errors():
+            admin = await self._open_admin()
+            described = await admin.describe_topics(None)
+        return {
+            row["topic"]: len(row["partitions"])
+            for row in described
+            if row["error_code"] == 0 and row["partitions"]
+        }
 
     async def create_topics(self, topics: Sequence[Topic]) -> None:
-        """Create what is missing; more partitions are added, never fewer."""
+        """Create what is missing. What exists is left as it is."""
+        existing = await self.topics()
+        missing = [topic for topic in topics if topic.name not in existing]
+        if not missing:
+            return
+        with _broker_errors():
+            admin = await self._open_admin()
+            try:
+                answer = await admin.create_topics([self._new_topic(topic) for topic in missing])
+            except (IncompatibleBrokerVersion, UnsupportedVersionError):
+                # The in-memory broker cannot create topics, but makes one when it is asked about.
+                await admin.describe_topics([topic.name for topic in missing])
+                return
+            for name, code, *_ in answer.topic_errors:
+                error = for_code(code)
+                if error not in (NoError, TopicAlreadyExistsError):
+                    raise error(f"topic {name} was not created")
+
+    def _new_topic(self, topic: Topic) -> NewTopic:
+        configs = {"min.insync.replicas": str(max(1, self._replication - 1))}
+        if topic.compacted:
+            configs["cleanup.policy"] = "compact"
+        if topic.log_append_time:
+            configs["message.timestamp.type"] = "LogAppendTime"
+        return NewTopic(topic.name, topic.partitions, self._replication, topic_configs=configs)
 
     async def partitions(self, topics: Iterable[str]) -> tuple[Partition, ...]:
-        """Return every partition of the topics that exist now, without creating any."""
-        raise NotImplementedError
+        """Return every partition of those of these topics that exist now."""
+        known = await self.topics()
+        return tuple(
+            Partition(topic, number)
+            for topic in sorted(set(topics))
+            for number in range(known.get(topic, 0))
+        )
 
     async def end_offsets(self, topics: Iterable[str]) -> dict[Partition, int]:
         """Return the end offset of every partition of these topics, as of now."""
-        raise NotImplementedError
+        return await self.offsets_at("end", await self.partitions(topics))
+
+    async def offsets_at(
+        self, place: Literal["beginning", "end"], partitions: Sequence[Partition]
+    ) -> dict[Partition, int]:
+        """Return the first offsets the broker has, or those after the last readable record."""
+        if not partitions:
+            return {}
+        asked = [TopicPartition(*partition) for partition in partitions]
+        with _broker_errors():
+            probe = await self._open_probe()
+            ask = probe.end_offsets if place == "end" else probe.beginning_offsets
+            found = await ask(asked)
+        return {Partition(*partition): offset for partition, offset in found.items()}
+
+    async def group_offsets(
+        self, group: str, partitions: Sequence[Partition]
+    ) -> dict[Partition, int]:
+        """Return what a group has committed; partitions without a commit are left out."""
+        asked = [TopicPartition(*partition) for partition in partitions]
+        with _broker_errors():
+            admin = await self._open_admin()
+            found = await admin.list_consumer_group_offsets(group, partitions=asked)
+        return {Partition(*where): what.offset for where, what in found.items() if what.offset >= 0}
 
     async def publish(self, messages: Sequence[Message]) -> tuple[tuple[int, int], ...]:
         """Publish and wait for `acks=all`; returns (partition, offset) per message, in order.
 
-        Raises `PublishFailed` when any is not acknowledged.
+        Messages of one partition keep their order. Raises `MessageTooLarge` before anything is
+        sent, `PublishFailed` when any is not acknowledged: resend all of them.
         """
-        raise NotImplementedError
+        for message in messages:
+            if _size(message) > MAX_MESSAGE_BYTES:
+                raise MessageTooLarge(f"{_size(message)} bytes for {message.topic}")
+        try:
+            producer = await self._open_producer()
+            if len(messages) <= FEW_MESSAGES:
+                return await _publish_few(producer, messages)
+            return await _publish_many(producer, messages)
+        except (KafkaError, BrokerLost, OSError) as error:
+            await self._drop_producer()
+            raise PublishFailed(str(error) or type(error).__name__) from error
+
+    async def _drop_producer(self) -> None:
+        """Begin with a fresh producer: an idempotent one does not always recover from an error."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with contextlib.suppress(KafkaError, TimeoutError, OSError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await producer.stop()
+
+    async def _open_producer(self) -> AIOKafkaProducer:
+        async with self._connecting:
+            if self._producer is None:
+                producer = AIOKafkaProducer(
+                    bootstrap_servers=self.bootstrap,
+                    client_id=self.client,
+                    enable_idempotence=True,
+                    max_batch_size=PRODUCE_BATCH_BYTES,
+                    max_request_size=2 * MAX_MESSAGE_BYTES,
+                    metadata_max_age_ms=METADATA_MAX_AGE_MS,
+                )
+                self._producer = await _started(producer, producer.stop)
+            return self._producer
+
+    async def _open_admin(self) -> AIOKafkaAdminClient:
+        async with self._connecting:
+            if self._admin is None:
+                admin = AIOKafkaAdminClient(
+                    bootstrap_servers=self.bootstrap,
+                    client_id=self.client,
+                    request_timeout_ms=REQUEST_TIMEOUT_MS,
+                    metadata_max_age_ms=METADATA_MAX_AGE_MS,
+                )
+                self._admin = await _started(admin, admin.close)
+            return self._admin
+
+    async def _open_probe(self) -> AIOKafkaConsumer:
+        async with self._connecting:
+            if self._probe is None:
+                probe = AIOKafkaConsumer(
+                    bootstrap_servers=self.bootstrap,
+                    client_id=self.client,
+                    isolation_level="read_committed",
+                    request_timeout_ms=REQUEST_TIMEOUT_MS,
+                    metadata_max_age_ms=METADATA_MAX_AGE_MS,
+                    enable_auto_commit=False,
+                )
+                self._probe = await _started(probe, probe.stop)
+            return self._probe
 
 
-class Consumer:
-    """Reads one subscription until it is stopped."""
+class _Client(Protocol):
+    """What every aiokafka client has, by one name or another."""
 
-    def __init__(self, kafka: Kafka, database: Database, subscription: Subscription) -> None:
-        """Describe the consumer; nothing is read before `run`."""
+    async def start(self) -> None: ...
+
+
+C = TypeVar("C", bound=_Client)
+
+
+async def _started(client: C, close: Callable[[], Awaitable[None]]) -> C:
+    """Start an aiokafka client, or close it and say why not."""
+    try:
+        with _broker_errors():
+            await client.start()
+    except BaseException:
+        await close()
+        raise
+    return client
+
+
+async def _publish_few(
+    producer: AIOKafkaProducer, messages: Sequence[Message]
+) -> tuple[tuple[int, int], ...]:
+    """Let the producer coalesce messages of concurrent callers."""
+    sent = [
+        await producer.send(
+            message.topic,
+            value=message.value,
+            key=message.key,
+            partition=message.partition,
+            headers=list(message.headers),
+        )
+        for message in messages
+    ]
+    answers = await asyncio.gather(*sent)
+    return tuple((answer.partition, answer.offset) for answer in answers)
+
+
+async def _publish_many(
+    producer: AIOKafkaProducer, messages: Sequence[Message]
+) -> tuple[tuple[int, int], ...]:
+    """Build whole batches per partition: one future per batch, not per message."""
+    counts: dict[str, int] = {}
+    open_batches: dict[tuple[str, int], tuple[Any, list[int]]] = {}
+    full: list[tuple[str, int, Any, list[int]]] = []
+    numbers: dict[tuple[str, bytes | None], int] = {}
+    for index, message in enumerate(messages):
+        number = message.partition
+        if number is None:
+            number = numbers.get((message.topic, message.key))
+        if number is None:
+            topic = message.topic
+            if topic not in counts:
+                counts[topic] = len(await producer.partitions_for(topic))
+            number = partition_of(message.key or b"", counts[topic])
+            numbers[topic, message.key] = number
+        where = (message.topic, number)
+        entry = open_batches.get(where)
+        if entry is None or not _appended(entry[0], message):
+            if entry is not None:
+                full.append((*where, *entry))
+            entry = open_batches[where] = (producer.create_batch(), [])
+            _appended(entry[0], message)
+        entry[1].append(index)
+    full.extend((*where, *entry) for where, entry in open_batches.items())
+    waiting = [
+        (await producer.send_batch(batch, topic, partition=number), indexes)
+        for topic, number, batch, indexes in full
+    ]
+    places: list[tuple[int, int]] = [(-1, -1)] * len(messages)
+    answers = await asyncio.gather(*(future for future, _ in waiting))
+    for answer, (_, indexes) in zip(answers, waiting, strict=True):
+        for place, index in enumerate(indexes):
+            places[index] = (answer.partition, answer.offset + place)
+    return tuple(places)
+
+
+def _appended(batch: Any, message: Message) -> bool:
+    appended = batch.append(
+        key=message.key, value=message.value, timestamp=None, headers=list(message.headers)
+    )
+    return appended is not None
+
+
+def _size(message: Message) -> int:
+    """Bound the bytes a message takes as a record batch of its own."""
+    headers = sum(len(name) + len(value) + 16 for name, value in message.headers)
+    return len(message.key or b"") + len(message.value or b"") + headers + 128
+
+
+@ConsumerRebalanceListener.register
+class _Flag:
+    """Counts rebalances; whatever must be done about one is done by who drives the feed."""
+
+    def __init__(self) -> None:
+        self.rebalances = 0
+
+    def on_partitions_revoked(self, _revoked: object) -> None:
+        self.rebalances += 1
+
+    def on_partitions_assigned(self, _assigned: object) -> None:
+        self.rebalances += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """What one fetch brought of one partition: every record in [begun_offset, until)."""
+
+    partition: Partition
+    begun_offset: int
+    until: int
+    records: Sequence[Record]
+
+
+class Feed:
+    """One member of a consuming group. Nothing comes from a partition before it was sought."""
+
+    def __init__(self, kafka: Kafka, group: str) -> None:
+        """Describe the member; `open` joins the group."""
+        self._flag = _Flag()
+        self._positions: dict[Partition, int] = {}
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=kafka.bootstrap,
+            client_id=kafka.client,
+            group_id=group,
+            group_instance_id=f"{group}-{kafka.instance}",
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+            partition_assignment_strategy=(StickyPartitionAssignor,),
+            session_timeout_ms=SESSION_TIMEOUT_MS,
+            rebalance_timeout_ms=REBALANCE_TIMEOUT_MS,
+            metadata_max_age_ms=METADATA_MAX_AGE_MS,
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
+            fetch_max_bytes=FETCH_BYTES,
+        )
 
     @property
-    def topics(self) -> tuple[str, ...]:
-        """The topics it follows now."""
-        raise NotImplementedError
+    def rebalances(self) -> int:
+        """Counts up whenever partitions were taken or given: what was fetched before is void."""
+        return self._flag.rebalances
 
-    def extend(self, topics: Iterable[str]) -> None:
-        """Follow more topics from now on, each from its first record."""
+    async def open(self, topics: Iterable[str]) -> None:
+        """Join the group; returns once partitions are assigned."""
+        self.follow(topics)
+        with _broker_errors():
+            await self._consumer.start()
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Read and process until `stop`; finishes the transaction in flight, then returns."""
+    def follow(self, topics: Iterable[str]) -> None:
+        """Read exactly these topics (they must exist) from now on."""
+        self._consumer.subscribe(sorted(topics), listener=self._flag)
 
-    async def lag_records(self) -> int:
-        """Return how many records wait, over all partitions; end offsets at most 0.5 s old."""
-        raise NotImplementedError
+    async def close(self) -> None:
+        """Leave; bounded, because aiokafka's `stop` can hang."""
+        with contextlib.suppress(KafkaError, TimeoutError, OSError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._consumer.stop()
 
-    async def positions(self) -> dict[Partition, int]:
-        """Return the committed next offset of every partition of the topics it follows."""
-        raise NotImplementedError
+    def assigned(self) -> tuple[Partition, ...]:
+        """Return the partitions the group has given us."""
+        return tuple(sorted(Partition(*where) for where in self._consumer.assignment()))
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        """Go on at this offset; whatever was prefetched is thrown away."""
+        self._positions[partition] = offset
+        # An unassigned partition is not ours any more: `rebalances` says so.
+        with contextlib.suppress(IllegalStateError):
+            self._consumer.seek(TopicPartition(*partition), offset)
+
+    async def fetch(
+        self, partitions: Iterable[Partition], *, wait_ms: int, max_records: int
+    ) -> tuple[Fetch, ...]:
+        """Return what has arrived in these (sought) partitions; may be cancelled without loss."""
+        asked = [TopicPartition(*partition) for partition in partitions]
+        fetched = []
+        with _broker_errors():
+            try:
+                brought = await self._consumer.getmany(
+                    *asked, timeout_ms=wait_ms, max_records=max_records
+                )
+                for where in asked:
+                    partition = Partition(*where)
+                    until = await self._consumer.position(where)
+                    begun_offset = self._positions.get(partition, -1)
+                    if until != begun_offset:
+                        self._positions[partition] = until
+                        records = [_record(message) for message in brought.get(where, ())]
+                        fetched.append(Fetch(partition, begun_offset, until, records))
+            except OffsetOutOfRangeError as error:
+                raise OutOfRangeError(Partition(*next(iter(error.args[0])))) from error
+            except (NoOffsetForPartitionError, IllegalStateError):
+                # The group has moved on; `rebalances` says so, or is about to.
+                return ()
+        return tuple(fetched)
+
+
+def _record(message: Any) -> Record:
+    return Record(
+        message.topic,
+        message.partition,
+        message.offset,
+        message.timestamp,
+        message.key,
+        message.value,
+        message.headers,
+    )
+
+
+class Hints:
+    """Tells lag tools how far we are, under a second group; never waited for."""
+
+    def __init__(self, kafka: Kafka, group: str) -> None:
+        """Commit under `group`, which nobody consumes with."""
+        self._kafka = kafka
+        self._group = group
+        self._offsets: dict[TopicPartition, int] = {}
+
+    def note(self, offsets: Mapping[Partition, int]) -> None:
+        """Remember how far we are; returns at once."""
+        self._offsets.update({TopicPartition(*where): at for where, at in offsets.items()})
+
+    async def run(self) -> None:
+        """Commit what is noted, once a second, until cancelled; a failure is tried again."""
+        while True:
+            consumer = AIOKafkaConsumer(
+                bootstrap_servers=self._kafka.bootstrap,
+                client_id=self._kafka.client,
+                group_id=self._group,
+                enable_auto_commit=False,
+                auto_offset_reset="none",
+            )
+            try:
+                await consumer.start()
+                while True:
+                    await asyncio.sleep(HINT_EVERY_S)
+                    await self._commit(consumer)
+            except (KafkaError, OSError) as error:
+                _log.debug("no hints", group=self._group, error=repr(error))
+                await asyncio.sleep(HINT_EVERY_S)
+            finally:
+                with contextlib.suppress(KafkaError, TimeoutError, OSError):
+                    async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                        await consumer.stop()
+
+    async def _commit(self, consumer: AIOKafkaConsumer) -> None:
+        offsets, self._offsets = self._offsets, {}
+        if not offsets:
+            return
+        assigned = consumer.assignment() | set(offsets)
+        if assigned != consumer.assignment():
+            consumer.assign(sorted(assigned))
+            consumer.pause(*assigned)
+        try:
+            async with asyncio.timeout(HINT_TIMEOUT_S):
+                await consumer.commit(offsets)
+        except (KafkaError, TimeoutError, OSError) as error:
+            self._offsets = offsets | self._offsets
+            _log.debug("hint not committed", group=self._group, error=repr(error))

@@ -264,7 +264,7 @@ class Machine:
         self._queue.clear()
         self._in_flight = None
 
-    def _claimed(self, claims: Iterable[Claim]) -> list[Action]:
+    def _claimed(self, claims: Sequence[Claim]) -> list[Action]:
         actions: list[Action] = []
         for claim in claims:
             if claim.partition not in self._assigned:
@@ -274,7 +274,7 @@ class Machine:
                 return [Halt(reason)]
             self._owned[claim.partition] = _Owned(claim.epoch, claim.next_offset, claim.attempts)
             actions.append(Seek(claim.partition, claim.next_offset))
-        return actions
+        return [*actions, Hint({claim.partition: claim.next_offset for claim in claims})]
 
     def _fetched(self, slices: Iterable[Slice]) -> list[Action]:
         actions: list[Action] = []
@@ -366,6 +366,7 @@ class Watch:
     """Says when a consumer is silently stuck: records wait, and nothing moves for 30 s."""
 
     moved_at_ms: int
+    stuck_after_ms: int = STUCK_AFTER_MS
 
     def moved(self, at_ms: int) -> None:
         """Note that progress was made, that nothing waits, or that the cause is known."""
@@ -373,7 +374,7 @@ class Watch:
 
     def is_stuck(self, at_ms: int) -> bool:
         """Say whether nothing has been noted for too long."""
-        return at_ms - self.moved_at_ms >= STUCK_AFTER_MS
+        return at_ms - self.moved_at_ms >= self.stuck_after_ms
 
 
 def _continues(piece: Slice, expected: int) -> bool:

@@ -1,0 +1,565 @@
+"""The two loops between Kafka and PostgreSQL: the consumer in, the outbox's relay out.
+
+Theory, in. `Consumer` drives `machine` over a `Feed`. A batch is one PostgreSQL transaction whose
+first statement advances the progress rows; then the handler does the work. Whatever fails, the
+machine says whether to seek back, to claim again or to halt. A watchdog thread ends the process
+with status 70 when records wait and nothing has moved for 30 s, whatever the event loop does.
+
+Theory, out. `Outbox.write` inserts rows in the caller's transaction. The relay of a topic holds a
+lease, reads the lowest rows first, publishes them in id order per partition, stops at the first
+failure, and deletes after the broker's acknowledgement: a crash in between publishes twice, never
+zero times. There is no cursor, so a row of a transaction that commits late is still found. Polls
+start at a floor below which no row can appear any more: a row's transaction has its id before it
+draws its number, so once every transaction older than a poll has ended, the numbers that poll saw
+are settled.
+
+Refusals: `Halted`, after which the process must end (see `machine`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar, assert_never, cast
+
+import structlog
+
+from runtime import database as store
+from runtime import telemetry
+from runtime.database import Database, after_commit, pause, transaction_on
+from runtime.kafka import (
+    BrokerLost,
+    Feed,
+    Hints,
+    Kafka,
+    Message,
+    OutOfRangeError,
+    Record,
+)
+from runtime.machine import (
+    STUCK_AFTER_MS,
+    Action,
+    Assigned,
+    Claimed,
+    ClaimPartitions,
+    Committed,
+    Event,
+    Failed,
+    Fenced,
+    Fetched,
+    Halt,
+    Hint,
+    Machine,
+    OutOfRange,
+    Partition,
+    Pause,
+    Process,
+    Revoked,
+    Seek,
+    Slice,
+    Watch,
+)
+
+if TYPE_CHECKING:
+    from runtime.database import Connection
+
+EXIT_STUCK: Final = 70
+POLL_MS: Final = 200
+LAG_FRESH_S: Final = 0.25
+OBSERVE_EVERY_S: Final = 2.0
+DISCOVER_EVERY_S: Final = 0.5
+RECONNECT_S: Final = 0.5
+IDLE_S: Final = 0.02
+RELAY_ROWS: Final = 2_000
+RELAY_POLL_S: Final = 0.05
+RELAY_FLUSH_S: Final = 5
+
+T = TypeVar("T")
+
+_log = structlog.get_logger("runtime.streams")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one transaction takes: records grouped by partition, in offset order within each."""
+
+    records: Sequence[Record]
+    positions: Mapping[Partition, int]
+    """Per partition, the next offset once this batch is committed."""
+
+
+Handler = Callable[[Batch, "Connection"], Awaitable[None]]
+UnreadHandler = Callable[[Record, "Connection"], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """What one consumer reads and who handles it."""
+
+    group: str
+    """The consuming group; it never commits. Hints go to `<group>.hint`."""
+    topics: tuple[str, ...]
+    handle: Handler
+    """Runs inside the batch's transaction; raising rolls all of it back and tries again."""
+    on_unread: UnreadHandler | None = None
+    """Stores a record that killed the process, without decoding it. Without one it is tried
+    again, one by one, for ever: loud, and nothing is lost."""
+    compacted: bool = False
+    """Reference data: begin at the first offset there is, whatever it is."""
+    max_records: int = 2_000
+
+
+class Halted(Exception):
+    """The consumer must not go on; the message says why."""
+
+
+class Consumer:
+    """Reads one subscription until it is stopped."""
+
+    def __init__(
+        self,
+        kafka: Kafka,
+        database: Database,
+        subscription: Subscription,
+        *,
+        stuck_after_ms: int = STUCK_AFTER_MS,
+    ) -> None:
+        """Describe the consumer; nothing is read before `run`."""
+        self._kafka = kafka
+        self._database = database
+        self._subscription = subscription
+        self._wanted = tuple(sorted(set(subscription.topics)))
+        self._machine = Machine(max_records=subscription.max_records)
+        self._seen_rebalances = 0
+        self._hints = Hints(kafka, f"{subscription.group}.hint")
+        self._watch = Watch(_now_ms(), stuck_after_ms)
+        self._lag = _Lag(kafka, self)
+        self._stop = asyncio.Event()
+
+    @property
+    def group(self) -> str:
+        """The consuming group's name."""
+        return self._subscription.group
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The topics it follows now."""
+        return self._wanted
+
+    def extend(self, topics: Iterable[str]) -> None:
+        """Follow more topics from now on, each from its first record."""
+        self._wanted = tuple(sorted({*self._wanted, *topics}))
+
+    async def positions(self) -> dict[Partition, int]:
+        """Return the committed next offset of every partition of the topics it follows."""
+        async with self._database.connection() as connection:
+            return await store.stored_progress(connection, self._wanted)
+
+    async def lag_records(self) -> int:
+        """Return how many records wait, over all partitions; end offsets at most 0.5 s old."""
+        return await self._lag.total()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Read and process until `stop`; finishes the transaction in flight, then returns.
+
+        Raises `Halted` when going on would skip or repeat records.
+        """
+        self._stop = stop
+        self._watch.moved(_now_ms())
+        watchdog = _Watchdog(self.group, self._watch)
+        watchdog.start()
+        side_tasks = [asyncio.create_task(self._hints.run()), asyncio.create_task(self._observe())]
+        try:
+            while not stop.is_set():
+                try:
+                    await self._session()
+                except BrokerLost as error:
+                    _log.warning("broker lost", group=self.group, error=str(error))
+                    await pause(stop, RECONNECT_S)
+        finally:
+            watchdog.end()
+            for task in side_tasks:
+                task.cancel()
+            await asyncio.gather(*side_tasks, return_exceptions=True)
+
+    async def _session(self) -> None:
+        """Read as one member of the group until the broker is lost or we are stopped."""
+        topics = await self._existing_topics()
+        while not topics and not self._stop.is_set():
+            self._watch.moved(_now_ms())
+            await pause(self._stop, DISCOVER_EVERY_S)
+            topics = await self._existing_topics()
+        if self._stop.is_set():
+            return
+        feed = Feed(self._kafka, self.group)
+        try:
+            await _unless(self._stop, feed.open(topics))
+            if not self._stop.is_set():
+                await self._read(feed, topics)
+        finally:
+            self._machine.handle(Revoked())
+            await feed.close()
+
+    async def _existing_topics(self) -> tuple[str, ...]:
+        known = await self._kafka.topics()
+        return tuple(topic for topic in self._wanted if topic in known)
+
+    async def _read(self, feed: Feed, topics: tuple[str, ...]) -> None:
+        self._seen_rebalances = -1
+        discover_at = time.monotonic()
+        while not self._stop.is_set():
+            if topics != self._wanted and time.monotonic() >= discover_at:
+                discover_at = time.monotonic() + DISCOVER_EVERY_S
+                found = await self._existing_topics()
+                if found != topics:
+                    topics = found
+                    feed.follow(topics)
+            if feed.rebalances != self._seen_rebalances:
+                self._seen_rebalances = feed.rebalances
+                assigned = feed.assigned()
+                _log.info("assigned", group=self.group, partitions=len(assigned))
+                await self._do(feed, Assigned(assigned))
+            elif self._machine.ready:
+                event = await self._fetch(feed)
+                if event is not None:
+                    await self._do(feed, event)
+            else:
+                await pause(self._stop, IDLE_S)
+
+    async def _fetch(self, feed: Feed) -> Event | None:
+        fetching = feed.fetch(
+            self._machine.ready, wait_ms=POLL_MS, max_records=self._subscription.max_records
+        )
+        try:
+            fetched = await _unless(self._stop, fetching)
+        except OutOfRangeError as error:
+            return OutOfRange(error.partition)
+        if not fetched:
+            return None
+        return Fetched(
+            tuple(
+                Slice(piece.partition, piece.begun_offset, piece.until, piece.records)
+                for piece in fetched
+            )
+        )
+
+    async def _do(self, feed: Feed, event: Event) -> None:
+        """Feed the machine and carry out what it says, until it has nothing more to say.
+
+        A rebalance makes all of it void: the main loop then starts again from `Assigned`.
+        """
+        if feed.rebalances != self._seen_rebalances:
+            return
+        actions: deque[Action] = deque(self._machine.handle(event))
+        while actions and feed.rebalances == self._seen_rebalances and not self._stop.is_set():
+            action = actions.popleft()
+            outcome: Event | None = None
+            match action:
+                case ClaimPartitions(partitions):
+                    outcome = await self._claim(partitions)
+                case Seek(partition, offset):
+                    feed.seek(partition, offset)
+                case Process():
+                    outcome = await self._process(action)
+                case Hint(offsets):
+                    self._hints.note(offsets)
+                case Pause(pause_ms):
+                    await pause(self._stop, pause_ms / 1000)
+                case Halt(reason):
+                    _log.critical("halted", group=self.group, reason=reason)
+                    raise Halted(reason)
+                case _:
+                    assert_never(action)
+            if outcome is not None:
+                actions.extend(self._machine.handle(outcome))
+
+    async def _claim(self, partitions: tuple[Partition, ...]) -> Event:
+        """Ask the broker for the bounds of these partitions, then raise their epochs."""
+        try:
+            first = await self._kafka.offsets_at("beginning", partitions)
+            end = await self._kafka.offsets_at("end", partitions)
+            hints = await self._kafka.group_offsets(f"{self.group}.hint", partitions)
+            ranges = {
+                part: store.PartitionRange(first[part], end[part], hints.get(part))
+                for part in partitions
+            }
+            async with self._database.transaction() as connection:
+                claims = await store.claim(
+                    connection, ranges, compacted=self._subscription.compacted
+                )
+        except Exception as error:
+            if not store.is_infrastructure(error):
+                raise
+            _log.warning("claim failed", group=self.group, error=repr(error))
+            self._watch.moved(_now_ms())
+            return Failed()
+        return Claimed(claims)
+
+    async def _process(self, action: Process) -> Event:
+        """One transaction: progress first, then the handler's work."""
+        marked = [piece for piece in action.slices if piece.attempt]
+        positions = {piece.partition: piece.until for piece in action.slices}
+        batch = Batch(_records(action.slices), positions)
+        try:
+            if marked:
+                async with self._database.transaction() as connection:
+                    await store.mark_attempt(connection, marked)
+            with telemetry.batch_span(self.group, batch.records):
+                async with self._database.transaction() as connection:
+                    await store.advance(connection, action.slices)
+                    if batch.records:
+                        await self._hand_over(batch, connection, unread=action.unread)
+        except store.FencedError as error:
+            _log.warning("fenced", group=self.group, error=str(error))
+            return Fenced()
+        except Exception as error:  # noqa: BLE001 - every failure is sorted by the machine
+            return self._failure(error, batch)
+        self._watch.moved(_now_ms())
+        return Committed()
+
+    async def _hand_over(self, batch: Batch, connection: Connection, *, unread: bool) -> None:
+        on_unread = self._subscription.on_unread
+        if not unread or on_unread is None:
+            await self._subscription.handle(batch, connection)
+            return
+        for record in batch.records:
+            _log.error("record put aside unread", group=self.group, **_where(batch))
+            await on_unread(record, connection)
+
+    def _failure(self, error: Exception, batch: Batch) -> Failed:
+        blame = not store.is_infrastructure(error)
+        _log.error("batch failed", group=self.group, blame=blame, **_where(batch), exc_info=error)
+        if not blame:
+            # The cause is known and outside: ending the process would not help.
+            self._watch.moved(_now_ms())
+        return Failed(unknown=isinstance(error, store.CommitUnknown), blame=blame)
+
+    async def _observe(self) -> None:
+        """Note, for the watchdog, when nothing waits for us, or others of the group move."""
+        total_before = -1
+        while True:
+            await asyncio.sleep(OBSERVE_EVERY_S)
+            try:
+                await self._lag.refresh()
+            except Exception as error:
+                if not store.is_infrastructure(error):
+                    raise
+                self._watch.moved(_now_ms())
+                continue
+            moved = self._lag.stored_total != total_before
+            total_before = self._lag.stored_total
+            if self._lag.of(self._machine.ready) == 0 and (moved or self._lag.waiting == 0):
+                self._watch.moved(_now_ms())
+            telemetry.set_lag(self.group, self._lag.waiting)
+
+
+class _Lag:
+    """How many records wait, from end offsets that are at most a quarter of a second old."""
+
+    def __init__(self, kafka: Kafka, consumer: Consumer) -> None:
+        self._kafka = kafka
+        self._consumer = consumer
+        self._by_partition: dict[Partition, int] = {}
+        self._read_at: float | None = None
+        self._lock = asyncio.Lock()
+        self.stored_total = 0
+
+    @property
+    def waiting(self) -> int:
+        return sum(self._by_partition.values())
+
+    def of(self, partitions: Iterable[Partition]) -> int:
+        return sum(self._by_partition.get(partition, 0) for partition in partitions)
+
+    async def total(self) -> int:
+        async with self._lock:
+            if self._read_at is None or time.monotonic() - self._read_at > LAG_FRESH_S:
+                await self.refresh()
+            return self.waiting
+
+    async def refresh(self) -> None:
+        read_at = time.monotonic()
+        # End offsets first, so that what was there then and is not stored yet is counted.
+        ends = await self._kafka.end_offsets(self._consumer.topics)
+        stored = await self._consumer.positions()
+        self._by_partition = {
+            partition: max(0, end - stored.get(partition, 0)) for partition, end in ends.items()
+        }
+        self.stored_total = sum(stored.values())
+        self._read_at = read_at
+
+
+class _Watchdog(threading.Thread):
+    """Ends the process when its consumer is silently stuck; a thread, because loops get stuck."""
+
+    def __init__(self, group: str, watch: Watch) -> None:
+        super().__init__(name=f"watchdog-{group}", daemon=True)
+        self._group = group
+        self._watch = watch
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def run(self) -> None:
+        while not self._ended.wait(1):
+            if self._watch.is_stuck(_now_ms()):
+                _log.critical("no progress although records wait", group=self._group)
+                os._exit(EXIT_STUCK)
+
+
+class Outbox:
+    """What the service publishes with its facts. One per process."""
+
+    def __init__(self, topics: Iterable[str]) -> None:
+        """Name every topic that may be written; each needs a relay."""
+        self.topics = tuple(topics)
+        self._written = {topic: asyncio.Event() for topic in self.topics}
+
+    async def write(self, connection: Connection, messages: Sequence[Message]) -> None:
+        """Insert messages in the caller's transaction, in order; the relays wake after COMMIT."""
+        if not messages:
+            return
+        await store.insert_messages(connection, messages)
+        for topic in {message.topic for message in messages}:
+            after_commit(self._written[topic].set)
+
+    def written(self, topic: str) -> asyncio.Event:
+        """Return the signal that rows of a topic were committed by this process."""
+        return self._written[topic]
+
+    async def depth(self, connection: Connection) -> int:
+        """Count the messages committed and not yet acknowledged."""
+        return await store.count_messages(connection)
+
+
+class Relay:
+    """Publishes one topic's rows, in one process of the service at a time."""
+
+    def __init__(self, outbox: Outbox, topic: str, database: Database, kafka: Kafka) -> None:
+        """Describe the relay; nothing is read before `run`."""
+        self.topic = topic
+        self._written = outbox.written(topic)
+        self._database = database
+        self._kafka = kafka
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Relay until `stop`, then flush what is left, within 5 s."""
+        while not stop.is_set():
+            try:
+                await self._relay(stop)
+            except Exception as error:
+                if not store.is_infrastructure(error):
+                    raise
+                _log.warning("relay interrupted", topic=self.topic, error=repr(error))
+                await pause(stop, RECONNECT_S)
+
+    async def _relay(self, stop: asyncio.Event) -> None:
+        """Hold the lease and publish until the connection, the broker or we end."""
+        while self.topic not in await self._kafka.topics():
+            await pause(stop, DISCOVER_EVERY_S)
+            if stop.is_set():
+                return
+        async with self._database.lease(f"relay:{self.topic}", stop) as connection:
+            if connection is None:
+                return
+            floor = _Floor()
+            while not stop.is_set():
+                self._written.clear()
+                if await self._publish(connection, floor) < RELAY_ROWS:
+                    await self._wait(stop)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RELAY_FLUSH_S):
+                    while await self._publish(connection, floor) > 0:
+                        pass
+
+    async def _publish(self, connection: Connection, floor: _Floor) -> int:
+        """Publish and delete the lowest rows; returns how many there were."""
+        rows = await store.lowest_messages(connection, self.topic, floor.lowest_id, RELAY_ROWS)
+        floor.polled(rows.xmin, rows.xmax, rows.ids)
+        if rows.messages:
+            await self._kafka.publish(rows.messages)
+            async with transaction_on(connection):
+                await store.delete_messages(connection, self.topic, rows.ids)
+            telemetry.count_relayed(self.topic, len(rows.messages))
+        floor.settled()
+        return len(rows.messages)
+
+    async def _wait(self, stop: asyncio.Event) -> None:
+        """Wait for a commit of this process, or for the next poll (others write too)."""
+        waiting = {
+            asyncio.ensure_future(self._written.wait()),
+            asyncio.ensure_future(stop.wait()),
+        }
+        await asyncio.wait(waiting, timeout=RELAY_POLL_S, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+
+
+class _Floor:
+    """The lowest id that may still appear: below it every drawn number is settled."""
+
+    def __init__(self) -> None:
+        self.lowest_id = 0
+        self._seen_id = 0
+        self._candidate: tuple[int, int] | None = None
+        self._next_lowest = 0
+
+    def polled(self, xmin: int, xmax: int, ids: Sequence[int]) -> None:
+        """Take a poll: its snapshot, and then the ids it saw.
+
+        All transactions below xmin have ended; none from xmax on had begun.
+        """
+        if self._candidate is not None:
+            xid, last_id = self._candidate
+            if xmin >= xid and (len(ids) < RELAY_ROWS or ids[-1] >= last_id):
+                # Whoever could draw a number up to last_id had ended, and this poll has seen it.
+                self._next_lowest = last_id + 1
+                self._candidate = None
+        if self._candidate is None and self._seen_id >= self.lowest_id:
+            # Ids seen in earlier polls were drawn before this snapshot: a transaction from xmax
+            # on draws higher ones.
+            self._candidate = (xmax, self._seen_id)
+        if ids:
+            self._seen_id = max(self._seen_id, ids[-1])
+
+    def settled(self) -> None:
+        """The rows of the last poll are published and deleted."""
+        self.lowest_id = max(self.lowest_id, self._next_lowest)
+
+
+async def _unless(stop: asyncio.Event, work: Awaitable[T]) -> T | None:
+    """Wait for `work`; cancel it and return None when we are stopped first."""
+    task = asyncio.ensure_future(work)
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        stopping.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def _records(slices: Sequence[Slice]) -> Sequence[Record]:
+    if len(slices) == 1:
+        return cast("Sequence[Record]", slices[0].records)
+    return cast("Sequence[Record]", [record for piece in slices for record in piece.records])
+
+
+def _where(batch: Batch) -> dict[str, object]:
+    return {
+        "records": len(batch.records),
+        "until": {f"{where.topic}[{where.number}]": at for where, at in batch.positions.items()},
+    }
+
+
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
