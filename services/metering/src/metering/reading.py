@@ -82,8 +82,10 @@ class Bucket:
     hold_id: HoldId | None = None
     """The first hold that usage in it named."""
     gpu_ns: int = 0
-    stored_gpu_ns: int | None = None
-    """What is stored; None for a bucket that is new."""
+    loaded: bool = False
+    """Whether it was looked up."""
+    stored: bool = False
+    """Whether it was found."""
     filled_by: Origin | None = None
     """The record that last added to it."""
 
