@@ -32,7 +32,7 @@ LegalEntityId = NewType("LegalEntityId", str)
 SourcePath = NewType("SourcePath", str)
 
 ID_PATTERN = r"[A-Za-z0-9._:@+=-]{1,128}"
-"""Grammar of every id of ours, without anchors (INTERFACE: events, bounds)."""
+"""Grammar of every id of ours, without anchors."""
 
 DEVICE_ID_PATTERN = r"[A-Za-z0-9._:@+=/-]{1,128}"
 """Grammar of device and slice ids: also slashes."""

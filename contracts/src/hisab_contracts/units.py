@@ -37,7 +37,7 @@ def floor_gpu_ms(used_gpu_ns: int) -> int:
 
 
 def rated_micro(bucket_gpu_ns: int, micro_per_gpu_hour: int) -> int:
-    """Price the whole of one bucket: floor(gpu_ns x rate / one GPU-hour), DESIGN section 5.
+    """Price the whole of one bucket: floor(gpu_ns x rate / one GPU-hour).
 
     A pure function of the bucket's total: order and chunking of what filled it cannot matter.
     """
