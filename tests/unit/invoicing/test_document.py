@@ -16,12 +16,13 @@ from invoicing.document import (
     Content,
     Facts,
     content_bytes,
-    content_of,
     default_issued_on,
     document_id,
+    draft_of,
     gpu_hours,
     grouped_minor,
     long_date,
+    numbered,
     percent,
     printed,
     read_content,
@@ -64,7 +65,7 @@ def worked_example_bill() -> Bill:
 
 
 def worked_example() -> Content:
-    return content_of(FACTS, worked_example_bill(), 1)
+    return numbered(draft_of(FACTS, worked_example_bill()), FACTS.place(1))
 
 
 def test_the_content_states_the_bill_in_strings() -> None:
@@ -87,7 +88,18 @@ def test_the_content_states_the_bill_in_strings() -> None:
         for name in ("net_minor", "tax_minor", "total_minor", "tender_minor", "due_minor")
     )
     assert {"first_seq": "1", "last_seq": "3", "last_hash": "ab" * 32} == content["entries"]
-    assert {"pipeline": 1, "tax": 2} == content["versions"]
+    assert {"pipeline_version": 1, "tax_version": 2} == content["versions"]
+
+
+@pytest.mark.defect("I13")
+def test_a_draft_has_no_number_and_numbering_changes_nothing_else() -> None:
+    """The number is taken when the invoice is finalised, and only then."""
+    draft = draft_of(FACTS, worked_example_bill())
+    assert "" == draft.content.number
+    content = numbered(draft, FACTS.place(12))
+    assert "INV-2025-26-000012" == content.number
+    assert draft.content == msgspec.structs.replace(content, number="")
+    assert ("0", "980000000") == (draft.funded_micro, draft.receivable_micro)
 
 
 @pytest.mark.defect("I24")
@@ -121,7 +133,7 @@ def test_the_number_carries_the_fiscal_year_of_the_issue_date(
 
 def test_a_document_has_one_id_however_often_it_is_computed() -> None:
     """The id comes from seller, tenant and month, and from nothing else."""
-    again = content_of(replace(FACTS, last_seq=9), worked_example_bill(), 7)
+    again = draft_of(replace(FACTS, last_seq=9), worked_example_bill()).content
     assert worked_example().invoice_id == again.invoice_id
     other = document_id(FACTS.legal_entity_id, FACTS.tenant_id, "2025-08")
     assert other != again.invoice_id

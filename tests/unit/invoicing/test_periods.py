@@ -15,7 +15,6 @@ from invoicing.periods import (
     MonthState,
     blockers,
     complete_until,
-    contiguous_after,
 )
 
 LHR, KHI = HubCode("lhr"), HubCode("khi")
@@ -147,14 +146,3 @@ def test_complete_until_is_the_lowest_partition_of_each_hub() -> None:
     """Unknown while one partition has said nothing."""
     marks = (mark(0), mark(1, watermark_ms=END_MS - 1), mark(0, KHI))
     assert {LHR: END_MS - 1, KHI: None} == complete_until(marks, 2)
-
-
-@pytest.mark.parametrize(
-    ("position", "seqs", "expected"),
-    [(0, [], 0), (0, [1, 2, 3], 3), (3, [5, 4, 7], 5), (3, [5], 3), (3, [1, 2], 3)],
-)
-def test_a_book_is_contiguous_up_to_its_first_gap(
-    position: int, seqs: list[int], expected: int
-) -> None:
-    """Order and repetition do not matter; a gap is never guessed over."""
-    assert expected == contiguous_after(position, seqs)

@@ -89,8 +89,8 @@ class EntryRange(Struct, frozen=True):
 class Versions(Struct, frozen=True):
     """By which rules the bill was computed: it is a pure function of entries and these."""
 
-    pipeline: int
-    tax: int
+    pipeline_version: int
+    tax_version: int
 
 
 class Content(Struct, frozen=True):
@@ -114,6 +114,14 @@ class Content(Struct, frozen=True):
     due_minor: str
     entries: EntryRange
     versions: Versions
+
+
+class Draft(Struct, frozen=True):
+    """A bill computed and not yet numbered: drafts have no number, and the place in it is empty."""
+
+    content: Content
+    funded_micro: str
+    receivable_micro: str
 
 
 class DocumentEvent(Struct, frozen=True):
@@ -141,6 +149,17 @@ class Place:
     fiscal_year: str
     position: int
 
+    @classmethod
+    def of(
+        cls,
+        legal_entity_id: LegalEntityId,
+        series: str,
+        issued_on: dt.date,
+        position: int = 0,
+    ) -> Place:
+        """Return a place in the series of the issue date's fiscal year; 0 is before the first."""
+        return cls(legal_entity_id, series, fiscal_year(issued_on), position)
+
     @property
     def number(self) -> str:
         """What is printed and quoted: `INV-2025-26-000001`."""
@@ -166,8 +185,7 @@ class Facts:
 
     def place(self, position: int) -> Place:
         """Return the place of this document in its series, at a position."""
-        year = fiscal_year(self.issued_on)
-        return Place(self.legal_entity_id, self.series, year, position)
+        return Place.of(self.legal_entity_id, self.series, self.issued_on, position)
 
 
 def document_id(legal_entity_id: LegalEntityId, tenant_id: TenantId, period: str) -> DocumentId:
@@ -181,11 +199,21 @@ def default_issued_on(period: str) -> dt.date:
     return first_day_on(next_month(period))
 
 
-def content_of(facts: Facts, bill: Bill, position: int) -> Content:
-    """State a bill as the document that has this place in its series."""
+def draft_of(facts: Facts, bill: Bill) -> Draft:
+    """State a bill as a document that still lacks its number."""
+    content = _content(facts, bill)
+    return Draft(content, str(bill.funded_micro), str(bill.receivable_micro))
+
+
+def numbered(draft: Draft, place: Place) -> Content:
+    """Give a draft its place in its series; nothing else of it changes."""
+    return msgspec.structs.replace(draft.content, number=place.number)
+
+
+def _content(facts: Facts, bill: Bill) -> Content:
     return Content(
         invoice_id=document_id(facts.legal_entity_id, facts.tenant_id, facts.period),
-        number=facts.place(position).number,
+        number="",
         legal_entity=facts.legal_entity_id,
         legal_entity_name=facts.legal_entity_name,
         tenant_id=facts.tenant_id,
@@ -266,7 +294,10 @@ def printed(content: Content) -> Canonical:
         "due": grouped_minor(int(content.due_minor)),
         "entries": f"{content.entries.first_seq} to {content.entries.last_seq}",
         "last_hash": content.entries.last_hash,
-        "versions": f"pipeline {content.versions.pipeline}, tax table {content.versions.tax}",
+        "versions": (
+            f"pipeline {content.versions.pipeline_version}, "
+            f"tax table {content.versions.tax_version}"
+        ),
         "content_sha256": hashlib.sha256(content_bytes(content)).hexdigest(),
     }
 

@@ -19,7 +19,7 @@ by and cannot be overridden.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -104,14 +104,6 @@ def complete_until(marks: Iterable[HubMark], partitions: int) -> Mapping[HubCode
         stated = [watermark for watermark in known if watermark is not None]
         lowest[hub] = min(stated) if len(stated) == partitions else None
     return lowest
-
-
-def contiguous_after(position: int, seqs: Collection[int]) -> int:
-    """Return the last seq up to which a book has no gap: `position`, moved on by what is there."""
-    present = frozenset(seqs)
-    while position + 1 in present:
-        position += 1
-    return position
 
 
 def _by_hub(marks: Iterable[HubMark]) -> dict[HubCode, dict[int, HubMark]]:
