@@ -176,7 +176,7 @@ def fold(opening: Book, entries: Iterable[Entry]) -> Folded:
     return Folded(book, buckets, holds)
 
 
-class InvariantBroken(Exception):  # noqa: N818
+class InvariantBroken(Exception):
     """A defect of ours: the state contradicts itself. Nothing may be committed."""
 
 

@@ -1,0 +1,378 @@
+"""Entries as rows: how they are appended, read back as they were hashed, and found again.
+
+Theory. An entry is one row, its postings inside as parallel arrays. What follows from the rest is
+not stored: a charge's cause and actor (its bucket, metering), its hour (when it is effective), its
+amount (its posting on `usage`), and every entry's `prev_hash` (the hash of the row before). So a
+charge costs less than half a kilobyte, and `entry_from_row` gives back the entry that was hashed.
+
+A window of transaction ids [from, until) below the horizon (`horizon_of`: every older transaction
+has ended) is complete for ever: no commit can add to it. The sequencer numbers entries by such
+windows, and sorts each by (book, seq), because within one book a later entry can carry an older
+transaction id than the one before it, but never from another window.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from hisab_contracts.entries import (
+    GENESIS_HASH,
+    ChargeDetail,
+    Entry,
+    EntryWatermark,
+    GrantDetail,
+    HoldDetail,
+    Posting,
+)
+from hisab_contracts.ids import (
+    AllocationId,
+    BucketId,
+    HubCode,
+    NodeId,
+    PriceClass,
+    PriceVersion,
+    ProjectId,
+    Sku,
+    TenantId,
+    entry_id,
+)
+
+if TYPE_CHECKING:
+    from asyncpg import Record as Row
+
+    from runtime.database import Connection
+
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MILLISECOND: Final = dt.timedelta(milliseconds=1)
+
+
+@lru_cache(maxsize=65_536)
+def moment_of(instant_ms: int) -> dt.datetime:
+    """Return an instant as PostgreSQL takes it."""
+    return _EPOCH + dt.timedelta(milliseconds=instant_ms)
+
+
+def ms_of(moment: dt.datetime) -> int:
+    """Return an instant of PostgreSQL in milliseconds."""
+    return (moment - _EPOCH) // _MILLISECOND
+
+
+_INSERT_ENTRIES = """
+insert into entries (tenant_id, seq, kind, effective_at, recorded_at, hash, accounts, amounts,
+                     balances, caused_by, actor, bucket_id, allocation_id, project_id, hold_id, hub,
+                     node_id, sku, price_class, price_version, revision, gpu_ns, over_limit, detail,
+                     trace_id)
+select n.tenant_id, n.seq, n.kind, n.effective_at, n.recorded_at, n.hash, n.accounts::text[],
+       n.amounts::bigint[], n.balances::bigint[], n.caused_by, n.actor, n.bucket_id,
+       n.allocation_id, n.project_id, n.hold_id, n.hub, n.node_id, n.sku, n.price_class,
+       n.price_version, n.revision, n.gpu_ns, n.over_limit, n.detail, n.trace_id
+  from unnest($1::text[], $2::bigint[], $3::text[], $4::timestamptz[], $5::timestamptz[],
+              $6::bytea[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[],
+              $12::uuid[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[],
+              $18::text[], $19::text[], $20::text[], $21::bigint[], $22::bigint[], $23::boolean[],
+              $24::bytea[], $25::uuid[])
+       as n (tenant_id, seq, kind, effective_at, recorded_at, hash, accounts, amounts, balances,
+             caused_by, actor, bucket_id, allocation_id, project_id, hold_id, hub, node_id, sku,
+             price_class, price_version, revision, gpu_ns, over_limit, detail, trace_id)
+"""
+
+
+async def insert_entries(
+    connection: Connection, entries: Sequence[Entry], traces: Sequence[str | None]
+) -> None:
+    """Append entries. Arrays of a row travel as literals: account names need no quoting."""
+    charges = [entry.charge for entry in entries]
+    await connection.execute(
+        _INSERT_ENTRIES,
+        [entry.tenant_id for entry in entries],
+        [entry.seq for entry in entries],
+        [entry.kind for entry in entries],
+        [moment_of(entry.effective_ms) for entry in entries],
+        [moment_of(entry.recorded_ms) for entry in entries],
+        [bytes.fromhex(entry.hash) for entry in entries],
+        [pg_array(posting.account for posting in entry.postings) for entry in entries],
+        [pg_array(str(posting.posting_micro) for posting in entry.postings) for entry in entries],
+        [pg_array(str(posting.balance_micro) for posting in entry.postings) for entry in entries],
+        [entry.caused_by if entry.charge is None else None for entry in entries],
+        [entry.actor if entry.charge is None else None for entry in entries],
+        [None if charge is None else charge.bucket_id for charge in charges],
+        [None if charge is None else charge.allocation_id for charge in charges],
+        [None if charge is None else charge.project_id for charge in charges],
+        [None if charge is None else charge.hold_id for charge in charges],
+        [None if charge is None else charge.hub for charge in charges],
+        [None if charge is None else charge.node_id for charge in charges],
+        [None if charge is None else charge.sku for charge in charges],
+        [None if charge is None else charge.price_class for charge in charges],
+        [None if charge is None else charge.price_version for charge in charges],
+        [None if charge is None else charge.revision for charge in charges],
+        [None if charge is None else charge.gpu_ns for charge in charges],
+        [None if charge is None else charge.over_limit for charge in charges],
+        [_detail_bytes(entry) for entry in entries],
+        traces,
+    )
+
+
+def pg_array(members: Iterable[str]) -> str:
+    """Write an array literal of members that need no quoting: account names and numbers."""
+    return "{" + ",".join(members) + "}"
+
+
+def _detail_bytes(entry: Entry) -> bytes | None:
+    """Encode what only some kinds have: the hold or the grant."""
+    detail = entry.hold or entry.grant
+    return None if detail is None else msgspec.json.encode(detail)
+
+
+_ENTRIES_AFTER = """
+select e.tenant_id, e.seq, e.kind, e.effective_at, e.recorded_at, e.hash, e.accounts, e.amounts,
+       e.balances, e.caused_by, e.actor, e.bucket_id, e.allocation_id, e.project_id, e.hold_id,
+       e.hub, e.node_id, e.sku, e.price_class, e.price_version, e.revision, e.gpu_ns, e.over_limit,
+       e.detail, p.hash as prev_hash
+  from entries e
+  left join entries p on p.tenant_id = e.tenant_id and p.seq = e.seq - 1
+ where e.tenant_id = $1 and e.seq > $2
+ order by e.seq
+ limit $3
+"""
+
+
+async def entries_after(
+    connection: Connection, tenant_id: str, after_seq: int, limit: int
+) -> list[Entry]:
+    """Read a book's entries after a position, ascending."""
+    rows = await connection.fetch(_ENTRIES_AFTER, tenant_id, after_seq, limit)
+    return [entry_from_row(row) for row in rows]
+
+
+def entry_from_row(row: Row) -> Entry:
+    """Read one entry, as it was hashed."""
+    seq, tenant_id, accounts = row["seq"], TenantId(row["tenant_id"]), row["accounts"]
+    effective_ms = ms_of(row["effective_at"])
+    postings = [
+        Posting(account, amount, balance)
+        for account, amount, balance in zip(accounts, row["amounts"], row["balances"], strict=True)
+    ]
+    charge: ChargeDetail | None = None
+    if row["bucket_id"] is not None:
+        charge = _charge_from_row(row, effective_ms, postings)
+    kind, detail = row["kind"], row["detail"]
+    held = kind in ("hold_placed", "hold_released")
+    return Entry(
+        tenant_id=tenant_id,
+        seq=seq,
+        entry_id=entry_id(tenant_id, seq),
+        kind=kind,
+        effective_ms=effective_ms,
+        recorded_ms=ms_of(row["recorded_at"]),
+        postings=postings,
+        caused_by=row["caused_by"] if charge is None else f"bucket:{charge.bucket_id}",
+        actor=row["actor"] if charge is None else "metering",
+        prev_hash=GENESIS_HASH if row["prev_hash"] is None else row["prev_hash"].hex(),
+        hash=row["hash"].hex(),
+        charge=charge,
+        hold=msgspec.json.decode(detail, type=HoldDetail) if held else None,
+        grant=msgspec.json.decode(detail, type=GrantDetail) if kind == "grant" else None,
+    )
+
+
+def _charge_from_row(row: Row, effective_ms: int, postings: Sequence[Posting]) -> ChargeDetail:
+    """A charge's amount is its posting on `usage`; its hour is when it is effective."""
+    return ChargeDetail(
+        bucket_id=BucketId(row["bucket_id"].hex),
+        allocation_id=AllocationId(row["allocation_id"]),
+        project_id=ProjectId(row["project_id"]),
+        hold_id=row["hold_id"],
+        hub=HubCode(row["hub"]),
+        node_id=NodeId(row["node_id"]),
+        sku=Sku(row["sku"]),
+        price_class=PriceClass(row["price_class"]),
+        price_version=PriceVersion(row["price_version"]),
+        hour_ms=effective_ms,
+        revision=row["revision"],
+        gpu_ns=row["gpu_ns"],
+        charge_micro=sum(each.posting_micro for each in postings if each.account == "usage"),
+        over_limit=row["over_limit"],
+    )
+
+
+_HORIZON = """
+select pg_snapshot_xmin(pg_current_snapshot())::text::bigint as horizon
+"""
+
+
+async def horizon_of(connection: Connection) -> int:
+    """Return the oldest transaction id that may still be running: all below it have ended."""
+    return int(await connection.fetchval(_HORIZON))
+
+
+class Window(msgspec.Struct, frozen=True):
+    """A numbered range of transactions: its entries have the indexes from `first_index` on."""
+
+    window_id: int
+    from_xid: int
+    until_xid: int
+    first_index: int
+    entries: int
+    is_published: bool
+
+
+_LAST_WINDOW = """
+select window_id, from_xid::text::bigint as from_xid, until_xid::text::bigint as until_xid,
+       first_index, entries, published_at is not null as is_published
+  from sequence_windows
+ order by window_id desc
+ limit 1
+"""
+
+
+async def last_window(connection: Connection) -> Window | None:
+    """Return the newest window, published or not; None before the first."""
+    row = await connection.fetchrow(_LAST_WINDOW)
+    if row is None:
+        return None
+    return Window(
+        row["window_id"],
+        row["from_xid"],
+        row["until_xid"],
+        row["first_index"],
+        row["entries"],
+        row["is_published"],
+    )
+
+
+_CUT_WINDOW = """
+with found as (
+  select count(*) as entries from entries
+   where xid >= $1::text::xid8 and xid < $2::text::xid8
+)
+insert into sequence_windows (from_xid, until_xid, first_index, entries)
+select $1::text::xid8, $2::text::xid8, $3, entries from found where entries > 0
+returning window_id, entries
+"""
+
+
+async def cut_window(
+    connection: Connection, from_xid: int, until_xid: int, first_index: int
+) -> Window | None:
+    """Commit the next window; None when no entry lies in it, and nothing is committed."""
+    row = await connection.fetchrow(_CUT_WINDOW, str(from_xid), str(until_xid), first_index)
+    if row is None:
+        return None
+    return Window(row["window_id"], from_xid, until_xid, first_index, row["entries"], False)
+
+
+_WINDOW_ENTRIES = """
+select e.tenant_id, e.seq, e.kind, e.effective_at, e.recorded_at, e.hash, e.accounts, e.amounts,
+       e.balances, e.caused_by, e.actor, e.bucket_id, e.allocation_id, e.project_id, e.hold_id,
+       e.hub, e.node_id, e.sku, e.price_class, e.price_version, e.revision, e.gpu_ns, e.over_limit,
+       e.detail, e.trace_id, p.hash as prev_hash
+  from entries e
+  left join entries p on p.tenant_id = e.tenant_id and p.seq = e.seq - 1
+ where e.xid >= $1::text::xid8 and e.xid < $2::text::xid8
+   and (e.tenant_id, e.seq) > ($3, $4)
+ order by e.tenant_id, e.seq
+ limit $5
+"""
+
+
+async def window_entries(
+    connection: Connection, window: Window, after: tuple[str, int], limit: int
+) -> list[tuple[Entry, str | None]]:
+    """Read a window's entries in index order after (book, seq), each with its trace id."""
+    rows = await connection.fetch(
+        _WINDOW_ENTRIES, str(window.from_xid), str(window.until_xid), after[0], after[1], limit
+    )
+    return [
+        (entry_from_row(row), None if row["trace_id"] is None else row["trace_id"].hex)
+        for row in rows
+    ]
+
+
+_MARK_PUBLISHED = """
+update sequence_windows set published_at = clock_timestamp() where window_id = $1
+"""
+
+
+async def mark_published(connection: Connection, window: Window) -> None:
+    """Note that a window's entries are all in Kafka."""
+    await connection.execute(_MARK_PUBLISHED, window.window_id)
+
+
+_UNPUBLISHED = """
+select (select coalesce(sum(entries), 0) from sequence_windows where published_at is null)
+       + (select count(*) from entries
+           where xid >= coalesce((select max(until_xid) from sequence_windows), '0'::xid8))
+       as unpublished
+"""
+
+
+async def count_unpublished(connection: Connection) -> int:
+    """Count the entries committed and not yet in Kafka."""
+    return int(await connection.fetchval(_UNPUBLISHED))
+
+
+_KEEP_WATERMARKS = """
+insert into hub_watermarks as w (partition, hub, revision, watermark_at, message)
+select n.partition, n.hub, n.revision, n.watermark_at, n.message
+  from unnest($1::int[], $2::text[], $3::bigint[], $4::timestamptz[], $5::bytea[])
+       as n (partition, hub, revision, watermark_at, message)
+ order by n.partition, n.hub
+on conflict (partition, hub) do update
+   set revision = excluded.revision, watermark_at = excluded.watermark_at,
+       message = excluded.message, xid = pg_current_xact_id()
+ where w.revision < excluded.revision
+"""
+
+
+async def keep_watermarks(
+    connection: Connection, watermarks: Sequence[tuple[int, EntryWatermark]]
+) -> None:
+    """Keep the newest watermark of each (partition, hub), placed among the entries by its xid."""
+    if not watermarks:
+        return
+    await connection.execute(
+        _KEEP_WATERMARKS,
+        [partition for partition, _ in watermarks],
+        [mark.hub for _, mark in watermarks],
+        [mark.revision for _, mark in watermarks],
+        [
+            None if mark.watermark_ms is None else moment_of(mark.watermark_ms)
+            for _, mark in watermarks
+        ],
+        [msgspec.json.encode(mark) for _, mark in watermarks],
+    )
+
+
+_WATERMARKS_BEFORE = """
+select partition, hub, revision, message
+  from hub_watermarks
+ where xid < $1::text::xid8
+ order by partition, hub
+"""
+
+
+async def watermarks_before(
+    connection: Connection, until_xid: int
+) -> list[tuple[int, str, int, bytes]]:
+    """Read the watermarks of ended transactions: (partition, hub, revision, message)."""
+    rows = await connection.fetch(_WATERMARKS_BEFORE, str(until_xid))
+    return [(row["partition"], row["hub"], row["revision"], row["message"]) for row in rows]
+
+
+_COMPLETE_UNTIL = """
+select hub, case when bool_or(watermark_at is null) then null else min(watermark_at) end as until
+  from hub_watermarks
+ group by hub
+ order by hub
+"""
+
+
+async def complete_until(connection: Connection) -> dict[str, int | None]:
+    """Return per hub until when all its usage is booked, over all partitions."""
+    rows = await connection.fetch(_COMPLETE_UNTIL)
+    return {row["hub"]: None if row["until"] is None else ms_of(row["until"]) for row in rows}

@@ -1,0 +1,145 @@
+"""What can be read of books: a balance, a hold, the trial balance. SQL, one query each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from hisab_contracts.ids import TenantId
+from ledger.book import Book, available_micro
+from ledger.feed import moment_of, ms_of
+from ledger.grants import Lot, in_draw_order
+from ledger.store import book_from_row, lot_from_row
+
+if TYPE_CHECKING:
+    from runtime.database import Connection
+
+
+class Balance(Struct, frozen=True):
+    """A book's totals and open lots as of `seq`, and until when they are complete."""
+
+    book: Book
+    available_micro: int
+    held_micro: int
+    lots: tuple[Lot, ...]
+    """Lots open now, in draw order."""
+    complete_until_ms: int | None
+
+
+_BALANCE = """
+select b.tenant_id, b.kind, b.currency, b.credit_limit_micro, b.seq, b.head_hash, b.recorded_at,
+       b.charged_micro, b.funded_micro, b.receivable_micro, b.invoiced_micro, b.settled_micro,
+       b.unfunded_micro, b.reserved_micro,
+       array(select row(l.tenant_id, l.grant_id, l.programme_id, l.priority, l.effective_at,
+                        l.expires_at, l.granted_micro, l.remaining_micro, l.reserved_micro)::lots
+               from lots l
+              where l.tenant_id = b.tenant_id
+                and (l.remaining_micro > 0 or l.expires_at is null or l.expires_at > $2)) as lots,
+       w.hubs, w.known, w.until
+  from books b
+  left join lateral (
+    select count(*) filter (where partition = $3) as hubs, count(distinct hub) as known,
+           case when bool_or(watermark_at is null) filter (where partition = $3) then null
+                else min(watermark_at) filter (where partition = $3) end as until
+      from hub_watermarks
+  ) w on true
+ where b.tenant_id = $1
+"""
+
+
+async def balance_of(
+    connection: Connection, tenant_id: str, now_ms: int, partition: int
+) -> Balance | None:
+    """Read a balance as of now. `partition` is the tenant's: its charges come through no other.
+
+    Complete until the lowest watermark of all hubs that have emitted anything; None while one of
+    them has none, or has not yet been heard of in the tenant's partition.
+    """
+    row = await connection.fetchrow(_BALANCE, tenant_id, moment_of(now_ms), partition)
+    if row is None:
+        return None
+    lots = in_draw_order(lot_from_row(lot) for lot in row["lots"])
+    book = book_from_row(row, lots, {})
+    until = row["until"] if row["hubs"] == row["known"] else None
+    return Balance(
+        book=book,
+        available_micro=available_micro(book, now_ms),
+        held_micro=book.reserved_micro + sum(lot.reserved_micro for lot in lots),
+        lots=tuple(lot for lot in lots if lot.expires_ms is None or lot.expires_ms > now_ms),
+        complete_until_ms=None if until is None else ms_of(until),
+    )
+
+
+class HoldView(Struct, frozen=True):
+    """A hold and what its tenant has available."""
+
+    hold_id: str
+    tenant_id: TenantId
+    state: str
+    hold_micro: int
+    open_micro: int
+
+
+_HOLD = """
+select h.hold_id, h.tenant_id, coalesce(h.ended, 'open') as state, h.hold_micro,
+       postings_sum(h.reserved) as open_micro
+  from holds h
+ where h.hold_id = $1
+"""
+
+
+async def hold_of(connection: Connection, hold_id: str) -> HoldView | None:
+    """Find a hold that this transaction may see. State: open, final, released or expired."""
+    row = await connection.fetchrow(_HOLD, hold_id)
+    if row is None:
+        return None
+    return HoldView(
+        row["hold_id"],
+        TenantId(row["tenant_id"]),
+        row["state"],
+        row["hold_micro"],
+        int(row["open_micro"]),
+    )
+
+
+class TrialBalance(Struct, frozen=True):
+    """Every account by name without its id, summed over all books, and the latest instant."""
+
+    accounts: dict[str, int]
+    recorded_ms: int
+    entries: int
+
+
+_TRIAL_BALANCE = """
+select account, sum(micro)::numeric as micro
+  from (
+    select 'usage' as account, sum(charged_micro) as micro from books
+    union all
+    select 'receivable', -sum(receivable_micro) from books
+    union all
+    select 'settled', -sum(settled_micro) from books
+    union all
+    select 'unfunded', -sum(unfunded_micro) from books
+    union all
+    select 'lot', sum(remaining_micro) from lots
+    union all
+    select split_part(account, ':', 1), sum(balance_micro) from accounts group by 1
+  ) each
+ group by account
+ order by account
+"""
+_AS_OF = """
+select coalesce(max(recorded_at), 'epoch') as recorded_at, coalesce(sum(seq), 0) as entries
+  from books
+"""
+
+
+async def trial_balance(connection: Connection) -> TrialBalance:
+    """Sum every account over all books; the sum of the sums is 0."""
+    rows = await connection.fetch(_TRIAL_BALANCE)
+    as_of = await connection.fetchrow(_AS_OF)
+    accounts = {row["account"]: int(row["micro"] or 0) for row in rows}
+    recorded_ms = 0 if as_of is None else ms_of(as_of["recorded_at"])
+    entries = 0 if as_of is None else int(as_of["entries"])
+    return TrialBalance(accounts, recorded_ms, entries)
