@@ -28,7 +28,7 @@ _Currency = Annotated[str, Meta(pattern="^[A-Z]{3}$")]
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,3})?(Z|[+-]\d\d:\d\d)")
 
 
-class OpenTenant(Model, frozen=True):
+class OpenTenant(Model, frozen=True, kw_only=True):
     """A new tenant."""
 
     tenant_id: _Id
@@ -38,7 +38,7 @@ class OpenTenant(Model, frozen=True):
     credit_limit_micro: IntegerText
 
 
-class TenantAnswer(Model, frozen=True):
+class TenantAnswer(Model, frozen=True, kw_only=True):
     """A tenant as registered."""
 
     tenant_id: str
@@ -49,7 +49,7 @@ class TenantAnswer(Model, frozen=True):
     projects: list[str]
 
 
-class OpenProgramme(Model, frozen=True):
+class OpenProgramme(Model, frozen=True, kw_only=True):
     """A new programme with its budget."""
 
     programme_id: _Id
@@ -57,7 +57,7 @@ class OpenProgramme(Model, frozen=True):
     budget_micro: IntegerText
 
 
-class MakeKey(Model, frozen=True):
+class MakeKey(Model, frozen=True, kw_only=True):
     """A new API key: a tenant's names its tenant, a hub's its hub."""
 
     role: Role
@@ -65,21 +65,21 @@ class MakeKey(Model, frozen=True):
     hub: _Hub | None = None
 
 
-class KeyAnswer(Model, frozen=True):
+class KeyAnswer(Model, frozen=True, kw_only=True):
     """A key; its secret is shown once and null in every repeat."""
 
     key_id: str
     secret: str | None
 
 
-class RevokedKey(Model, frozen=True):
+class RevokedKey(Model, frozen=True, kw_only=True):
     """A key that no longer opens anything."""
 
     key_id: str
     state: str
 
 
-class ProposeGrant(Model, frozen=True):
+class ProposeGrant(Model, frozen=True, kw_only=True):
     """A grant as proposed: both ends of its window on whole UTC hours."""
 
     tenant_id: _Id
@@ -93,18 +93,18 @@ class ProposeGrant(Model, frozen=True):
     tax_effect: str = "tender"
 
 
-class GrantAnswer(Model, frozen=True):
+class GrantAnswer(Model, frozen=True, kw_only=True):
     """Where a grant stands."""
 
     grant_id: str
     state: str
 
 
-class Nothing(Model, frozen=True):
+class Nothing(Model, frozen=True, kw_only=True):
     """An empty body."""
 
 
-class AskHold(Model, frozen=True):
+class AskHold(Model, frozen=True, kw_only=True):
     """May this job start? Its amount, or GPUs, price class and duration to price it by."""
 
     tenant_id: _Id
@@ -120,7 +120,7 @@ class AskHold(Model, frozen=True):
     expires_at: str
 
 
-class HoldAnswer(Model, frozen=True):
+class HoldAnswer(Model, frozen=True, kw_only=True):
     """A hold, and what its tenant has available."""
 
     hold_id: str
@@ -133,7 +133,7 @@ class HoldAnswer(Model, frozen=True):
     available_micro: str
 
 
-class LotAnswer(Model, frozen=True):
+class LotAnswer(Model, frozen=True, kw_only=True):
     """One open lot."""
 
     grant_id: str
@@ -142,7 +142,7 @@ class LotAnswer(Model, frozen=True):
     expires_at: str | None
 
 
-class AsOf(Model, frozen=True):
+class AsOf(Model, frozen=True, kw_only=True):
     """How fresh an answer is: the last entry it includes, and until when usage is complete."""
 
     seq: str
@@ -150,7 +150,7 @@ class AsOf(Model, frozen=True):
     complete_until: str | None
 
 
-class BalanceAnswer(Model, frozen=True):
+class BalanceAnswer(Model, frozen=True, kw_only=True):
     """charged = funded + receivable + invoiced + settled + unfunded."""
 
     available_micro: str
@@ -166,7 +166,7 @@ class BalanceAnswer(Model, frozen=True):
     as_of: AsOf
 
 
-class PostingAnswer(Model, frozen=True):
+class PostingAnswer(Model, frozen=True, kw_only=True):
     """One account's change, and what it holds after it."""
 
     account: str
@@ -174,7 +174,7 @@ class PostingAnswer(Model, frozen=True):
     balance_micro: str
 
 
-class ChargeAnswer(Model, frozen=True):
+class ChargeAnswer(Model, frozen=True, kw_only=True):
     """Which bucket a charge belongs to."""
 
     allocation_id: str
@@ -193,14 +193,14 @@ class ChargeAnswer(Model, frozen=True):
     over_limit: bool
 
 
-class ReservedAnswer(Model, frozen=True):
+class ReservedAnswer(Model, frozen=True, kw_only=True):
     """An amount reserved on a lot (`lot:<grant>`) or on the credit limit (`limit`)."""
 
     place: str
     reserved_micro: str
 
 
-class HoldEntryAnswer(Model, frozen=True):
+class HoldEntryAnswer(Model, frozen=True, kw_only=True):
     """A hold placed or released, and where it reserved at that moment."""
 
     hold_id: str
@@ -212,7 +212,7 @@ class HoldEntryAnswer(Model, frozen=True):
     expires_at: str
 
 
-class GrantEntryAnswer(Model, frozen=True):
+class GrantEntryAnswer(Model, frozen=True, kw_only=True):
     """The terms of a lot as granted."""
 
     grant_id: str
@@ -223,7 +223,7 @@ class GrantEntryAnswer(Model, frozen=True):
     expires_at: str | None
 
 
-class EntryAnswer(Model, frozen=True, omit_defaults=True):
+class EntryAnswer(Model, frozen=True, kw_only=True, omit_defaults=True):
     """One entry of a book; `charge`, `hold` and `grant` stand in entries of that kind only."""
 
     seq: str
@@ -241,21 +241,21 @@ class EntryAnswer(Model, frozen=True, omit_defaults=True):
     grant: GrantEntryAnswer | None = None
 
 
-class AccountAnswer(Model, frozen=True):
+class AccountAnswer(Model, frozen=True, kw_only=True):
     """One account, summed over all books."""
 
     account: str
     balance_micro: str
 
 
-class TrialBalanceAsOf(Model, frozen=True):
+class TrialBalanceAsOf(Model, frozen=True, kw_only=True):
     """What the sums include."""
 
     recorded_at: str
     entries: str
 
 
-class TrialBalanceAnswer(Model, frozen=True):
+class TrialBalanceAnswer(Model, frozen=True, kw_only=True):
     """Every account; the sum is 0."""
 
     accounts: list[AccountAnswer]
@@ -263,7 +263,7 @@ class TrialBalanceAnswer(Model, frozen=True):
     as_of: TrialBalanceAsOf
 
 
-class Invoiced(Model, frozen=True):
+class Invoiced(Model, frozen=True, kw_only=True):
     """A finalised document and the ledger amount it bills."""
 
     document_id: _Id
@@ -273,7 +273,7 @@ class Invoiced(Model, frozen=True):
     last_seq: IntegerText
 
 
-class InvoicedAnswer(Model, frozen=True):
+class InvoicedAnswer(Model, frozen=True, kw_only=True):
     """The entry that was made."""
 
     entry_id: str
