@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from hisab_contracts.ids import SourcePath
-from metering.reading import Parked, Reading, SourceEvents, Waits
+from metering.reading import Parked, Reading, SourceEvents, Vouched, Waits
 from metering.sources import GoesBack, Source, accept_watermark, closed_by_newer, observe
 
 
@@ -23,6 +23,8 @@ class Heard:
     """In order of first arrival, older epochs that were closed among them."""
     parked: list[Parked]
     """Watermarks that contradict what their source said elsewhere."""
+    accepted: list[Vouched]
+    """Quarantined watermarks that count now."""
 
 
 def hear(reading: Reading, stored: Iterable[Source]) -> Heard:
@@ -33,6 +35,7 @@ def hear(reading: Reading, stored: Iterable[Source]) -> Heard:
     sources = {source.path: source for source in stored}
     before = dict(sources)
     parked: list[Parked] = []
+    accepted: list[Vouched] = []
     for path, events in reading.sources.items():
         if path not in sources:
             _begin(sources, events)
@@ -43,14 +46,15 @@ def hear(reading: Reading, stored: Iterable[Source]) -> Heard:
             waits = Waits("watermark", goes_back.detail)
             parked.append(Parked(origin, waits, watermark, counts=False))
     for vouched in reading.vouched:
-        accepted = accept_watermark(sources[vouched.path], vouched.watermark.watermark_ms)
-        if isinstance(accepted, GoesBack):
-            waits = Waits("watermark", accepted.detail)
+        source_then = accept_watermark(sources[vouched.path], vouched.watermark.watermark_ms)
+        if isinstance(source_then, GoesBack):
+            waits = Waits("watermark", source_then.detail)
             parked.append(Parked(vouched.origin, waits, vouched.watermark, False, vouched.prior))
         else:
-            sources[vouched.path] = accepted
+            sources[vouched.path] = source_then
+            accepted.append(vouched)
     changed = [source for path, source in sources.items() if before.get(path) != source]
-    return Heard(changed, parked)
+    return Heard(changed, parked, accepted)
 
 
 def _begin(sources: dict[SourcePath, Source], events: SourceEvents) -> None:

@@ -176,6 +176,8 @@ class Reading:
     sources: dict[SourcePath, SourceEvents] = field(default_factory=dict)
     """In order of first arrival."""
     vouched: list[Vouched] = field(default_factory=list)
+    resolved: list[tuple[Origin, Prior]] = field(default_factory=list)
+    """Records judged again that turned out to be no usage and wait no more."""
     started: dict[AllocationKey, Started] = field(default_factory=dict)
     ended: dict[AllocationKey, Ended] = field(default_factory=dict)
     _rated: dict[tuple[str | int, ...], Bucket | Waits] = field(default_factory=dict)
@@ -228,6 +230,8 @@ class Reading:
                     self.ended[_allocation_of(data)] = data
             case _:
                 assert_never(data)
+        if prior is not None and isinstance(data, Started | Ended | Retired):
+            self.resolved.append((origin, prior))
         self._note(event.source, said, origin, data)
 
     def take_unread(self, origin: Origin) -> None:
@@ -288,6 +292,15 @@ class Reading:
             rated = line if isinstance(line, Waits) else _bucket_of(interval, line, hour_ms)
             self._rated[key] = rated
         return rated
+
+
+def missing_tenants(reading: Reading) -> set[TenantId]:
+    """Return the tenants that records of a reading wait for."""
+    return {
+        parked.data.tenant_id
+        for parked in reading.parked
+        if parked.waits.reason == "unknown-tenant" and isinstance(parked.data, Interval)
+    }
 
 
 def rating_line(facts: Facts, interval: Interval, hour_ms: int) -> PriceLine | Waits:

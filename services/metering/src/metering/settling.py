@@ -47,13 +47,6 @@ class Paper:
     """The newest price line the reading was judged by."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What became of records that were judged again: those that still wait."""
-
-    still_waiting: frozenset[int]
-
-
 class QuarantineNotice(msgspec.Struct, frozen=True):
     """`metering.quarantine.v1`: a record waits. Its bytes stay in metering's database."""
 
@@ -66,8 +59,13 @@ class QuarantineNotice(msgspec.Struct, frozen=True):
     value_sha256: str
 
 
-async def settle(connection: Connection, reading: Reading, outbox: Outbox, paper: Paper) -> Settled:
-    """Take a reading into the tables; the price lock is held already."""
+async def settle(
+    connection: Connection, reading: Reading, outbox: Outbox, paper: Paper
+) -> set[int]:
+    """Take a reading into the tables; the price lock is held already.
+
+    Returns which of the records that were judged again still wait.
+    """
     coverage: dict[DeviceKey, DeviceCoverage] = {}
     accounts = Accounts(reading.facts, coverage)
     await store.lock_nodes(
@@ -78,6 +76,8 @@ async def settle(connection: Connection, reading: Reading, outbox: Outbox, paper
     await _hear(connection, reading, accounts)
     for parked in reading.parked:
         accounts.park(parked)
+    for origin, prior in reading.resolved:
+        accounts.take_back(origin, prior)
     filled = [bucket for bucket in reading.buckets if bucket.filled_by is not None]
     await store.save_buckets(connection, filled)
     await store.add_tallies(connection, accounts.tallies)
@@ -90,9 +90,7 @@ async def settle(connection: Connection, reading: Reading, outbox: Outbox, paper
     notices = await _quarantine(connection, accounts.quarantined, paper)
     messages = [_total_message(bucket, paper.trace_of) for bucket in filled]
     await outbox.write(connection, [*messages, *notices])
-    return Settled(
-        frozenset(one.prior.quarantine_id for one in accounts.quarantined if one.prior is not None)
-    )
+    return {one.prior.quarantine_id for one in accounts.quarantined if one.prior is not None}
 
 
 def _portions(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
@@ -138,6 +136,8 @@ async def _hear(connection: Connection, reading: Reading, accounts: Accounts) ->
     heard = hear(reading, known)
     for parked in heard.parked:
         accounts.park(parked)
+    for vouched in heard.accepted:
+        accounts.take_back(vouched.origin, vouched.prior)
     await waiting.save_sources(connection, heard.changed)
 
 

@@ -24,12 +24,13 @@ from hisab_contracts.ids import (
     ProjectId,
     Sku,
     SliceId,
+    SourcePath,
     TenantId,
 )
 from hisab_contracts.reference import PriceLine
 from metering.accounts import DeviceKey, Tally, TallyKey, charge_micro
 from metering.coverage import Claim, Covered, DeviceCoverage, day_floor_ms
-from metering.rating import PriceBook
+from metering.rating import Displaced, PriceBook
 from metering.reading import AllocationKey, Bucket, Facts
 
 if TYPE_CHECKING:
@@ -461,3 +462,120 @@ async def add_duplicates(connection: Connection, duplicates: Mapping[AllocationK
         [key.tenant_id for key in duplicates],
         [str(gpu_ns) for gpu_ns in duplicates.values()],
     )
+
+
+_SAVE_TENANTS = """
+insert into tenants as t (tenant_id, currency)
+select k.tenant_id, k.currency from unnest($1::text[], $2::text[]) as k (tenant_id, currency)
+ order by k.tenant_id
+on conflict (tenant_id) do nothing
+"""
+
+
+async def save_tenants(connection: Connection, currencies: Mapping[TenantId, str]) -> None:
+    """Keep which tenants exist; the currency of a book never changes."""
+    await connection.execute(_SAVE_TENANTS, list(currencies), list(currencies.values()))
+
+
+# The registry and prices: commands of operators.
+
+_ADD_HUB = """
+insert into hubs (hub, name, heartbeat_ms) values ($1, $2, $3) on conflict (hub) do nothing
+"""
+
+
+async def add_hub(connection: Connection, hub: HubCode, name: str, heartbeat_ms: int) -> bool:
+    """Register a hub; False when it is registered already."""
+    return str(await connection.execute(_ADD_HUB, hub, name, heartbeat_ms)) == "INSERT 0 1"
+
+
+_RETIRE = """
+update sources set standing = 'retired', retired_for = $3
+ where hub = $1 and source = $2 and standing = 'active'
+"""
+
+
+async def retire_source(
+    connection: Connection, hub: HubCode, source: SourcePath, reason: str
+) -> bool:
+    """Have a source count no longer; False unless it was active."""
+    return str(await connection.execute(_RETIRE, hub, source, reason)) == "UPDATE 1"
+
+
+_CLOSE_PRICES = "select pg_advisory_xact_lock($1, $2)"
+
+
+async def close_prices(connection: Connection) -> None:
+    """Wait for all who rate and keep them out until this transaction ends."""
+    await connection.execute(_CLOSE_PRICES, *PRICE_LOCK)
+
+
+_RATED = """
+select k.rate_line_id,
+       (select b.hour_ms from buckets b
+         where b.hub = any(array(select hub from hubs)) and b.hour_ms >= k.from_ms
+           and b.rate_line_id = k.rate_line_id
+         limit 1) as hour_ms
+  from unnest($1::text[], $2::bigint[]) as k (rate_line_id, from_ms)
+"""
+
+
+async def rated_hours(connection: Connection, ended: Sequence[Displaced]) -> dict[str, int]:
+    """Return an hour, per line that would end, that is rated on it from that end on."""
+    rows = await connection.fetch(
+        _RATED, [one.rate_line_id for one in ended], [one.from_ms for one in ended]
+    )
+    return {row[0]: row[1] for row in rows if row[1] is not None}
+
+
+_ADD_LIST = """
+insert into price_lists (price_version, currency, valid_from_ms, valid_until_ms, added_by)
+values ($1, $2, $3, $4, $5)
+"""
+
+
+async def add_price_list(connection: Connection, lines: Sequence[PriceLine], added_by: str) -> None:
+    """Add a list and its lines; the price lock is held exclusively."""
+    first = lines[0]
+    await connection.execute(
+        _ADD_LIST,
+        first.price_version,
+        first.currency,
+        first.valid_from_ms,
+        first.valid_until_ms,
+        added_by,
+    )
+    await _add_price_lines(connection, lines)
+
+
+_ADD_LINES = """
+insert into price_lines (rate_line_id, price_version, currency, sku, price_class,
+                         micro_per_gpu_hour, valid_from_ms, valid_until_ms)
+select k.rate_line_id, $1, $2, k.sku, k.price_class, k.micro_per_gpu_hour, $3, $4
+  from unnest($5::text[], $6::text[], $7::text[], $8::bigint[])
+       as k (rate_line_id, sku, price_class, micro_per_gpu_hour)
+"""
+
+
+async def _add_price_lines(connection: Connection, lines: Sequence[PriceLine]) -> None:
+    first = lines[0]
+    await connection.execute(
+        _ADD_LINES,
+        first.price_version,
+        first.currency,
+        first.valid_from_ms,
+        first.valid_until_ms,
+        [line.rate_line_id for line in lines],
+        [line.sku for line in lines],
+        [line.price_class for line in lines],
+        [line.micro_per_gpu_hour for line in lines],
+    )
+
+
+_CURRENCY = "select currency from tenants where tenant_id = $1"
+
+
+async def currency_of(connection: Connection, tenant_id: str | None) -> str | None:
+    """Return the currency of a tenant's book, if there is such a tenant."""
+    currency = await connection.fetchval(_CURRENCY, tenant_id)
+    return None if currency is None else str(currency)

@@ -437,3 +437,71 @@ select exists (select from dismissed) and (select count(*) from blocking) >= 0
 async def dismiss(connection: Connection, quarantine_id: int, because: str) -> bool:
     """Have a record stay in quarantine for good, blocking nobody; False unless it was open."""
     return bool(await connection.fetchval(_DISMISS, quarantine_id, because))
+
+
+_RELEASABLE = """
+(select q.quarantine_id
+   from tenants t
+   join quarantine q on q.tenant_id = t.tenant_id
+  where q.state = 'open' and q.reason = 'unknown-tenant'
+  limit $1)
+union all
+(select q.quarantine_id
+   from quarantine q
+  where q.state = 'open' and q.reason in ('unknown-sku', 'no-price')
+    and q.judged_generation < (select coalesce(max(generation), 0) from price_lines)
+  order by q.judged_generation
+  limit $1)
+"""
+
+
+async def releasable(connection: Connection, most: int) -> list[int]:
+    """Return open records whose fact may have arrived, oldest first."""
+    return sorted(row[0] for row in await connection.fetch(_RELEASABLE, most))[:most]
+
+
+# Ends of allocations.
+
+
+class Ending(NamedTuple):
+    """An allocation that has ended and may be final now."""
+
+    key: AllocationKey
+    ended_ms: int
+
+
+_ENDINGS = """
+with due as (
+  select a.hub, a.allocation_id, a.tenant_id, a.ended_ms, a.reserved_gpu_ms, h.watermark_ms
+    from allocations a
+    join hubs h on h.hub = a.hub
+   where a.ended_ms is not null and not a.final and a.check_at <= clock_timestamp()
+     and exists (select from tenants t where t.tenant_id = a.tenant_id)
+   order by a.check_at
+   limit $1
+     for update of a skip locked
+), judged as (
+  select d.hub, d.allocation_id, d.tenant_id, d.ended_ms,
+         coalesce(d.watermark_ms >= d.ended_ms, false)
+         or div((select coalesce(sum(b.gpu_ns), 0) from buckets b
+                  where b.allocation_id = d.allocation_id and b.hub = d.hub
+                    and b.tenant_id = d.tenant_id), 1000000) = d.reserved_gpu_ms as is_final
+    from due d
+), noted as (
+  update allocations a
+     set final = j.is_final, checks = a.checks + 1,
+         check_at = clock_timestamp() + least(30, 2 ^ least(a.checks, 5)) * interval '1 second'
+    from judged j
+   where a.hub = j.hub and a.allocation_id = j.allocation_id and a.tenant_id = j.tenant_id
+)
+select j.hub, j.allocation_id, j.tenant_id, j.ended_ms from judged j where j.is_final
+ order by j.hub, j.allocation_id, j.tenant_id
+"""
+
+
+async def take_endings(connection: Connection, most: int) -> list[Ending]:
+    """Mark allocations final whose totals match or whose hub is complete past their end."""
+    return [
+        Ending(AllocationKey(row["hub"], row["allocation_id"], row["tenant_id"]), row["ended_ms"])
+        for row in await connection.fetch(_ENDINGS, most)
+    ]
