@@ -1,17 +1,18 @@
 """The naive oracle: what a replay must bill, computed plainly, importing nothing of ours.
 
-Usage is an iterable of interval `data` dictionaries in order of arrival (INTERFACE section 3). Each
-is cut at whatever is already covered on its devices; what nobody covers is billed, what the same
-claim covers is a duplicate, the rest is a conflict. All integers: 1 GPU-ns = 1 ms of 1 ppm.
+Usage is an iterable of interval `data` dictionaries in order of arrival. Each is cut at what is
+covered on its devices already: what nobody covers is billed, what the same claim covers is a
+duplicate, the rest is a conflict. All integers: 1 GPU-ns = 1 ms of 1 ppm.
 """
 
 from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from hashlib import sha256
+from itertools import pairwise
 from math import floor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,18 +20,16 @@ from typing import Any, NamedTuple
 HOUR_MS = 3_600_000
 EPOCH_MS = 1_751_310_000_000  # 2025-07-01T00:00:00+05:00
 SKUS = ("h100-sxm-80", "h200-sxm-141", "a100-sxm-80", "l40s-48", "b200-sxm-180")
-PKR_PER_GPU_HOUR = dict(zip(SKUS, (840, 1100, 420, 260, 1450)))
+PKR_PER_GPU_HOUR = dict(zip(SKUS, (840, 1100, 420, 260, 1450), strict=True))
 PERCENT = {"on_demand": 100, "reserved": 80, "spot": 50}
 MICRO_PER_GPU_HOUR = {
     (s, c): pkr * 10_000 * pct for s, pkr in PKR_PER_GPU_HOUR.items() for c, pct in PERCENT.items()
 }
 TAX_BPS = {"lhr": 1600, "khi": 1500, "isb": 1500}
 COMMERCIAL = ("indus-foundry", "chenab-robotics", "makran-logistics", "khyber-media")
-OTHERS = (
-    "ravi-health", "sutlej-agri", "mehran-speech", "soan-fintech",
-    "uni-karakoram", "uni-hingol", "flood-watch", "crop-watch",
-)  # fmt: skip
-CLASS_OF_QOS = dict(LS="on_demand", Burstable="on_demand", Guaranteed="reserved", BE="spot")
+OTHERS = ("ravi-health", "sutlej-agri", "mehran-speech", "soan-fintech",
+          "uni-karakoram", "uni-hingol", "flood-watch", "crop-watch")  # fmt: skip
+CLASS = {"LS": "on_demand", "Burstable": "on_demand", "Guaranteed": "reserved", "BE": "spot"}
 
 
 class Bucket(NamedTuple):
@@ -70,7 +69,7 @@ def meter(usage: Any) -> Metered:
             edges = {data["start_ms"], data["end_ms"]}
             edges |= {t for s in rivals for t in s[:2] if data["start_ms"] < t < data["end_ms"]}
             cuts = sorted(edges)
-            for start, end in zip(cuts, cuts[1:]):
+            for start, end in pairwise(cuts):
                 gpu_ns = (end - start) * share
                 reported += gpu_ns
                 over = [s for s in rivals if s[0] < end and start < s[1]]
@@ -81,7 +80,7 @@ def meter(usage: Any) -> Metered:
                         spans.append([start, end, slice_name, claim])
                     for hour in range(start - start % HOUR_MS, end, HOUR_MS):
                         part = min(end, hour + HOUR_MS) - max(start, hour)
-                        buckets[Bucket(*who, hour)] += part * share
+                        buckets[Bucket._make((*who, hour))] += part * share
                 elif all(s[2:] == [slice_name, claim] for s in over):
                     duplicate += gpu_ns
                 else:
@@ -97,7 +96,7 @@ def rate(buckets: dict[Bucket, int], prices: Any = None) -> dict[Bucket, int]:
 
 def month_of(instant_ms: int) -> str:
     """Name the Asia/Karachi month (UTC+5) of an instant, `yyyy-mm`."""
-    local = datetime(1970, 1, 1) + timedelta(milliseconds=instant_ms + 5 * HOUR_MS)
+    local = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=instant_ms + 5 * HOUR_MS)
     return f"{local:%Y-%m}"
 
 
@@ -133,7 +132,7 @@ def trace_usage(path: Path) -> list[dict[str, Any]]:
             "tenant_id": pick("tenant", name, COMMERCIAL + OTHERS),
             "allocation_id": name,
             "sku": pick("sku", name, SKUS),
-            "price_class": CLASS_OF_QOS[row["qos"]],
+            "price_class": CLASS[row["qos"]],
             "devices": [
                 {"device_uuid": f"{name}/{i}", "slice_uuid": f"{name}/{i}", "share_ppm": share}
                 for i in range(gpus)

@@ -1,0 +1,61 @@
+"""Starts and ends the local stack the way a person would: by its command line."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+_STACK = Path(__file__).resolve().parents[1] / "local" / "stack.py"
+
+
+class StackNotStartedError(Exception):
+    """The stack's command failed; the text is what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStack:
+    """A stack in its own folder. Unless it is kept, it ends when this process does."""
+
+    folder: Path
+    keep: bool
+
+    @property
+    def description(self) -> Path:
+        """Where addresses and keys are written."""
+        return self.folder / "stack.json"
+
+    @property
+    def down_command(self) -> str:
+        """What ends a stack that was kept."""
+        return f"{sys.executable} {_STACK} down --dir {self.folder}"
+
+    async def up(self, say: Callable[[str], None]) -> None:
+        """Start it and repeat what it says."""
+        command = [sys.executable, str(_STACK), "up", "--dir", str(self.folder)]
+        if not self.keep:
+            command += ["--ends-with", str(os.getpid())]
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        said = []
+        if process.stdout is None:
+            raise StackNotStartedError("no output to follow")
+        async for line in process.stdout:
+            said.append(line.decode(errors="replace").rstrip())
+            say(said[-1])
+        if await process.wait() != 0:
+            raise StackNotStartedError("\n".join(said))
+
+    def down(self) -> None:
+        """End it, and everything it started."""
+        subprocess.run(
+            [sys.executable, str(_STACK), "down", "--dir", str(self.folder)],
+            check=False,
+            capture_output=True,
+            timeout=90,
+        )
