@@ -1,10 +1,10 @@
 """Kafka for the local stack: which one, and how it starts.
 
-Taken from the first that works: the address in `HISAB_STACK_KAFKA`; Apache Kafka 4 in KRaft mode, on
-a JVM 17 or later, with jars that Maven resolves once from `pom.xml`; librdkafka's in-memory broker,
-which needs no JVM. `HISAB_KAFKA_PROVIDER` (`kraft`, `memory`) insists on one. The in-memory broker
-keeps a few MiB per partition and forgets the rest: it proves nothing about durability, rebalance or
-retention, and says so.
+Taken from the first that works: the address in `HISAB_STACK_KAFKA`; Apache Kafka 4 in KRaft mode,
+on a JVM 17 or later, with jars that Maven resolves once from `pom.xml`; librdkafka's in-memory
+broker, which needs no JVM. `HISAB_KAFKA_PROVIDER` (`kraft`, `memory`) insists on one. The in-memory
+broker keeps a few MiB per partition and forgets the rest: it proves nothing about durability,
+rebalance or retention, and says so.
 
 A provider on containers (testcontainers) will stand between the address and the JVM.
 """
@@ -29,7 +29,8 @@ from typing import Final
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
-from children import Program, StackError, free_port, run_to_end
+
+from children import Program, free_port
 
 POM: Final = Path(__file__).with_name("pom.xml")
 OLDEST_JAVA: Final = 17
@@ -103,43 +104,29 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-async def prepare_kraft(
+def prepare_kraft(
     java: Path, jars: Path, data: Path, logs: Path, env: Mapping[str, str]
 ) -> tuple[Program, Broker]:
-    """Format a single-node cluster under `data` and return the program that serves it."""
+    """Lay out a single-node cluster under `data` and return the program that serves it.
+
+    A log folder is formatted by its `meta.properties` alone (the broker then begins at its own
+    latest metadata version), which saves the second JVM that Kafka's StorageTool would need.
+    """
     home = data / "kafka"
-    home.mkdir(mode=0o700)
+    log = home / "log"
+    log.mkdir(parents=True, mode=0o700)
+    cluster_id, directory_id = _new_kafka_id(), _new_kafka_id()
+    (log / "meta.properties").write_text(
+        f"version=1\ncluster.id={cluster_id}\nnode.id=1\ndirectory.id={directory_id}\n"
+    )
     port, controller_port = free_port(), free_port()
     properties = home / "server.properties"
-    properties.write_text(_properties(home / "log", port, controller_port))
+    properties.write_text(_properties(log, port, controller_port))
     broker = Broker("kraft", f"127.0.0.1:{port}")
-    cluster_id = f"h{secrets.token_urlsafe(16)[1:21]}A"  # 16 bytes in base64, not beginning with -
-    jvm = (str(java), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{jars}/*")
 
     async def is_ready() -> bool:
         return await answers(broker)
 
-    async def never() -> bool:
-        return False
-
-    await run_to_end(
-        Program(
-            name="kafka format",
-            argv=(
-                *jvm,
-                "kafka.tools.StorageTool",
-                "format",
-                "--cluster-id",
-                cluster_id,
-                "--config",
-                str(properties),
-            ),
-            log=logs / "kafka-format.log",
-            env=env,
-            cwd=home,
-            is_ready=never,
-        )
-    )
     program = Program(
         name="kafka",
         argv=(
@@ -157,6 +144,11 @@ async def prepare_kraft(
         is_ready=is_ready,
     )
     return program, broker
+
+
+def _new_kafka_id() -> str:
+    """Return a fresh id of a cluster or folder: 16 bytes in base64, not beginning with a dash."""
+    return f"h{secrets.token_urlsafe(16)[1:21]}A"
 
 
 def _properties(log: Path, port: int, controller_port: int) -> str:

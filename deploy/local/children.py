@@ -23,6 +23,7 @@ from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 _OTHERS_MAY_PASS: Final = 0o001
+_TEMPORARY: Final = ("/tmp", "/var/tmp")  # noqa: S108  # Tried after the user's own.
 
 
 class StackError(Exception):
@@ -68,7 +69,7 @@ def unprivileged_account() -> Account | None:
 
 def make_data_folder(account: Account | None) -> Path:
     """Create a fresh folder for data, in the first temporary folder that the account can reach."""
-    tried = dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp"))
+    tried = dict.fromkeys((tempfile.gettempdir(), *_TEMPORARY))
     for parent in map(Path, tried):
         if not os.access(parent, os.W_OK | os.X_OK):
             continue
@@ -122,7 +123,7 @@ async def spawn(program: Program) -> asyncio.subprocess.Process:
 
 
 def _end_with_parent(how: signal.Signals) -> None:
-    """Ask the kernel for a signal when the parent dies; after the user was changed, or it is lost."""
+    """Ask the kernel for a signal when the parent dies (a change of user would forget it)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how.value, 0, 0, 0)
 
 

@@ -30,6 +30,7 @@ from typing import Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
+
 from children import Account, Program, StackError, free_port, reachable_by_others, run_to_end
 
 SERVICES: Final = ("metering", "ledger", "invoicing")
@@ -190,7 +191,9 @@ async def prepare(
     )
     password_file.unlink()
     port = free_port()
-    settings = _SETTINGS | (_SETTINGS_SINCE_16 if binaries.major >= 16 else {}) | {"port": str(port)}
+    settings = (
+        _SETTINGS | (_SETTINGS_SINCE_16 if binaries.major >= 16 else {}) | {"port": str(port)}
+    )
     with (cluster / "postgresql.conf").open("a") as configuration:
         configuration.writelines(f"{name} = {value}\n" for name, value in settings.items())
     admin = f"postgresql://hisab_admin:{admin_password}@127.0.0.1:{port}/postgres"
@@ -220,7 +223,10 @@ def _copy(binaries: Binaries, target: Path) -> Binaries:
     """Copy an installation to where its user can read it, without what only compilers need."""
     shutil.copytree(binaries.prefix, target, ignore=shutil.ignore_patterns("include", "*.a"))
     return Binaries(
-        binaries.provider, target, target / binaries.bin.relative_to(binaries.prefix), binaries.major
+        binaries.provider,
+        target,
+        target / binaries.bin.relative_to(binaries.prefix),
+        binaries.major,
     )
 
 
@@ -236,7 +242,7 @@ async def _answers(dsn: str) -> bool:
 def given(admin: str) -> Server:
     """Describe the server whose administrator's DSN was given.
 
-    Two stacks on one server share its roles, so the passwords follow from the DSN: both set the same.
+    Two stacks on one server share its roles, so the passwords follow from the DSN.
     """
     passwords = {
         role: hmac.new(admin.encode(), role.encode(), hashlib.sha256).hexdigest()

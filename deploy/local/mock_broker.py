@@ -1,8 +1,8 @@
 """librdkafka's in-memory broker, as a process: `mock_broker.py <file>`.
 
 Writes the broker's address to the file and lives until it is killed. Four partitions always, no
-durability, no rebalance of two members, no retention worth the name: for the demo and for wire tests
-on a machine without a JVM, never for a claim about those (see `brokers.py`).
+durability, no rebalance of two members, no retention worth the name: for the demo and for wire
+tests on a machine without a JVM, never for a claim about those (see `brokers.py`).
 """
 
 from __future__ import annotations

@@ -7,15 +7,15 @@ it; no grants, no usage. Every command carries an idempotency key made of what i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, AsyncIterator, Final
+from typing import Any, Final
 
 import httpx2
+
 from children import StackError
 
 HUBS: Final = {"lhr": "Lahore", "khi": "Karachi", "isb": "Islamabad"}
-EMITTING_HUBS: Final = tuple(HUBS)
 TENANTS: Final = {
     "indus-foundry": ("Indus Foundry", "commercial"),
     "chenab-robotics": ("Chenab Robotics", "commercial"),
@@ -41,7 +41,12 @@ PKR_PER_GPU_HOUR: Final = {
 }
 PERCENT_OF_LIST: Final = {"on_demand": 100, "reserved": 80, "spot": 50}
 TAXES: Final = (
-    ("lhr", "PRA", 1600, "Punjab Sales Tax on Services Act 2012 (demonstration value, unconfirmed)"),
+    (
+        "lhr",
+        "PRA",
+        1600,
+        "Punjab Sales Tax on Services Act 2012 (demonstration value, unconfirmed)",
+    ),
     ("khi", "SRB", 1500, "Sindh Sales Tax on Services Act 2011 (demonstration value, unconfirmed)"),
     ("isb", "FBR", 1500, "ICT (Tax on Services) Ordinance 2001 (demonstration value, unconfirmed)"),
 )
@@ -85,7 +90,7 @@ class Planter:
         return secret
 
     async def plant_reference(self) -> dict[str, Any]:
-        """Plant what metering and the ledger must know; return all keys as stack.json shows them."""
+        """Plant what metering and the ledger must know; return the keys that were made."""
         tenants = asyncio.create_task(self._plant_tenants())
         await asyncio.gather(
             tenants,

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Final
 
 import httpx2
+
+import seed
 from brokers import PARTITIONS, Broker
 from children import Program, free_port
 from databases import SERVICES, Server
 from hisab_contracts import topics as names
 from hisab_contracts.ids import HubCode
-
-HUBS: Final = ("lhr", "khi", "isb")
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _TOPICS: Final = frozenset(
@@ -51,7 +51,7 @@ def is_ours(topic: str) -> bool:
 def topics() -> dict[str, object]:
     """Return the topics outsiders use, as stack.json names them."""
     return {
-        "hub": {hub: names.hub_topic(HubCode(hub)) for hub in HUBS},
+        "hub": {hub: names.hub_topic(HubCode(hub)) for hub in seed.HUBS},
         "charges": names.CHARGES,
         "quarantine": names.QUARANTINE,
         "entries": names.ENTRIES,
@@ -135,7 +135,7 @@ class Plan:
                 "HISAB_DB_API": self.server.dsn(f"{service}_api", service),
                 "HISAB_DB_WRITER": self.server.dsn(f"{service}_writer", service),
             }
-            | more,
+            | dict(more),
             cwd=_ROOT,
             is_ready=is_ready,
         )

@@ -37,7 +37,8 @@ import sweeper
 ROOT: Final = Path(__file__).resolve().parents[2]
 DEFAULT_FOLDER: Final = ROOT / ".hisab"
 _HERE: Final = Path(__file__).resolve().parent
-_DOWN_PATIENCE_S: Final = 60
+_TERM_PATIENCE_S: Final = 60
+_DOWN_PATIENCE_S: Final = 300
 _POLL_S: Final = 0.05
 
 
@@ -73,7 +74,7 @@ class Stack:
         return str(self.content()["services"][service]["url"])
 
     def key(self, role: str, name: str | None = None) -> str:
-        """Return an API key: `key("operator")`, `key("hub", "lhr")`, `key("tenant", "ravi-health")`."""
+        """Return an API key: `key("operator")`, `key("hub", "lhr")`, `key("tenant", "…")`."""
         keys = self.content()["keys"]
         return str(keys[role] if name is None else keys[role][name])
 
@@ -89,7 +90,7 @@ class Stack:
         return str(self.content()["postgres"][service][part])
 
     def kill(self, name: str) -> int:
-        """Kill a process with -9, as a crash would; return its number. The supervisor restarts it."""
+        """Kill a process with -9, as a crash would; return its number. It comes back."""
         pid = self.pid(name)
         if pid is None:
             raise StackFailed(f"{name} is not running")
@@ -126,9 +127,7 @@ class Stack:
 
 
 @contextlib.contextmanager
-def running(
-    folder: Path | None = None, *, infrastructure_only: bool = False
-) -> Iterator[Stack]:
+def running(folder: Path | None = None, *, infrastructure_only: bool = False) -> Iterator[Stack]:
     """Run a stack of one's own for the length of a block; it also ends with this process.
 
     Without a folder it lives in a temporary one, beside any other stack of this machine.
@@ -205,12 +204,13 @@ def down(folder: Path) -> bool:
     holder = description.holder(folder)
     if holder is None:
         return False
-    deadline = time.monotonic() + _DOWN_PATIENCE_S
-    how = signal.SIGTERM
+    begun = time.monotonic()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(holder.pid, signal.SIGTERM)
     while description.holder(folder) is not None:
-        if holder.alive() and how is not None:
-            os.kill(holder.pid, how)
-        if time.monotonic() > deadline:
+        if holder.alive() and time.monotonic() > begun + _TERM_PATIENCE_S:
+            os.kill(holder.pid, signal.SIGKILL)
+        if time.monotonic() > begun + _DOWN_PATIENCE_S:
             raise StackFailed(f"the stack in {folder} did not end; process {holder.pid}")
         time.sleep(_POLL_S)
     return True

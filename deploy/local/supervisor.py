@@ -33,7 +33,7 @@ import services
 import sweeper
 from children import Program, StackError
 
-_READY_PATIENCE_S: Final = 180
+_READY_PATIENCE_S: Final = 600
 _STOP_PATIENCE_S: Final = 10
 _TICK_S: Final = 0.1
 _PAUSE_BEFORE_RESTART_S: Final = 0.2
@@ -97,11 +97,11 @@ class Supervisor:
     async def _watch_companion(self) -> None:
         """Stop when the process ends that this stack was told to end with."""
         companion = self._settings.ends_with
-        while companion is not None and companion.alive():
+        while companion is not None and not self._stopping.is_set():
+            if not companion.alive():
+                say(f"process {companion.pid} ended, and the stack ends with it")
+                self.stop()
             await asyncio.sleep(_TICK_S)
-        if companion is not None:
-            say(f"process {companion.pid} ended, and the stack ends with it")
-            self.stop()
 
     async def _start(self) -> None:
         if self._settings.infrastructure_only:
@@ -156,7 +156,7 @@ class Supervisor:
                 say("kafka: Maven resolves the jars of Apache Kafka (once)")
             jars = await asyncio.to_thread(brokers.resolve_jars, settings.cache)
             if isinstance(jars, Path):
-                program, broker = await brokers.prepare_kraft(
+                program, broker = brokers.prepare_kraft(
                     java, jars, self._data, self._logs, settings.env
                 )
                 await self._run(program)
@@ -232,10 +232,11 @@ class Supervisor:
                 async with asyncio.timeout(_TICK_S):
                     await process.wait()
             if held.exists():
-                await children.stop(process, program.stop_signal, _STOP_PATIENCE_S)
-                self._set_pid(program.name, None)
-                while held.exists() and not self._stopping.is_set():
-                    await asyncio.sleep(_TICK_S)
+                if process.returncode is None:
+                    await children.stop(process, program.stop_signal, _STOP_PATIENCE_S)
+                    self._set_pid(program.name, None)
+                await asyncio.sleep(_TICK_S)
+                continue
             if process.returncode is None or self._stopping.is_set():
                 continue
             if not program.restarts:
@@ -279,9 +280,7 @@ class Supervisor:
             "topics": services.topics(),
             "services": {n: {"url": urls[n], "pid": self._pids[n]} for n in names},
             "postgres": {
-                name: {
-                    part: server.dsn(f"{name}_{part}", name) for part in ("reader", "owner")
-                }
+                name: {part: server.dsn(f"{name}_{part}", name) for part in ("reader", "owner")}
                 for name in names
             },
             "keys": {} if keys is None else keys,

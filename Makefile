@@ -1,0 +1,41 @@
+# Every target builds what it needs first; none needs another to have run.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help environment demo up down test check bench fmt defects
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+environment:
+	@$(PYTHON) deploy/local/bootstrap.py
+
+# Make hands DATA, CHAOS and KEEP on through the environment, wherever they were given.
+demo: environment ## the main job, start to end; DATA=<csv> replays a trace, CHAOS=<seed> disturbs it, KEEP=1 leaves the stack up
+	@$(BIN)/python deploy/demo
+
+up: environment ## start the stack in the background; .hisab/stack.json says where everything is
+	@$(BIN)/python deploy/local/stack.py up
+
+down: environment ## end it and remove its data
+	@$(BIN)/python deploy/local/stack.py down
+
+test: environment ## every test that can run here, and a list of what was skipped and why
+	@$(BIN)/python -m pytest
+
+check: environment ## lint, format, types, architecture
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m pytest -q tests/architecture
+
+bench: environment ## measure against in-run baselines; writes .hisab/bench.json (FIGURES="ledger.charges ..." for some)
+	@$(BIN)/python tests/bench $(FIGURES)
+
+fmt: environment ## format and sort
+	@$(BIN)/ruff check --fix --select I .
+	@$(BIN)/ruff format .
+
+defects: environment ## known defects of others, by number: our tests, their last results, and what has none
+	@$(BIN)/python tests/plugins/defects.py

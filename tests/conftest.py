@@ -1,0 +1,113 @@
+"""What every test may ask for: a real broker and database server, a whole stack, fresh databases.
+
+Everything starts when the first test asks for it, once per session (per worker under xdist), says
+which kind was taken, and ends with the session however that ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import stack as local_stack
+from infrastructure import Database, Infrastructure
+from stack import Stack
+
+pytest_plugins = ["plugins.defects", "plugins.properties"]
+
+pytest_plugins = ["plugins.defects"]
+
+_PROVIDERS = pytest.StashKey[dict[str, str]]()
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Run asynchronous tests on asyncio, as the services do."""
+    return "asyncio"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare the list of what was started."""
+    config.stash[_PROVIDERS] = {}
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say which broker and which database server the tests ran on."""
+    for name, kinds in config.stash[_PROVIDERS].items():
+        terminalreporter.write_line(f"{name}: {kinds}")
+
+
+def _note(request: pytest.FixtureRequest, name: str, running: Stack) -> None:
+    kinds = ", ".join(f"{part} {kind}" for part, kind in running.provider.items())
+    request.config.stash[_PROVIDERS][name] = kinds
+
+
+@pytest.fixture(scope="session")
+def infrastructure(request: pytest.FixtureRequest) -> Iterator[Infrastructure]:
+    """Kafka and PostgreSQL with the services' roles, without the services."""
+    with local_stack.running(infrastructure_only=True) as running:
+        _note(request, "infrastructure", running)
+        yield Infrastructure.of(running)
+
+
+@pytest.fixture(scope="session")
+def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
+    """The whole stack, seeded, for tests that leave it whole."""
+    with local_stack.running() as running:
+        _note(request, "stack", running)
+        yield running
+
+
+@pytest.fixture
+def own_stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
+    """A seeded stack for one test that breaks things."""
+    with local_stack.running() as running:
+        _note(request, "own stacks", running)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def apache_kafka(infrastructure: Infrastructure) -> Infrastructure:
+    """The infrastructure, when its broker is Apache Kafka; otherwise the test is skipped."""
+    if infrastructure.kafka_provider == "memory":
+        pytest.skip(
+            "needs Apache Kafka (a JVM 17 and Maven): the in-memory broker proves nothing here"
+        )
+    return infrastructure
+
+
+@pytest.fixture
+def migrated(infrastructure: Infrastructure) -> Iterator[Callable[[str], Database]]:
+    """Make fresh databases with a service's schema: `migrated("ledger")`; dropped afterwards."""
+    made: list[Database] = []
+
+    def make(service: str) -> Database:
+        made.append(infrastructure.migrated_database(service))
+        return made[-1]
+
+    yield make
+    for database in made:
+        infrastructure.drop_database(database)
+
+
+@pytest.fixture
+def blank(infrastructure: Infrastructure) -> Iterator[Callable[[str], Database]]:
+    """Make empty databases which a service's owner role may migrate; dropped afterwards."""
+    made: list[Database] = []
+
+    def make(service: str) -> Database:
+        made.append(infrastructure.blank_database(service))
+        return made[-1]
+
+    yield make
+    for database in made:
+        infrastructure.drop_database(database)
+
+
+@pytest.fixture
+def unique(infrastructure: Infrastructure) -> Callable[[str], str]:
+    """Make names of topics and groups that no other test uses: `unique("charges")`."""
+    return infrastructure.unique
