@@ -1,0 +1,117 @@
+"""Sources: contiguous sequences, gaps, watermarks that wait for them, epochs, retirement."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+
+from hisab_contracts.ids import HubCode, SourcePath
+from metering.sources import (
+    MAX_RANGES,
+    RETIREMENT_MS,
+    GoesBack,
+    Said,
+    Source,
+    accept_watermark,
+    closed_by_newer,
+    observe,
+)
+
+PATH = SourcePath("/hubs/lhr/nodes/n1/epochs/e1")
+
+
+def fresh(path: SourcePath = PATH) -> Source:
+    """A source nobody has heard yet."""
+    return Source(HubCode("lhr"), path, "/hubs/lhr/nodes/n1")
+
+
+def said(*events: int | tuple[int, int]) -> list[Said]:
+    """Events by sequence; a pair carries a watermark."""
+    return [Said(one) if isinstance(one, int) else Said(*one) for one in events]
+
+
+def test_contiguous_events_leave_no_gap() -> None:
+    """1, 2, 3 in order: everything was seen, and the last watermark counts."""
+    source, refused = observe(fresh(), said(1, (2, 100), 3, (4, 200)))
+    assert (4, (), 200, []) == (source.contiguous, source.beyond, source.watermark_ms, refused)
+
+
+@pytest.mark.defect("F4", "M31")
+def test_watermark_beyond_a_gap_waits_until_it_closes() -> None:
+    """With 3 missing the watermark at 4 does not count; when 3 arrives it does."""
+    source, _ = observe(fresh(), said(1, (2, 100), (4, 200), 5))
+    assert (2, 100, [(3, 4)]) == (source.contiguous, source.watermark_ms, source.gaps)
+    assert source.has_seen(5)
+    assert not source.has_seen(3)
+    source, _ = observe(source, said(3))
+    assert (5, 200, []) == (source.contiguous, source.watermark_ms, source.gaps)
+
+
+def test_order_of_arrival_does_not_matter() -> None:
+    """Any order of the same events ends in the same state."""
+    events = said(1, (2, 100), 3, (4, 200), 5)
+    expected = observe(fresh(), events)
+    for order in permutations(events):
+        assert expected == observe(fresh(), order)
+
+
+def test_sequence_seen_before_changes_nothing() -> None:
+    """A watermark at a sequence already seen is ignored, within and beyond the gap."""
+    source, _ = observe(fresh(), said(1, (2, 100), 4))
+    again, refused = observe(source, said((2, 900), (4, 900), 1))
+    assert (source, []) == (again, refused)
+
+
+def test_lower_watermark_at_a_new_sequence_is_refused() -> None:
+    """It goes back, so it waits; its sequence counts."""
+    source, refused = observe(fresh(), said((1, 200), (2, 100)))
+    assert (2, 200) == (source.contiguous, source.watermark_ms)
+    assert [2] == [one.sequence for one in refused]
+
+
+def test_watermark_that_contradicts_a_later_one_is_refused() -> None:
+    """At sequence 1 it claims more than the one at 3 that arrived before it."""
+    source, refused = observe(fresh(), said((3, 100), (1, 200)))
+    assert [1] == [one.sequence for one in refused]
+    source, refused = observe(source, said(2))
+    assert (3, 100, []) == (source.contiguous, source.watermark_ms, refused)
+
+
+def test_lower_watermark_beyond_a_gap_is_refused() -> None:
+    """Ranges know their last watermark too."""
+    source, refused = observe(fresh(), said((3, 200), (5, 100)))
+    assert [5] == [one.sequence for one in refused]
+    assert [(1, 3), (4, 5)] == source.gaps
+
+
+def test_retirement_takes_effect_in_its_place() -> None:
+    """With an event before it missing the source still counts."""
+    source, _ = observe(fresh(), said(1, (3, RETIREMENT_MS)))
+    assert "active" == source.standing
+    source, _ = observe(source, said(2))
+    assert ("retired", None) == (source.standing, source.watermark_ms)
+
+
+def test_ranges_beyond_the_gap_are_bounded() -> None:
+    """Whatever a hub sends, what is kept of it has a bound."""
+    source, _ = observe(fresh(), [Said(2 * number) for number in range(1, MAX_RANGES + 50)])
+    assert MAX_RANGES == len(source.beyond)
+
+
+def test_newer_epoch_closes_the_older_ones() -> None:
+    """Only active sources of other epochs are closed."""
+    newer = fresh(SourcePath("/hubs/lhr/nodes/n1/epochs/e2"))
+    [closed] = closed_by_newer([fresh(), newer], newer.path)
+    assert (PATH, "closed") == (closed.path, closed.standing)
+
+
+def test_vouched_watermark_counts_unless_it_contradicts() -> None:
+    """An operator's replay moves a watermark forward, never back, never past a later one."""
+    source, _ = observe(fresh(), said((1, 100), 3, (4, 300)))
+    forward = accept_watermark(source, 200)
+    assert isinstance(forward, Source)
+    assert 200 == forward.watermark_ms
+    assert isinstance(accept_watermark(source, 50), GoesBack)
+    assert isinstance(accept_watermark(source, 400), GoesBack)
+    assert isinstance(accept_watermark(fresh(), 1), Source)
