@@ -44,6 +44,7 @@ ALL_TENANTS: Final = "*"
 """Not in the grammar of ids: the setting that the policies read as "every tenant"."""
 
 ACQUIRE_TIMEOUT_S: Final = 2
+RELEASE_TIMEOUT_S: Final = 10
 CONNECT_TIMEOUT_S: Final = 5
 RETRY_ATTEMPTS: Final = 6
 LEASE_POLL_S: Final = 0.5
@@ -140,6 +141,8 @@ class Database:
             timeout=CONNECT_TIMEOUT_S,
             target_session_attrs=SessionAttribute.read_write,
             init=_prepare,
+            # Nothing to reset: settings are local to transactions, leases are given back.
+            reset=_nothing,
             server_settings={
                 "application_name": self._name,
                 "statement_timeout": str(limits.statement_timeout_ms),
@@ -164,10 +167,11 @@ class Database:
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """Lend a connection outside any transaction (each statement commits by itself)."""
-        if self._pool is None:
+        pool = self._pool
+        if pool is None:
             raise Unavailable(f"{self._name}: the pool is not open")
         try:
-            connection = await self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
+            connection = await pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
         except _LOST as error:
             raise Unavailable(f"{self._name}: no connection") from error
         try:
@@ -177,7 +181,9 @@ class Database:
                 connection.terminate()
             raise
         finally:
-            await self._pool.release(connection)
+            # A connection that cannot be given back is closed; what it did is done.
+            with contextlib.suppress(*_LOST, asyncpg.PostgresError):
+                await pool.release(connection, timeout=RELEASE_TIMEOUT_S)
 
     @contextlib.asynccontextmanager
     async def transaction(
@@ -325,14 +331,23 @@ _END_LEASE = "select pg_advisory_unlock($1)"
 
 
 async def _end_lease(connection: Connection, name: str) -> None:
-    """Give a lease back; with a dead connection it has already ended."""
-    with contextlib.suppress(*_LOST, asyncpg.PostgresError):
+    """Give a lease back, if need be with its connection."""
+    try:
         await connection.fetchval(_END_LEASE, _lock_key(name))
+    except (*_LOST, asyncpg.PostgresError):
+        connection.terminate()
+    except asyncio.CancelledError:
+        connection.terminate()
+        raise
 
 
 def _lock_key(name: str) -> int:
     """Name an advisory lock: 64 bits of SHA-256."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+
+
+async def _nothing(_connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Spare a round trip per transaction; asyncpg still rolls back what was left open."""
 
 
 async def _prepare(connection: asyncpg.Connection[asyncpg.Record]) -> None:

@@ -31,13 +31,11 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import (
     IllegalStateError,
-    IncompatibleBrokerVersion,
     KafkaError,
     NoError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
     TopicAlreadyExistsError,
-    UnsupportedVersionError,
     for_code,
 )
 
@@ -48,6 +46,9 @@ Headers = Sequence[tuple[str, bytes]]
 
 MAX_MESSAGE_BYTES: Final = 1_048_588
 """What a topic takes by default, as a record batch of one."""
+
+IN_MEMORY_CLUSTER: Final = "mockCluster"
+"""How librdkafka's in-memory broker names itself."""
 
 FEW_MESSAGES: Final = 32
 PRODUCE_BATCH_BYTES: Final = 262_144
@@ -174,12 +175,12 @@ class Kafka:
             return
         with _broker_errors():
             admin = await self._open_admin()
-            try:
-                answer = await admin.create_topics([self._new_topic(topic) for topic in missing])
-            except (IncompatibleBrokerVersion, UnsupportedVersionError):
-                # The in-memory broker cannot create topics, but makes one when it is asked about.
+            cluster = await admin.describe_cluster()
+            if str(cluster["cluster_id"]).startswith(IN_MEMORY_CLUSTER):
+                # It cannot create topics, but makes one when it is asked about.
                 await admin.describe_topics([topic.name for topic in missing])
                 return
+            answer = await admin.create_topics([self._new_topic(topic) for topic in missing])
             for name, code, *_ in answer.topic_errors:
                 error = for_code(code)
                 if error not in (NoError, TopicAlreadyExistsError):

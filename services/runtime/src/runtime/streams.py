@@ -34,6 +34,7 @@ from runtime import database as store
 from runtime import telemetry
 from runtime.database import Database, after_commit, pause, transaction_on
 from runtime.kafka import (
+    REBALANCE_TIMEOUT_MS,
     BrokerLost,
     Feed,
     Hints,
@@ -198,6 +199,8 @@ class Consumer:
         if self._stop.is_set():
             return
         feed = Feed(self._kafka, self.group)
+        # Joining may take as long as a rebalance does.
+        self._watch.moved(_now_ms() + REBALANCE_TIMEOUT_MS)
         try:
             await _unless(self._stop, feed.open(topics))
             if not self._stop.is_set():
@@ -224,6 +227,7 @@ class Consumer:
                 self._seen_rebalances = feed.rebalances
                 assigned = feed.assigned()
                 _log.info("assigned", group=self.group, partitions=len(assigned))
+                self._watch.moved(_now_ms())
                 await self._do(feed, Assigned(assigned))
             elif self._machine.ready:
                 event = await self._fetch(feed)
