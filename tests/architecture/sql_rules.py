@@ -164,7 +164,7 @@ def _opens_transaction(node: ast.AsyncWith) -> bool:
 
 def driver_records(module: Module) -> Iterator[Finding]:
     """Rule 23: a row becomes a fact in its store; driver records go no further."""
-    if module.leaf == "store" or module.package == "runtime":
+    if module.leaf.endswith("store") or module.package == "runtime":
         return
     for node in module.nodes:
         if isinstance(node, ast.Attribute) and node.attr in {"fetch", "fetchrow", "fetchval"}:

@@ -43,7 +43,7 @@ from invoicing.document import (
     read_content,
 )
 from invoicing.ledger_client import LedgerClient, LedgerUnreachable, Move, Moved, MoveRefused
-from invoicing.render import PressClient, RenderFailed
+from invoicing.rendering import PressClient, RenderFailed
 from invoicing.tax import TaxMissing, TaxRow, rows_in_force
 from runtime.database import transaction_on
 from runtime.kafka import Message

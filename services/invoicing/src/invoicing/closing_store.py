@@ -245,6 +245,15 @@ async def store_computed(connection: Connection, period: str, computed: Sequence
 # Numbering.
 
 
+@dataclass(frozen=True, slots=True)
+class Numbering:
+    """The seller, series and date of the numbers of a month whose bills are all computed."""
+
+    legal_entity_id: LegalEntityId
+    series: str
+    issued_on: dt.date
+
+
 _LOCK_CLOSING = """
 select legal_entity_id, issued_on,
        (select series from legal_entities l where l.legal_entity_id = c.legal_entity_id) as series,
@@ -253,15 +262,6 @@ select legal_entity_id, issued_on,
  where period = $1 and closed_at is null
    for update
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Numbering:
-    """The seller, series and date of the numbers of a month whose bills are all computed."""
-
-    legal_entity_id: LegalEntityId
-    series: str
-    issued_on: dt.date
 
 
 async def lock_numbering(connection: Connection, period: str) -> Numbering | None:

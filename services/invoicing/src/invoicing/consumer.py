@@ -9,7 +9,7 @@ the book's position stands still and months it has a part in stay open.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 import msgspec
 import structlog
@@ -40,6 +40,8 @@ async def keep_entries(batch: Batch, connection: Connection) -> None:
                 entries.append(kept(message))
             case EntryWatermark():
                 marks.append((record.partition, message))
+            case _:
+                assert_never(message)
     await store.keep_entries(connection, entries)
     await store.keep_watermarks(connection, marks)
 

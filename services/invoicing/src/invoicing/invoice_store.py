@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from hisab_contracts.ids import TenantId
 from invoicing.billing import MonthFacts, RatedUsage, ReceivableFacts
 from invoicing.document import Content, Facts, State, read_content
 from invoicing.tax import tax_point_on
@@ -188,29 +187,25 @@ select seq, hub, sku, price_class, used_gpu_ns, funded_micro, receivable_micro, 
 
 
 async def charges(
-    connection: Connection, tenant_id: TenantId, period: str, last_seq: int
-) -> AsyncIterator[list[RatedUsage]]:
-    """Give the single charges of a month up to a position, some thousands at a time."""
-    after_seq = 0
-    while True:
-        rows = await connection.fetch(
-            _CHARGES, tenant_id, period, after_seq, last_seq, ENTRIES_AT_ONCE
+    connection: Connection, facts: Facts, after_seq: int
+) -> tuple[list[RatedUsage], int]:
+    """Return the next single charges a bill was made of, and the seq of the last of them."""
+    rows = await connection.fetch(
+        _CHARGES, facts.tenant_id, facts.period, after_seq, facts.last_seq, ENTRIES_AT_ONCE
+    )
+    found = [
+        RatedUsage(
+            hub=row["hub"],
+            sku=row["sku"],
+            price_class=row["price_class"],
+            used_gpu_ns=row["used_gpu_ns"],
+            funded_micro=row["funded_micro"],
+            receivable_micro=row["receivable_micro"],
+            unfunded_micro=row["unfunded_micro"],
         )
-        if not rows:
-            return
-        after_seq = rows[-1]["seq"]
-        yield [
-            RatedUsage(
-                hub=row["hub"],
-                sku=row["sku"],
-                price_class=row["price_class"],
-                used_gpu_ns=row["used_gpu_ns"],
-                funded_micro=row["funded_micro"],
-                receivable_micro=row["receivable_micro"],
-                unfunded_micro=row["unfunded_micro"],
-            )
-            for row in rows
-        ]
+        for row in rows
+    ]
+    return found, rows[-1]["seq"] if rows else after_seq
 
 
 # Reconciliation: charges from the entries, the rest from the documents.

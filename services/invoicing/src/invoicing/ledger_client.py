@@ -22,7 +22,7 @@ PAGE_LIMIT: Final = 1_000
 _DETAIL = re.compile(r"[\x00-\x1f]+")
 
 
-class LedgerUnreachable(Exception):  # noqa: N818 - a reason, tried again later
+class LedgerUnreachable(Exception):
     """No answer, or one that says to try again; whether anything was booked is not known."""
 
 

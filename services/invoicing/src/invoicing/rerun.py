@@ -20,7 +20,7 @@ import msgspec
 from hisab_contracts.canonical import content_sha256
 from invoicing.billing import Bill, RatedUsage, bill_of
 from invoicing.document import Facts, draft_of, numbered
-from invoicing.render import Press, RenderFailed
+from invoicing.rendering import Press, RenderFailed
 from invoicing.tax import TaxRow, rows_in_force
 
 RERUN_TIMEOUT_S: Final = 120
@@ -46,24 +46,26 @@ async def rerun(ground: Ground, charges: AsyncIterator[list[RatedUsage]]) -> Rer
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "invoicing.rerun", stdin=PIPE, stdout=PIPE
     )
+    into, out = child.stdin, child.stdout
+    if into is None or out is None:
+        raise RenderFailed("the fresh process has no pipes")
     try:
         async with asyncio.timeout(RERUN_TIMEOUT_S):
-            if child.stdin is None or child.stdout is None:
-                raise OSError("the fresh process has no pipes")
-            child.stdin.write(msgspec.json.encode(ground) + b"\n")
+            into.write(msgspec.json.encode(ground) + b"\n")
             async for some in charges:
-                child.stdin.write(msgspec.json.encode(some) + b"\n")
-                await child.stdin.drain()
-            child.stdin.close()
-            answer = await child.stdout.read()
-            if await child.wait() != 0:
-                raise RenderFailed("the fresh process failed; see the service's log")
+                into.write(msgspec.json.encode(some) + b"\n")
+                await into.drain()
+            into.close()
+            answer = await out.read()
+            status = await child.wait()
     except (OSError, TimeoutError) as error:
         raise RenderFailed(f"the fresh process ended: {error!r}") from error
     finally:
         if child.returncode is None:
             child.kill()
             await child.wait()
+    if status != 0:
+        raise RenderFailed("the fresh process failed; its reason is in the service's log")
     return msgspec.json.decode(answer, type=Rerun)
 
 

@@ -1,9 +1,9 @@
 """PDFs: one long-lived child process that sets invoices, and the client that feeds it.
 
-The child (`python -m invoicing.render`) keeps one typst compiler, reads contents from its standard
-input and writes PDFs to its standard output, each behind its length; it ends when its input ends, so
-it never outlives the service. The event loop never waits for typesetting, and a crash of the
-typesetter is a reason on one invoice.
+The child (`python -m invoicing.rendering`) keeps one typst compiler, reads contents from its
+standard input and writes PDFs to its standard output, each behind its length; it ends when its
+input ends, so it never outlives the service. The event loop never waits for typesetting, and a
+crash of the typesetter is a reason on one invoice.
 
 A PDF is a pure function of the content: the template and its fonts come with the packages, the
 creation time is midnight of the issue date, the data are strings in JSON. PDF/A-3b carries the
@@ -34,7 +34,7 @@ _PDF, _FAILED = b"P", b"F"
 _PDF_A: Final = "a-3b"
 
 
-class RenderFailed(Exception):  # noqa: N818 - a refusal with its reason, tried again later
+class RenderFailed(Exception):
     """An invoice could not be set; the message says why."""
 
 
@@ -112,7 +112,7 @@ class PressClient:
             await self._end()
         if self._child is None:
             self._child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "invoicing.render", stdin=PIPE, stdout=PIPE
+                sys.executable, "-m", "invoicing.rendering", stdin=PIPE, stdout=PIPE
             )
             self._renders_left = RENDERS_PER_CHILD
         self._renders_left -= 1

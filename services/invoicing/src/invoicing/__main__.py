@@ -1,0 +1,84 @@
+"""Run invoicing: `python -m invoicing migrate | serve | openapi`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.resources import files
+
+import invoicing
+from hisab_contracts import topics
+from hisab_contracts.units import instant_text
+from invoicing import api, consumer, store
+from invoicing.closing import Closer, LedgerTeller, Renderer
+from invoicing.ledger_client import LedgerClient
+from invoicing.periods import complete_until
+from invoicing.rendering import PressClient
+from runtime.kafka import Topic
+from runtime.service import Kit, Parts, Service, Status, Task, main
+from runtime.streams import Consumer, Outbox, Subscription
+
+LEDGER_URL = "HISAB_LEDGER_URL"
+LEDGER_KEY = "HISAB_LEDGER_KEY"
+
+
+def build(kit: Kit) -> Parts:
+    """Wire the service; nothing is connected yet."""
+    outbox = Outbox((topics.DOCUMENTS,))
+    ledger = LedgerClient(
+        kit.settings.extra.get(LEDGER_URL, ""), kit.settings.extra.get(LEDGER_KEY, "")
+    )
+    press = PressClient()
+
+    async def status() -> Status:
+        async with kit.writer.connection() as connection:
+            marks = await store.marks(connection)
+        complete = complete_until(marks, kit.settings.partitions)
+        return Status(
+            complete_until={
+                hub: None if until is None else instant_text(until)
+                for hub, until in complete.items()
+            }
+        )
+
+    return Parts(
+        router=api.routes(kit),
+        topics=(Topic(topics.DOCUMENTS, kit.settings.partitions),),
+        consumers=(
+            Consumer(
+                kit.kafka,
+                kit.writer,
+                Subscription("invoicing", (topics.ENTRIES,), consumer.keep_entries),
+            ),
+            Consumer(
+                kit.kafka,
+                kit.writer,
+                Subscription(
+                    "invoicing.reference",
+                    (topics.TENANTS, topics.ACCESS),
+                    consumer.keep_reference,
+                    compacted=True,
+                ),
+            ),
+        ),
+        outbox=outbox,
+        tasks=(
+            Task("closing", 200, Closer(outbox).run),
+            Task("pdf", 200, Renderer(press, outbox).run),
+            Task("ledger", 200, LedgerTeller(ledger, outbox).run),
+            Task("gaps", 500, consumer.GapFetcher(ledger).run),
+        ),
+        status=status,
+    )
+
+
+SERVICE = Service(
+    "invoicing",
+    invoicing.__version__,
+    files("invoicing") / "migrations",
+    build,
+    extra_settings=(LEDGER_URL, LEDGER_KEY),
+)
+
+if __name__ == "__main__":
+    sys.exit(main(SERVICE, sys.argv[1:], os.environ))
