@@ -16,7 +16,10 @@ VAGUE_NAMES = frozenset(
 
 ONLY_IN: Mapping[str, tuple[str, ...]] = {
     "aiokafka": ("runtime.kafka",),
-    "asyncpg": ("runtime.database", "runtime.http", "runtime.service", "*.store"),
+    "asyncpg": (
+        "runtime.database", "runtime.http", "runtime.service", "*.store", "ledger.feed",
+        "ledger.registry",
+    ),
     "fastapi": ("runtime.http", "runtime.service", "*.api"),
     "starlette": ("runtime.http", "runtime.service", "runtime.auth"),
     "uvicorn": ("runtime.service",),
