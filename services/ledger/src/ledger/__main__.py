@@ -9,7 +9,7 @@ from typing import Final
 
 import ledger
 from hisab_contracts import topics
-from ledger import registry
+from ledger import audit, registry
 from ledger.api import Endpoints
 from ledger.commands import Commands
 from ledger.consumer import Intake
@@ -75,4 +75,6 @@ SERVICE: Final = Service(
 )
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["audit"]:
+        sys.exit(audit.main(os.environ))
     sys.exit(main(SERVICE, sys.argv[1:], os.environ))

@@ -153,9 +153,14 @@ class Folded(Struct, frozen=True):
 
 def fold(opening: Book, entries: Iterable[Entry]) -> Folded:
     """Rebuild a book, its buckets and its holds from its entries, first to last."""
-    book = opening
-    buckets: dict[BucketId, Bucket] = {}
-    holds: dict[HoldId, Hold] = {}
+    return fold_on(Folded(opening, {}, {}), entries)
+
+
+def fold_on(before: Folded, entries: Iterable[Entry]) -> Folded:
+    """Go on with a rebuild: a long book is read in pages."""
+    book = before.book
+    buckets = dict(before.buckets)
+    holds = dict(before.holds)
     for entry in entries:
         charge, hold_id = entry.charge, None
         if entry.hold is not None:

@@ -308,6 +308,65 @@ def _hold_from_row(row: Row) -> Hold:
     )
 
 
+_ALL_BOOKS = """
+select tenant_id, kind, currency, credit_limit_micro, seq, head_hash, recorded_at, charged_micro,
+       funded_micro, receivable_micro, invoiced_micro, settled_micro, unfunded_micro, reserved_micro
+  from books
+ order by tenant_id
+"""
+
+
+async def projected_books(connection: Connection) -> dict[str, Book]:
+    """Read every book as projected, whole. For audits: nothing is locked."""
+    rows = await connection.fetch(_ALL_BOOKS)
+    wanted = [row["tenant_id"] for row in rows]
+    lots = await _load_lots(connection, wanted, whole=True)
+    accounts = await _load_accounts(connection, wanted)
+    return {
+        row["tenant_id"]: book_from_row(
+            row,
+            in_draw_order(lots.get(row["tenant_id"], ())),
+            accounts.get(row["tenant_id"], {}),
+        )
+        for row in rows
+    }
+
+
+async def opening_books(connection: Connection) -> list[Book]:
+    """Read every book as it was opened: without entries."""
+    rows = await connection.fetch(_ALL_BOOKS)
+    return [
+        Book(TenantId(row["tenant_id"]), row["kind"], row["currency"], row["credit_limit_micro"])
+        for row in rows
+    ]
+
+
+_ALL_BUCKETS = """
+select tenant_id, hour_at, bucket_id, revision, gpu_ns, charged_micro, accounts, draws
+  from buckets
+ where tenant_id = $1
+"""
+
+
+async def every_bucket(connection: Connection, tenant_id: str) -> dict[BucketId, Bucket]:
+    """Read all buckets of a book, for an audit."""
+    rows = await connection.fetch(_ALL_BUCKETS, tenant_id)
+    return {BucketId(row["bucket_id"].hex): _bucket_from_row(row) for row in rows}
+
+
+_ALL_HOLDS = """
+select tenant_id, hold_id, hold_micro, allocation_id, expires_at, ended, places, reserved
+  from holds
+ where tenant_id = $1
+"""
+
+
+async def every_hold(connection: Connection, tenant_id: str) -> dict[HoldId, Hold]:
+    """Read all holds of a book, for an audit."""
+    rows = await connection.fetch(_ALL_HOLDS, tenant_id)
+    return {HoldId(row["hold_id"]): _hold_from_row(row) for row in rows}
+
+
 _OPEN_BOOK = """
 insert into books (tenant_id, kind, currency, credit_limit_micro, seq, head_hash, recorded_at,
                    charged_micro, funded_micro, receivable_micro, invoiced_micro, settled_micro,
