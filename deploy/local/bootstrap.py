@@ -118,11 +118,11 @@ def build(*, moved: bool) -> None:
         environment,
         failed,
     )
-    sync = [str(uv), "pip", "sync", "--quiet", "--require-hashes", "--compile-bytecode"]
-    _run([*sync, "requirements.lock"], environment, failed)
+    install = [str(uv), "pip", "install", "--quiet", "--no-deps"]
+    locked = ["--require-hashes", "--compile-bytecode", "--requirement", "requirements.lock"]
+    _run([*install, *locked], environment, failed)
     sources = [argument for package in PACKAGES for argument in ("--editable", package)]
-    install = [str(uv), "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    _run([*install, *sources], environment, failed)
+    _run([*install, "--no-build-isolation", *sources], environment, failed)
 
 
 def _is_wanted(uv: Path) -> bool:

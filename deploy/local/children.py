@@ -143,10 +143,14 @@ async def stop(process: asyncio.subprocess.Process, how: signal.Signals, patienc
 async def run_to_end(program: Program) -> None:
     """Run a program that ends by itself; `StackError` with the end of its log when it fails."""
     process = await spawn(program)
-    if await process.wait() != 0:
-        raise StackError(
-            f"{program.name} failed with {process.returncode}:\n{log_tail(program.log)}"
-        )
+    try:
+        if await process.wait() != 0:
+            raise StackError(
+                f"{program.name} failed with {process.returncode}:\n{log_tail(program.log)}"
+            )
+    finally:
+        if process.returncode is None:
+            await stop(process, signal.SIGKILL, 1)
 
 
 async def wait_ready(

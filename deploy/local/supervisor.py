@@ -104,38 +104,44 @@ class Supervisor:
             await asyncio.sleep(_TICK_S)
 
     async def _start(self) -> None:
+        """Start what was asked for; when one part cannot start, the others are given up too."""
+        async with asyncio.TaskGroup() as group:
+            kafka = group.create_task(self._start_kafka())
+            postgres = group.create_task(self._start_postgres())
+            if not self._settings.infrastructure_only:
+                group.create_task(self._start_services(group, kafka, postgres))
         if self._settings.infrastructure_only:
-            broker, server = await asyncio.gather(self._start_kafka(), self._start_postgres())
-            await databases.create_roles(server)
-            await self._describe(broker, server, {}, None)
-        else:
-            await self._start_services()
+            await databases.create_roles(postgres.result())
+            await self._describe(kafka.result(), postgres.result(), {}, None)
         say("ready")
 
-    async def _start_services(self) -> None:
+    async def _start_services(
+        self,
+        group: asyncio.TaskGroup,
+        kafka: asyncio.Task[brokers.Broker],
+        postgres: asyncio.Task[databases.Server],
+    ) -> None:
         """Bring up the services: each needs its schema and the broker; invoicing a finance key."""
-        settings = self._settings
-        kafka = asyncio.create_task(self._start_kafka())
-        server = await self._start_postgres()
+        server = await postgres
         await databases.create_databases(server)
-        plan = services.Plan.new(server, settings.env, self._logs)
+        plan = services.Plan.new(server, self._settings.env, self._logs)
         await asyncio.gather(*(children.run_to_end(plan.migration(s)) for s in databases.SERVICES))
         say("schemas migrated")
         broker = await kafka
         await self._refuse_leftovers(broker)
         operator = services.new_secret()
         urls = plan.urls()
-        metering = asyncio.create_task(self._run(plan.metering(broker)))
+        metering = group.create_task(self._run(plan.metering(broker)))
         await self._run(plan.ledger(broker, operator))
-        say(f"ledger on {urls['ledger']}")
+        say(f"ledger: {urls['ledger']}")
         async with seed.Planter.at(urls, operator) as planter:
             finance = await planter.make_key({"role": "finance"}, "invoicing")
-            invoicing = asyncio.create_task(self._run(plan.invoicing(broker, finance)))
+            invoicing = group.create_task(self._run(plan.invoicing(broker, finance)))
             await metering
-            say(f"metering on {urls['metering']}")
+            say(f"metering: {urls['metering']}")
             keys = await planter.plant_reference()
             await invoicing
-            say(f"invoicing on {urls['invoicing']}")
+            say(f"invoicing: {urls['invoicing']}")
             await planter.plant_invoicing()
             await planter.wait_usable(keys)
         await self._describe(broker, server, urls, keys)
@@ -365,12 +371,14 @@ async def _run(settings: Settings, data: Path) -> int:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, supervisor.stop)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    refused = False
     try:
         await supervisor.run()
-    except StackError as refusal:
-        say(f"the stack cannot start: {refusal}")
-        return 1
-    return 0
+    except* StackError as refusals:
+        refused = True
+        for refusal in refusals.exceptions:
+            say(f"the stack cannot start: {refusal}")
+    return 1 if refused else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,108 @@
+"""The seeded stack: what stack.json promises outsiders, and services that come back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import anyio
+import httpx2
+import pytest
+
+import seed
+import stack as local_stack
+from brokers import Broker, topic_names
+from databases import SERVICES
+from stack import Stack
+
+_BACK_WITHIN_S = 5
+
+
+@pytest.fixture(scope="module")
+def stack_to_break() -> Iterator[Stack]:
+    """A stack of this module's own, whose services are killed."""
+    with local_stack.running() as running:
+        yield running
+
+
+def test_stack_json_has_the_published_shape(stack: Stack) -> None:
+    """Every member that outsiders are promised is there, with all hubs and all twelve tenants."""
+    content = stack.content()
+    promised = {"format", "supervisor_pid", "provider", "kafka", "topics", "services"}
+    assert promised | {"postgres", "keys"} <= set(content)
+    assert 1 == content["format"]
+    assert {hub: f"hub.{hub}.usage.v1" for hub in seed.HUBS} == content["topics"]["hub"]
+    assert set(SERVICES) == set(content["services"])
+    assert {"url", "pid"} == set(content["services"]["ledger"])
+    assert {"reader", "owner"} == set(content["postgres"]["ledger"])
+    assert {"operator", *seed.STAFF, "hub", "tenant"} == set(content["keys"])
+    assert set(seed.TENANTS) == set(content["keys"]["tenant"])
+
+
+async def test_the_topics_exist(stack: Stack) -> None:
+    """Every topic that stack.json names can be produced to when `up` has returned."""
+    content = stack.content()
+    if content["provider"]["kafka"] == "memory":
+        pytest.skip("the in-memory broker makes topics on first use")
+    wanted = set(content["topics"]["hub"].values()) | {content["topics"]["entries"]}
+    found = await topic_names(Broker("kraft", stack.bootstrap_servers))
+    assert set() == wanted - found
+
+
+@pytest.mark.parametrize("service", SERVICES)
+async def test_one_key_works_at_all_three_services(stack: Stack, service: str) -> None:
+    """Keys of every role are known everywhere as soon as the stack is ready."""
+    keys = [stack.key(role) for role in seed.STAFF]
+    keys += [stack.key("hub", "khi"), stack.key("tenant", "crop-watch")]
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        answers = [
+            await client.get(
+                f"{stack.url(service)}/v1/status", headers={"Authorization": f"Bearer {key}"}
+            )
+            for key in keys
+        ]
+    assert [200] * len(keys) == [answer.status_code for answer in answers]
+
+
+@pytest.mark.parametrize("tenant", ["indus-foundry", "ravi-health"])
+async def test_a_seeded_tenant_has_its_limit_and_nothing_else(stack: Stack, tenant: str) -> None:
+    """A commercial tenant has credit, a startup none; nobody has grants or charges."""
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        answer = await client.get(
+            f"{stack.url('ledger')}/v1/tenants/{tenant}/balance",
+            headers={"Authorization": f"Bearer {stack.key('tenant', tenant)}"},
+        )
+    balance = answer.json()
+    limit = 10**15 if tenant == "indus-foundry" else 0
+    assert str(limit) == balance["credit_limit_micro"]
+    assert str(limit) == balance["available_micro"]
+    assert [] == balance["lots"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("service", SERVICES)
+async def test_a_killed_service_is_back_within_five_seconds(
+    stack_to_break: Stack, service: str
+) -> None:
+    """Killed with -9, three times in a row, a service runs again and stack.json has its number."""
+    stack = stack_to_break
+    for _ in range(3):
+        begun = time.monotonic()
+        killed = stack.kill(service)
+        stack.wait_back(service, killed)
+        took_s = time.monotonic() - begun
+        assert took_s < _BACK_WITHIN_S
+        await _answers(f"{stack.url(service)}/readyz")
+
+
+async def _answers(url: str) -> None:
+    deadline = time.monotonic() + 120
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        while True:
+            try:
+                if (await client.get(url)).status_code == httpx2.codes.OK:
+                    return
+            except httpx2.HTTPError:
+                pass
+            assert time.monotonic() < deadline, f"{url} did not answer"
+            await anyio.sleep(0.1)
