@@ -82,10 +82,10 @@ class Api:
         """Download a document."""
         return (await self._ask("GET", service, path, key)).content
 
-    async def post(self, service: str, path: str, key: str, body: Json) -> Json:
-        """Command something; a repeat of the same command gets the first answer."""
+    async def post(self, service: str, path: str, key: str, body: Json, attempt: int = 1) -> Json:
+        """Command something; a repeat of the same attempt gets the first answer."""
         text = json.dumps(body, sort_keys=True)
-        said = sha256(f"{service} {path} {text}".encode()).hexdigest()[:40]
+        said = sha256(f"{service} {path} {attempt} {text}".encode()).hexdigest()[:40]
         answer = await self._ask("POST", service, path, key, body=body, idempotency_key=said)
         return _object(answer)
 

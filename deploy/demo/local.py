@@ -53,9 +53,5 @@ class LocalStack:
 
     def down(self) -> None:
         """End it, and everything it started."""
-        subprocess.run(
-            [sys.executable, str(_STACK), "down", "--dir", str(self.folder)],
-            check=False,
-            capture_output=True,
-            timeout=90,
-        )
+        command = [sys.executable, str(_STACK), "down", "--dir", str(self.folder)]
+        subprocess.run(command, check=False, capture_output=True)

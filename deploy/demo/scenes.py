@@ -212,8 +212,8 @@ async def dismiss_conflict(stage: Stage, hub: str) -> None:
 
 
 async def _open_items(stage: Stage, hub: str, reason: str) -> list[Json]:
-    found = await stage.api.items("metering", "/v1/quarantine", "operator", hub=hub, reason=reason)
-    return [item for item in found if item["state"] == "open"]
+    where = {"hub": hub, "reason": reason, "state": "open"}
+    return await stage.api.items("metering", "/v1/quarantine", "operator", **where)
 
 
 async def kill_ledger(stage: Stage, before: Sequence[Record], after: Sequence[Record]) -> None:
