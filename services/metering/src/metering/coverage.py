@@ -6,8 +6,8 @@ reported interval is split against them. What nobody covers is *fresh*: it becom
 joins the coverage. What the same claim covers already is a *duplicate*. All else is a *conflict*:
 another claim on the same slice, or a claim on the whole device where one of its slices is sold, and
 the reverse. So the GPU time of an allocation is the measure of the union of what was reported, and
-for input without conflicts neither order nor chunking nor repetition can change it (DESIGN
-section 5). A fresh part never overlaps anything, hence no instant of a slice is billed twice.
+for input without conflicts neither order nor chunking nor repetition can change it.
+A fresh part never overlaps anything, hence no instant of a slice is billed twice.
 
 Rows are cut at UTC midnight, so that no stored row is longer than a day: all that can touch an
 interval is found between the midnight before it and its end. Touching rows of one claim within a

@@ -42,6 +42,14 @@ async def hubs(connection: Connection) -> list[HubCode]:
     return [HubCode(row[0]) for row in await connection.fetch(_HUBS)]
 
 
+_BATCHES = "select coalesce(sum(batches), 0)::bigint from hub_partitions"
+
+
+async def batches(connection: Connection) -> int:
+    """Return a number that moves whenever records of any hub were taken in."""
+    return int(await connection.fetchval(_BATCHES))
+
+
 _VIEWS = """
 select h.hub, h.heartbeat_ms, h.watermark_ms, h.statement, h.stated_ms,
        coalesce((select max(p.last_seen_ms) from hub_partitions p where p.hub = h.hub),

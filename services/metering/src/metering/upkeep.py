@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import structlog
 
 from hisab_contracts.charges import AllocationFinal, HubWatermark
 from hisab_contracts.ids import HubCode
@@ -30,9 +31,12 @@ from runtime.streams import Consumer, Outbox
 if TYPE_CHECKING:
     from runtime.database import Connection
 
+_log = structlog.get_logger("metering.upkeep")
+
 ENDINGS_AT_ONCE: Final = 500
 RELEASES_AT_ONCE: Final = 500
 REGISTRY_PAUSE_S: Final = 1
+IDLE_LOOK_MS: Final = 1_000
 
 
 class Watermarks:
@@ -44,10 +48,17 @@ class Watermarks:
         self._outbox = outbox
         self._partitions = partitions
         self._barriers: dict[HubCode, Barrier] = {}
+        self._batches = -1
+        self._looked_ms = 0
 
     async def run(self, connection: Connection) -> None:
-        """Look at every hub once."""
+        """Look at every hub once; while nothing comes in, only every second."""
         now_ms = _now_ms()
+        batches = await lookup.batches(connection)
+        idle = batches == self._batches and not self._barriers
+        if idle and now_ms - self._looked_ms < IDLE_LOOK_MS:
+            return
+        self._batches, self._looked_ms = batches, now_ms
         hubs = await lookup.views(connection)
         await self._raise_barriers(hubs, now_ms)
         for told in hubs:
@@ -131,10 +142,28 @@ class Releases:
             found = await waiting.releasable(connection, RELEASES_AT_ONCE)
             if not found:
                 return
-            async with transaction_on(connection):
-                await judge_again(
-                    connection, self._outbox, self._known, found, "what it waited for has arrived"
-                )
+            try:
+                await self._release(connection, found)
+            except Exception as error:
+                if is_infrastructure(error):
+                    raise
+                _log.exception("release failed; records one by one", records=len(found))
+                await self._release_singly(connection, found)
+
+    async def _release(self, connection: Connection, quarantine_ids: list[int]) -> None:
+        async with transaction_on(connection):
+            because = "what it waited for has arrived"
+            await judge_again(connection, self._outbox, self._known, quarantine_ids, because)
+
+    async def _release_singly(self, connection: Connection, quarantine_ids: list[int]) -> None:
+        """One record that we cannot judge must not keep the others waiting."""
+        for quarantine_id in quarantine_ids:
+            try:
+                await self._release(connection, [quarantine_id])
+            except Exception as error:
+                if is_infrastructure(error):
+                    raise
+                await waiting.give_up(connection, quarantine_id, repr(error))
 
 
 class Registry:

@@ -460,6 +460,14 @@ async def releasable(connection: Connection, most: int) -> list[int]:
     return sorted(row[0] for row in await connection.fetch(_RELEASABLE, most))[:most]
 
 
+_GIVE_UP = "update quarantine set reason = 'killed-process', detail = $2 where quarantine_id = $1"
+
+
+async def give_up(connection: Connection, quarantine_id: int, detail: str) -> None:
+    """Leave a record that we fail to judge again to an operator."""
+    await connection.execute(_GIVE_UP, quarantine_id, _storable(detail))
+
+
 # Ends of allocations.
 
 

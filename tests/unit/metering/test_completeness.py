@@ -1,0 +1,128 @@
+"""Completeness: barriers, what holds a hub back, and when it is told downstream."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from hisab_contracts.charges import OpenQuarantine
+from hisab_contracts.ids import HubCode, SourcePath, TenantId
+from metering.completeness import (
+    Barrier,
+    HubView,
+    blockers,
+    candidate_ms,
+    has_passed,
+    is_silent,
+    passed_ms,
+    restated,
+)
+from metering.sources import Seen, Source
+from unit.metering.said import HOUR_MS, NOON_MS
+
+NOW_MS = NOON_MS + 1_000
+
+
+def source(name: str, watermark_ms: int | None, **members: object) -> Source:
+    """An active source of node `name` that spoke just now."""
+    made = Source(
+        HubCode("lhr"),
+        SourcePath(f"/hubs/lhr/nodes/{name}/epochs/e1"),
+        f"/hubs/lhr/nodes/{name}",
+        contiguous=1,
+        watermark_ms=watermark_ms,
+        last_seen_ms=NOON_MS,
+    )
+    return replace(made, **members)  # type: ignore[arg-type]
+
+
+def view(*sources: Source, watermark_ms: int | None = None, emitted: bool = True) -> HubView:
+    """A hub with these active sources."""
+    return HubView(HubCode("lhr"), 60_000, watermark_ms, NOON_MS, sources, emitted, ())
+
+
+def test_candidate_is_the_minimum_of_active_sources() -> None:
+    """One source without a watermark holds the hub; a hub that never spoke has none."""
+    assert 5 == candidate_ms(view(source("a", 9), source("b", 5)), NOW_MS)
+    assert candidate_ms(view(source("a", 9), source("b", None)), NOW_MS) is None
+    assert candidate_ms(view(emitted=False), NOW_MS) is None
+
+
+def test_hub_without_active_sources_holds_nobody_up() -> None:
+    """When all are retired it is complete up to the present hour."""
+    assert NOON_MS == candidate_ms(view(), NOW_MS)
+
+
+@pytest.mark.defect("M22")
+def test_candidate_counts_only_after_every_partition_was_read() -> None:
+    """A partition that lags behind the barrier, or was never read, holds it."""
+    barrier = Barrier(9, {0: 10, 1: 4, 2: 0})
+    assert not has_passed(barrier, {0: 10, 1: 3})
+    assert not has_passed(barrier, {0: 10})
+    assert has_passed(barrier, {0: 12, 1: 4})
+
+
+def test_source_seen_behind_the_barrier_holds_the_hub() -> None:
+    """A source that appears while it is waited for counts, and nothing goes back."""
+    barrier = Barrier(9, {})
+    assert 9 == passed_ms(view(source("a", 20)), barrier, NOW_MS)
+    assert 7 == passed_ms(view(source("a", 20), source("b", 7)), barrier, NOW_MS)
+    assert passed_ms(view(source("a", 20), source("b", None)), barrier, NOW_MS) is None
+    late = view(source("a", 20), source("b", 2), watermark_ms=8)
+    assert 8 == passed_ms(late, barrier, NOW_MS)
+    assert 8 == passed_ms(view(source("b", None), watermark_ms=8), barrier, NOW_MS)
+
+
+def test_hub_is_silent_after_two_heartbeats() -> None:
+    """Nothing for longer than two of its heartbeats."""
+    assert not is_silent(view(), NOON_MS + 120_000)
+    assert is_silent(view(), NOON_MS + 120_001)
+
+
+def test_blockers_are_named_with_their_reason() -> None:
+    """Missing watermark, gap, silence and falling behind; none while all are in step."""
+    in_step = source("ok", NOON_MS)
+    assert [] == blockers(view(in_step), NOW_MS)
+    troubled = view(
+        in_step,
+        source("behind", NOON_MS - HOUR_MS),
+        source("gap", NOON_MS, beyond=(Seen(4, 5),)),
+        source("gap1", NOON_MS, beyond=(Seen(3, 5),)),
+        source("mute", NOON_MS, last_seen_ms=0),
+        source("new", None),
+    )
+    reasons = {one.source.split("/")[4]: one.reason for one in blockers(troubled, NOW_MS)}
+    assert {
+        "new": "no watermark yet",
+        "behind": "behind the others: its watermark is 2025-07-31T09:00:00.000Z",
+        "gap": "gap: sequence 2 to 3 is missing",
+        "gap1": "gap: sequence 2 is missing",
+        "mute": "silent since 1970-01-01T00:00:00.000Z",
+    } == reasons
+
+
+def test_statement_is_told_again_only_when_something_matters() -> None:
+    """At once for the watermark and open time; throttled for the rest; never for nothing."""
+    first = restated(view(source("a", None)), None, 0, NOW_MS)
+    assert first is not None
+    assert (1, None, "no watermark yet") == (
+        first.revision,
+        first.watermark_ms,
+        first.behind[0].reason,
+    )
+    same = view(source("a", None))
+    assert restated(same, first, NOW_MS, NOW_MS + 9_999) is None
+    moved = restated(view(source("a", 5), watermark_ms=5), first, NOW_MS, NOW_MS)
+    assert moved is not None
+    assert (2, 5, ["the furthest behind"]) == (
+        moved.revision,
+        moved.watermark_ms,
+        [one.reason for one in moved.behind],
+    )
+    waiting = replace(same, quarantined=[OpenQuarantine(TenantId("t"), "2025-07", 1)])
+    assert restated(waiting, first, NOW_MS, NOW_MS) is not None
+    other = view(source("b", None))
+    assert restated(other, first, NOW_MS, NOW_MS + 999) is None
+    assert restated(other, first, NOW_MS, NOW_MS + 1_000) is not None
+    assert restated(view(emitted=False), None, 0, NOW_MS) is None

@@ -1,0 +1,112 @@
+"""Rating: the line of an hour, which lists are refused, quotes."""
+
+from __future__ import annotations
+
+import pytest
+
+from hisab_contracts.ids import PriceClass, Sku
+from hisab_contracts.units import HOUR_MS
+from metering.rating import (
+    Displaced,
+    ListedPrice,
+    PriceBook,
+    PriceList,
+    Series,
+    displaced,
+    hours_of,
+    lines_of,
+    overlap,
+    past,
+    price_version,
+    quote_micro,
+)
+from unit.metering.said import NOON_MS
+
+SKU, CLASS = Sku("h100-sxm-80"), PriceClass("on_demand")
+SERIES = Series("PKR", SKU, CLASS)
+
+
+def listed(first: int, until: int | None, micro: int = 840_000_000) -> PriceList:
+    """A list of one price from the `first` hour to before the `until` hour after noon."""
+    end_ms = None if until is None else NOON_MS + until * HOUR_MS
+    return PriceList("PKR", NOON_MS + first * HOUR_MS, end_ms, (ListedPrice(SKU, CLASS, micro),))
+
+
+def book(*lists: PriceList) -> PriceBook:
+    """A book of these lists."""
+    return PriceBook([line for one in lists for line in lines_of(one)])
+
+
+def test_open_line_ends_where_the_next_begins() -> None:
+    """The price of an hour is the line that began last, unless it has ended."""
+    prices = book(listed(0, None, 1), listed(5, 8, 2))
+    found = [prices.line_at(SERIES, NOON_MS + hour * HOUR_MS) for hour in (-1, 0, 4, 5, 7, 8)]
+    assert [None, 1, 1, 2, 2, None] == [one and one.micro_per_gpu_hour for one in found]
+    assert prices.line_at(Series("USD", SKU, CLASS), NOON_MS) is None
+    assert (True, False) == (prices.knows(SKU), prices.knows(Sku("b300")))
+
+
+@pytest.mark.parametrize(
+    ("new", "refused"),
+    [
+        (listed(0, None), True),
+        (listed(0, 1), True),
+        (listed(-3, 1), True),
+        (listed(-3, 0), False),
+        (listed(-3, None), False),
+        (listed(5, None), True),
+        (listed(9, None), True),
+        (listed(10, 12), False),
+    ],
+)
+def test_equal_starts_and_overlapping_fixed_windows_are_refused(
+    new: PriceList, refused: bool
+) -> None:
+    """Beside a line in hours 0 to 10 of noon."""
+    found = overlap(book(listed(0, 10)), lines_of(new))
+    assert refused == (found is not None and found.code == "price-overlap")
+
+
+def test_list_that_prices_a_line_twice_is_refused() -> None:
+    """The same SKU and class twice in one list."""
+    twice = PriceList(
+        "PKR", NOON_MS, None, (ListedPrice(SKU, CLASS, 1), ListedPrice(SKU, CLASS, 2))
+    )
+    assert overlap(book(), lines_of(twice)) is not None
+
+
+@pytest.mark.defect("M33")
+def test_line_that_takes_a_rated_hour_away_is_refused() -> None:
+    """An open line may be ended only where nothing is rated on it yet."""
+    open_line = lines_of(listed(0, None))[0]
+    ended = displaced(book(listed(0, None)), lines_of(listed(5, None)))
+    assert [Displaced(open_line.rate_line_id, NOON_MS + 5 * HOUR_MS)] == ended
+    refused = past({open_line.rate_line_id: NOON_MS + 6 * HOUR_MS}, ended)
+    assert refused is not None
+    assert "price-past" == refused.code
+    assert past({}, ended) is None
+    assert [] == displaced(book(listed(0, 4)), lines_of(listed(5, None)))
+    assert [] == displaced(book(listed(5, None)), lines_of(listed(0, None)))
+    assert "open" in str(overlap(book(listed(0, None)), lines_of(listed(0, 3))))
+
+
+def test_version_is_the_hash_of_the_content() -> None:
+    """The order of prices does not matter, any value does."""
+    one, other = ListedPrice(SKU, CLASS, 1), ListedPrice(Sku("l40s-48"), CLASS, 2)
+    forwards = PriceList("PKR", NOON_MS, None, (one, other))
+    backwards = PriceList("PKR", NOON_MS, None, (other, one))
+    assert price_version(forwards) == price_version(backwards)
+    assert price_version(forwards) != price_version(PriceList("USD", NOON_MS, None, (one, other)))
+
+
+def test_quote_is_what_one_bucket_would_cost() -> None:
+    """Eight H100 for an hour at 840 PKR each; a millisecond rounds down."""
+    line = lines_of(listed(0, None))[0]
+    assert 6_720_000_000 == quote_micro(line, 8, HOUR_MS)
+    assert 233 == quote_micro(line, 1, 1)
+
+
+def test_hours_of_an_interval_are_those_it_touches() -> None:
+    """Half-open: an interval that ends on the hour does not touch the next."""
+    assert [NOON_MS] == list(hours_of(NOON_MS, NOON_MS + HOUR_MS))
+    assert [NOON_MS, NOON_MS + HOUR_MS] == list(hours_of(NOON_MS + 1, NOON_MS + HOUR_MS + 1))
