@@ -38,6 +38,7 @@ from starlette.responses import Response
 from hisab_contracts.problems import PROBLEMS
 from runtime import telemetry
 from runtime.database import LOCK_NOT_AVAILABLE, CommitUnknown, Database, Unavailable
+from runtime.kafka import BrokerLost, MessageTooLarge, PublishFailed
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -472,7 +473,7 @@ def create_app(
     app.add_route("/healthz", healthz)
     app.add_route("/readyz", readyz)
     app.add_route("/metrics", metrics)
-    for refused in (Problem, HTTPException, RequestValidationError, Unavailable, CommitUnknown):
+    for refused in (Problem, HTTPException, RequestValidationError, MessageTooLarge, *_OUTAGES):
         app.add_exception_handler(refused, _refuse)
     app.add_middleware(_Boundary)
     return app
@@ -483,9 +484,11 @@ async def _refuse(_request: Request, error: Exception) -> Response:
     match error:
         case Problem():
             return problem_response(error)
-        case Unavailable() | CommitUnknown():
+        case Unavailable() | CommitUnknown() | BrokerLost() | PublishFailed():
             _log.warning("unavailable", error=repr(error))
             return problem_response(Problem("unavailable"))
+        case MessageTooLarge():
+            return problem_response(Problem("too-large", str(error)))
         case RequestValidationError():
             return problem_response(Problem("malformed", str(error)))
         case HTTPException():
@@ -495,6 +498,7 @@ async def _refuse(_request: Request, error: Exception) -> Response:
             raise error
 
 
+_OUTAGES: Final = (Unavailable, CommitUnknown, BrokerLost, PublishFailed)
 _FRAMEWORK_CODES: Final = MappingProxyType(
     {404: "not-found", 405: "method-not-allowed", 413: "too-large", 415: "unsupported-media-type"}
 )

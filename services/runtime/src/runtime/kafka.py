@@ -473,11 +473,14 @@ class Feed:
         """Return what has arrived in these (sought) partitions; may be cancelled without loss."""
         asked = [TopicPartition(*partition) for partition in partitions]
         fetched = []
+        before = self._flag.rebalances
         with _broker_errors():
             try:
                 brought = await self._consumer.getmany(
                     *asked, timeout_ms=wait_ms, max_records=max_records
                 )
+                if self._flag.rebalances != before:
+                    return ()
                 for where in asked:
                     partition = Partition(*where)
                     until = await self._consumer.position(where)

@@ -369,7 +369,14 @@ class Watch:
     stuck_after_ms: int = STUCK_AFTER_MS
 
     def moved(self, at_ms: int) -> None:
-        """Note that progress was made, that nothing waits, or that the cause is known."""
+        """Note that progress was made, that nothing waits, or that the cause is known.
+
+        An instant to come grants time until then (a group's rebalance takes long).
+        """
+        self.moved_at_ms = max(self.moved_at_ms, at_ms)
+
+    def assigned(self, at_ms: int) -> None:
+        """Note that the rebalance is over: whatever time was granted for it ends."""
         self.moved_at_ms = at_ms
 
     def is_stuck(self, at_ms: int) -> bool:

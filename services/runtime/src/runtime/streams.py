@@ -227,7 +227,7 @@ class Consumer:
                 self._seen_rebalances = feed.rebalances
                 assigned = feed.assigned()
                 _log.info("assigned", group=self.group, partitions=len(assigned))
-                self._watch.moved(_now_ms())
+                self._watch.assigned(_now_ms())
                 await self._do(feed, Assigned(assigned))
             elif self._machine.ready:
                 event = await self._fetch(feed)

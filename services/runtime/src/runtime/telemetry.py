@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 TRACEPARENT: Final = "traceparent"
 MAX_LINKS: Final = 32
+MAX_SCANNED: Final = 256
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _TRACER: Final = trace.get_tracer("runtime")
@@ -150,7 +151,7 @@ def batch_span(group: str, records: Sequence[Record]) -> Iterator[None]:
 
 def _traces(records: Sequence[Record]) -> set[str]:
     found: set[str] = set()
-    for record in records:
+    for record in records[:MAX_SCANNED]:
         if record.headers:
             traceparent = trace_of(record)
             if traceparent is not None:
