@@ -45,8 +45,10 @@ _ENCODER: Final = msgspec.json.Encoder()
 class Sequencer:
     """Numbers and publishes entries while this process holds the lease."""
 
-    def __init__(self, kafka: Kafka) -> None:
+    def __init__(self, kafka: Kafka, *, topic: str = topics.ENTRIES) -> None:
+        """Publish to this topic through this cluster."""
         self._kafka = kafka
+        self._topic = topic
         self._committed = asyncio.Event()
         self._sent: dict[tuple[int, str], int] = {}
         self._holder: object = None
@@ -90,7 +92,7 @@ class Sequencer:
         while True:
             page = await feed.window_entries(connection, window, after, PAGE)
             messages = [
-                _message(entry, trace_id)
+                self._message(entry, trace_id)
                 for entry, trace_id in page
                 if not entry.tenant_id.startswith(PROGRAMME_BOOK)
             ]
@@ -115,20 +117,18 @@ class Sequencer:
             return
         await self._kafka.publish(
             [
-                Message(topics.ENTRIES, key=None, value=message, partition=partition)
+                Message(self._topic, key=None, value=message, partition=partition)
                 for partition, _, _, message in due
             ]
         )
         for partition, hub, revision, _ in due:
             self._sent[partition, hub] = revision
 
-
-def _message(entry: Entry, trace_id: str | None) -> Message:
-    """Write an entry as it leaves: keyed by tenant, in the trace of what it came from."""
-    headers: tuple[tuple[str, bytes], ...] = ()
-    if trace_id is not None:
-        # The entry is a span of that trace; its hash names it.
-        headers = (("traceparent", f"00-{trace_id}-{entry.hash[:16]}-01".encode()),)
-    return Message(
-        topics.ENTRIES, key=entry.tenant_id.encode(), value=_ENCODER.encode(entry), headers=headers
-    )
+    def _message(self, entry: Entry, trace_id: str | None) -> Message:
+        """Write an entry as it leaves: keyed by tenant, in the trace of what it came from."""
+        headers: tuple[tuple[str, bytes], ...] = ()
+        if trace_id is not None:
+            # The entry is a span of that trace; its hash names it.
+            headers = (("traceparent", f"00-{trace_id}-{entry.hash[:16]}-01".encode()),)
+        key, value = entry.tenant_id.encode(), _ENCODER.encode(entry)
+        return Message(self._topic, key=key, value=value, headers=headers)
