@@ -17,7 +17,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -49,9 +49,10 @@ class Program:
     env: Mapping[str, str]
     """Its whole environment, the stack's mark included."""
     cwd: Path
-    is_ready: Callable[[], Awaitable[bool]]
+    is_ready: Callable[[], Awaitable[bool]] | None = None
+    """Whether it serves already; None for what runs to its end."""
     stop_signal: signal.Signals = signal.SIGTERM
-    account: Account | None = field(default=None)
+    account: Account | None = None
     restarts: bool = True
     """Whether it can come back with what it held: not so for a broker in memory."""
 
@@ -159,7 +160,7 @@ async def wait_ready(
     """Wait until a program answers; `StackError` when it ends or takes longer than `patience_s`."""
     try:
         async with asyncio.timeout(patience_s):
-            while not await program.is_ready():
+            while program.is_ready is not None and not await program.is_ready():
                 if process.returncode is not None:
                     raise StackError(
                         f"{program.name} ended with {process.returncode} before it was ready:\n"

@@ -185,7 +185,6 @@ async def prepare(
             log=logs / "initdb.log",
             env=clean,
             cwd=home,
-            is_ready=_never,
             account=account,
         )
     )
@@ -213,10 +212,6 @@ async def prepare(
     )
     passwords = {role: secrets.token_urlsafe(32) for role in role_names()}
     return program, Server(binaries.provider, admin, passwords)
-
-
-async def _never() -> bool:
-    return False
 
 
 def _copy(binaries: Binaries, target: Path) -> Binaries:

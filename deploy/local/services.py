@@ -84,17 +84,12 @@ class Plan:
 
     def migration(self, service: str) -> Program:
         """Return the program that brings a service's schema up to date."""
-
-        async def never() -> bool:
-            return False
-
         return Program(
             name=f"{service} migrate",
             argv=(sys.executable, "-m", service, "migrate"),
             log=self.logs / f"{service}-migrate.log",
             env=dict(self.env) | {"HISAB_DB_OWNER": self.server.dsn(f"{service}_owner", service)},
             cwd=_ROOT,
-            is_ready=never,
         )
 
     def metering(self, broker: Broker) -> Program:

@@ -125,7 +125,11 @@ class Supervisor:
         server = await postgres
         await databases.create_databases(server)
         plan = services.Plan.new(server, self._settings.env, self._logs)
-        await asyncio.gather(*(children.run_to_end(plan.migration(s)) for s in databases.SERVICES))
+        migrations = [
+            group.create_task(children.run_to_end(plan.migration(service)))
+            for service in databases.SERVICES
+        ]
+        await asyncio.wait(migrations)
         say("schemas migrated")
         broker = await kafka
         await self._refuse_leftovers(broker)
@@ -376,7 +380,7 @@ async def _run(settings: Settings, data: Path) -> int:
         await supervisor.run()
     except* StackError as refusals:
         refused = True
-        for refusal in refusals.exceptions:
+        for refusal in dict.fromkeys(map(str, refusals.exceptions)):
             say(f"the stack cannot start: {refusal}")
     return 1 if refused else 0
 

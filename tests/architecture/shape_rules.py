@@ -17,7 +17,11 @@ VAGUE_NAMES = frozenset(
 ONLY_IN: Mapping[str, tuple[str, ...]] = {
     "aiokafka": ("runtime.kafka",),
     "asyncpg": (
-        "runtime.database", "runtime.http", "runtime.service", "*.store", "ledger.feed",
+        "runtime.database",
+        "runtime.http",
+        "runtime.service",
+        "*.store",
+        "ledger.feed",
         "ledger.registry",
     ),
     "fastapi": ("runtime.http", "runtime.service", "*.api"),

@@ -81,7 +81,7 @@ def meter(batches: Iterable[Sequence[dict[str, Any]]]) -> Outcome:
             for key in device_spans(reading.jobs)
         }
         for bucket in reading.buckets:
-            bucket.gpu_ns = bucket.stored_gpu_ns = billed[_name(bucket.interval, bucket.hour_ms)]
+            bucket.gpu_ns = billed[_name(bucket.interval, bucket.hour_ms)]
         accounts = Accounts(reading.facts, coverage)
         for job in reading.jobs:
             accounts.meter(job)

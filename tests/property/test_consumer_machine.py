@@ -13,6 +13,7 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from runtime.machine import (
     CAREFUL_ATTEMPT,
     UNREAD_ATTEMPT,
@@ -215,9 +216,7 @@ def test_every_record_is_stored_exactly_once_whatever_happens(seed: int) -> None
     last = Member(world, random)
     _drain(world, last)
     expected = {p: [m.offset for m in log] for p, log in world.logs.items() if log}
-    both = {
-        p: sorted(world.stored.get(p, []) + world.unread.get(p, [])) for p in expected
-    }
+    both = {p: sorted(world.stored.get(p, []) + world.unread.get(p, [])) for p in expected}
     assert expected == both
 
 
@@ -248,7 +247,9 @@ def test_a_record_that_kills_the_process_is_put_aside_and_only_that_one(
     assert deaths <= 2 * UNREAD_ATTEMPT
 
 
-def _claimed(machine: Machine, *, next_offset: int = 0, attempts: int = 0, **more: int) -> list[Action]:
+def _claimed(
+    machine: Machine, *, next_offset: int = 0, attempts: int = 0, **more: int
+) -> list[Action]:
     machine.handle(Assigned((P0,)))
     bounds = {"first_offset": 0, "end_offset": 100, "hint_offset": None, **more}
     claim = Claim(P0, 7, next_offset, attempts, **bounds)  # type: ignore[arg-type]

@@ -1,0 +1,107 @@
+"""Measure: `python tests/bench [NAME ...]` writes `.hisab/bench.json` (`make bench`).
+
+Each figure runs on a stack of its own, with its baseline in the same minute on the same machine:
+machines are shared and noisy, so ratios count and absolute values are indications. With names, only
+those figures run and replace their old rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import ledger_charges
+import metering_events
+import path_freshness
+
+from stack import Stack, running
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TARGET = ROOT / ".hisab" / "bench.json"
+
+Measure = Callable[[Stack], Awaitable[list[dict[str, Any]]]]
+
+
+async def _freshness(stack: Stack) -> list[dict[str, Any]]:
+    return [await path_freshness.measure(stack.content())]
+
+
+FIGURES: dict[str, Measure] = {
+    "metering.events": metering_events.measure,
+    "ledger.charges": ledger_charges.measure,
+    "path.freshness": _freshness,
+}
+"""`ledger.charges` brings `ledger.charges_hot` along: it is its baseline."""
+
+
+def main(names: list[str]) -> int:
+    """Run the named figures, or all, one after another; print and write them."""
+    unknown = [name for name in names if name not in FIGURES]
+    if unknown:
+        print(f"no figure {', '.join(unknown)}; there are {', '.join(FIGURES)}", file=sys.stderr)
+        return 2
+    rows: list[dict[str, Any]] = []
+    provider: dict[str, str] = {}
+    for name in names or list(FIGURES):
+        print(f"{name}: starting a stack", flush=True)
+        with tempfile.TemporaryDirectory() as folder, running(pathlib.Path(folder)) as stack:
+            provider = stack.provider
+            for figure in asyncio.run(FIGURES[name](stack)):
+                figure.setdefault("peak_rss_mib", _peak_rss_mib())
+                rows.append(figure)
+                print(json.dumps(figure), flush=True)
+    _write(rows, provider)
+    return 0
+
+
+def _write(rows: list[dict[str, Any]], provider: dict[str, str]) -> None:
+    """Merge the rows into bench.json and replace it in one step."""
+    before = json.loads(TARGET.read_text())["figures"] if TARGET.exists() else []
+    measured = {row["name"] for row in rows}
+    figures = [row for row in before if row["name"] not in measured] + rows
+    content = {"format": 1, "machine": _machine(provider), "figures": figures}
+    TARGET.parent.mkdir(exist_ok=True)
+    partial = TARGET.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(TARGET)
+    print(f"written: {TARGET.relative_to(ROOT)}")
+
+
+def _machine(provider: dict[str, str]) -> dict[str, Any]:
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "cpus": os.cpu_count(),
+        "memory_mib": pages // 2**20,
+        "python": platform.python_version(),
+        "postgres": provider["postgres"],
+        "kafka": provider["kafka"],
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def _peak_rss_mib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

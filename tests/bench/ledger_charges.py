@@ -1,0 +1,261 @@
+"""`ledger.charges` and `ledger.charges_hot`: charges from Kafka until booked and committed.
+
+300 000 charges are produced while the ledger is down; then it starts, and what is timed begins when
+the first of them is booked: reading, deciding, lots, postings, buckets, hashes, commits, with the
+sequencer publishing meanwhile. Spread: 2 000 tenants, each with a lot that pays part of it. Hot: one
+tenant. The baseline inserts the same rows, 1 000 at a time, into a table without constraints, in the
+same minute on the same server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+import httpx2
+import msgspec
+from aiokafka import AIOKafkaProducer
+
+from hisab_contracts.charges import BucketTotal
+from hisab_contracts.entries import Entry
+from hisab_contracts.ids import (
+    AllocationId,
+    HubCode,
+    NodeId,
+    PriceClass,
+    PriceVersion,
+    ProjectId,
+    Sku,
+    TenantId,
+    bucket_id,
+)
+from hisab_contracts.topics import CHARGES, partition_of
+from ledger.feed import entries_after, insert_entries
+from stack import Stack
+
+HOUR_MS = 3_600_000
+FROM_MS = 1_751_310_000_000
+LIMIT_MICRO = 10**15
+LOT_MICRO = 10**11
+BASELINE_ROWS = 60_000
+ROWS_AT_ONCE = 1_000
+AT_ONCE = 32
+
+
+async def measure(
+    stack: Stack, *, charges: int = 300_000, tenants: int = 2_000
+) -> list[dict[str, Any]]:
+    """Return both figures; needs a running, seeded stack of its own."""
+    for other in ("metering", "invoicing"):
+        stack.stop(other)
+    spread = [f"bench-{number:04d}" for number in range(tenants)]
+    await _open_tenants(stack, [*spread, "bench-hot"])
+    partitions = len(await _partitions(stack))
+    database = await asyncpg.connect(stack.database("ledger", "reader"))
+    try:
+        figure = await _booked(stack, database, _charges(spread, charges), partitions)
+        bare = await _bare_insert(stack, spread)
+        hot = await _booked(stack, database, _charges(["bench-hot"], charges), partitions)
+        size = await database.fetchrow(
+            "select pg_total_relation_size('entries') as bytes, count(*) as entries from entries"
+        )
+    finally:
+        await database.close()
+    return [
+        {
+            "name": "ledger.charges",
+            **figure,
+            "baseline": {"name": "bare multi-row insert", "value": bare},
+            "ratio": round(figure["value"] / bare, 3),
+            "bytes_per_entry": size["bytes"] // size["entries"],
+        },
+        {
+            "name": "ledger.charges_hot",
+            **hot,
+            "baseline": {"name": "ledger.charges", "value": figure["value"]},
+            "ratio": round(hot["value"] / figure["value"], 3),
+        },
+    ]
+
+
+async def _open_tenants(stack: Stack, names: Sequence[str]) -> None:
+    """Register commercial tenants, each with one lot, through the API."""
+    gate = asyncio.Semaphore(AT_ONCE)
+    async with httpx2.AsyncClient(
+        base_url=stack.url("ledger"), timeout=60, trust_env=False
+    ) as client:
+
+        async def post(path: str, body: dict[str, Any], role: str, key: str) -> dict[str, Any]:
+            answer = await client.post(
+                path,
+                json=body,
+                headers={
+                    "authorization": f"Bearer {stack.key(role)}",
+                    "idempotency-key": f"bench:{key}",
+                },
+            )
+            answer.raise_for_status()
+            found: dict[str, Any] = answer.json()
+            return found
+
+        async def open_one(name: str) -> None:
+            async with gate:
+                tenant = {
+                    "tenant_id": name,
+                    "name": name,
+                    "kind": "commercial",
+                    "currency": "PKR",
+                    "credit_limit_micro": str(LIMIT_MICRO),
+                }
+                await post("/v1/tenants", tenant, "operator", name)
+                grant = {
+                    "tenant_id": name,
+                    "programme_id": "ignite",
+                    "grant_micro": str(LOT_MICRO // 100),
+                    "priority": 0,
+                    "effective_at": "2025-01-01T00:00:00.000Z",
+                    "expires_at": None,
+                }
+                proposed = await post("/v1/grants", grant, "officer", f"grant:{name}")
+                path = f"/v1/grants/{proposed['grant_id']}/approve"
+                await post(path, {}, "approver", f"approve:{name}")
+
+        await asyncio.gather(*(open_one(name) for name in names))
+
+
+async def _partitions(stack: Stack) -> set[int]:
+    producer = AIOKafkaProducer(bootstrap_servers=stack.bootstrap_servers)
+    await producer.start()
+    try:
+        found: set[int] = await producer.partitions_for(CHARGES)
+        return found
+    finally:
+        await producer.stop()
+
+
+def _charges(tenants: Sequence[str], count: int) -> list[BucketTotal]:
+    """Write one message per bucket, tenant by tenant within an hour, as metering would."""
+    return [_charge(tenants[number % len(tenants)], number) for number in range(count)]
+
+
+def _charge(tenant: str, number: int) -> BucketTotal:
+    tenant_id, project_id = TenantId(tenant), ProjectId("main")
+    hub, node_id = HubCode("lhr"), NodeId(f"n{number % 16:02d}")
+    allocation_id = AllocationId(f"job-{number % 20_000}")
+    hour_ms = FROM_MS + number // 20_000 * HOUR_MS
+    return BucketTotal(
+        tenant_id=tenant_id,
+        bucket_id=bucket_id(
+            tenant_id=tenant_id,
+            project_id=project_id,
+            allocation_id=allocation_id,
+            hub=hub,
+            node_id=node_id,
+            rate_line_id="bench",
+            hour_ms=hour_ms,
+        ),
+        project_id=project_id,
+        allocation_id=allocation_id,
+        hold_id=None,
+        hub=hub,
+        node_id=node_id,
+        sku=Sku("h100-sxm-80"),
+        price_class=PriceClass("on_demand"),
+        price_version=PriceVersion("b" * 64),
+        hour_ms=hour_ms,
+        revision=0,
+        total_gpu_ns=3_600_000_000_000 - number,
+        total_micro=840_000_000 - number,
+    )
+
+
+_BOOKED = "select sum(seq)::bigint from books"
+
+
+async def _booked(
+    stack: Stack,
+    database: asyncpg.Connection[asyncpg.Record],
+    messages: Sequence[BucketTotal],
+    partitions: int,
+) -> dict[str, Any]:
+    """Produce while the ledger is down, start it, and time from the first booked to the last."""
+    before = int(await database.fetchval(_BOOKED))
+    stack.stop("ledger")
+    await _produce(stack, messages, partitions)
+    stack.start("ledger")
+    first = before
+    while first == before:
+        await asyncio.sleep(0.01)
+        first = int(await database.fetchval(_BOOKED))
+    started_s = time.perf_counter()
+    done = first
+    while done < before + len(messages):
+        await asyncio.sleep(0.05)
+        done = int(await database.fetchval(_BOOKED))
+    seconds = time.perf_counter() - started_s
+    work = done - first
+    return {
+        "value": round(work / seconds),
+        "unit": "1/s",
+        "work": work,
+        "seconds": round(seconds, 2),
+    }
+
+
+async def _produce(stack: Stack, messages: Sequence[BucketTotal], partitions: int) -> None:
+    producer = AIOKafkaProducer(
+        bootstrap_servers=stack.bootstrap_servers, linger_ms=20, max_batch_size=256 * 1024
+    )
+    await producer.start()
+    try:
+        for begin in range(0, len(messages), 5_000):
+            sent = [
+                await producer.send(
+                    CHARGES,
+                    msgspec.json.encode(message),
+                    key=message.tenant_id.encode(),
+                    partition=partition_of(message.tenant_id.encode(), partitions),
+                )
+                for message in messages[begin : begin + 5_000]
+            ]
+            await asyncio.gather(*sent)
+    finally:
+        await producer.stop()
+
+
+async def _bare_insert(stack: Stack, tenants: Sequence[str]) -> int:
+    """Insert the same rows into a table like `entries` but without checks and triggers; rows/s."""
+    admin = stack.content()["infrastructure"]["postgres"]["admin"]
+    connection = await asyncpg.connect(_on_database(admin, stack.database("ledger", "reader")))
+    try:
+        entries: list[Entry] = []
+        for tenant in tenants:
+            entries += await entries_after(connection, tenant, 0, BASELINE_ROWS)  # type: ignore[arg-type]
+            if len(entries) >= BASELINE_ROWS:
+                break
+        await connection.execute("drop schema if exists bench cascade")
+        await connection.execute("create schema bench")
+        await connection.execute(
+            "create table bench.entries (like public.entries including defaults including indexes)"
+        )
+        await connection.execute("set search_path = bench, public")
+        started_s = time.perf_counter()
+        for begin in range(0, len(entries), ROWS_AT_ONCE):
+            rows = entries[begin : begin + ROWS_AT_ONCE]
+            await insert_entries(connection, rows, [None] * len(rows))  # type: ignore[arg-type]
+        seconds = time.perf_counter() - started_s
+        await connection.execute("drop schema bench cascade")
+    finally:
+        await connection.close()
+    return round(len(entries) / seconds)
+
+
+def _on_database(admin: str, like: str) -> str:
+    """Return the superuser's DSN on the database that another DSN names."""
+    database = like.rpartition("/")[2].partition("?")[0]
+    head, _, tail = admin.rpartition("/")
+    query = tail.partition("?")[2]
+    return f"{head}/{database}" + (f"?{query}" if query else "")

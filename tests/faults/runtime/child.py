@@ -1,0 +1,38 @@
+"""A consumer process for the crash tests: stores what it reads; dies of one value."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+import uvloop
+
+from runtime.database import Database
+from runtime.kafka import Kafka
+from runtime.streams import Batch, Consumer, Subscription
+
+
+async def main(bootstrap: str, dsn: str, topic: str, group: str) -> None:
+    async def handle(batch: Batch, connection) -> None:
+        if any(record.value == b"poison" for record in batch.records):
+            os._exit(9)
+        await connection.execute(
+            "insert into sink select * from unnest($1::text[], $2::int[], $3::bigint[])",
+            [record.topic for record in batch.records],
+            [record.partition for record in batch.records],
+            [record.offset for record in batch.records],
+        )
+
+    async def put_aside(record, connection) -> None:
+        await connection.execute("insert into sink values ('unread', $1, $2)", 0, record.offset)
+
+    database = Database(dsn, name="child")
+    await database.open()
+    kafka = Kafka(bootstrap, client="child", instance="0")
+    subscription = Subscription(group, (topic,), handle, put_aside, max_records=50)
+    await Consumer(kafka, database, subscription).run(asyncio.Event())
+
+
+if __name__ == "__main__":
+    uvloop.run(main(*sys.argv[1:]))

@@ -1,0 +1,122 @@
+"""Up to when a hub is complete: gaps, sources, epochs, retirement, silence, and what is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from integration.metering.service import JULY_END_MS, Hub, Metering, charges, eventually
+from unit.metering.said import HOUR_MS, NOON_MS, interval
+
+JULY_END = "2025-07-31T19:00:00.000Z"
+NOON = "2025-07-31T10:00:00.000Z"
+
+
+@pytest.mark.defect("M22", "M31", "F4")
+def test_gap_delays_completeness_never_billing(hub: Hub) -> None:
+    """With sequence 2 missing the usage is billed and the watermark waits for it."""
+    hub.say(interval(), sequence=1)
+    hub.say(interval(NOON_MS + HOUR_MS, NOON_MS + 2 * HOUR_MS), sequence=3)
+    said = hub.accounts(2)
+    assert 2 == said["records"]["accepted"]
+    hub.say({"node_id": "n1", "watermark_ms": JULY_END_MS}, "watermark", sequence=4)
+    hub.flush()
+    state = eventually(hub.state, lambda one: bool(one["blocked_by"]))
+    assert state["complete_until"] is None
+    assert ["gap: sequence 2 is missing"] == [one["reason"] for one in state["blocked_by"]]
+    hub.say(interval(NOON_MS, NOON_MS + 1), sequence=2)
+    hub.flush()
+    assert JULY_END == hub.complete_until(JULY_END)
+    [source] = hub.metering.get(f"/v1/hubs/{hub.code}/sources")["items"]
+    assert ("4", JULY_END, []) == (
+        source["committed_sequence"],
+        source["watermark_at"],
+        source["gaps"],
+    )
+
+
+def test_slowest_source_decides_until_it_is_retired(hub: Hub) -> None:
+    """The minimum over active sources; what was retired counts no longer."""
+    hub.complete(JULY_END_MS, "n1")
+    hub.complete(NOON_MS, "n2")
+    hub.flush()
+    assert NOON == hub.complete_until(NOON)
+    path = f"/v1/hubs/{hub.code}/sources/retire"
+    body = {"source": f"/hubs/{hub.code}/nodes/n2/epochs/e1", "reason": "burnt down"}
+    assert 200 == hub.metering.request("POST", path, json=body).status_code
+    assert JULY_END == hub.complete_until(JULY_END)
+    again = hub.metering.request("POST", path, json=body)
+    assert (409, "source-unknown") == (again.status_code, again.json()["code"])
+
+
+def test_new_epoch_closes_the_older_and_its_gap_is_listed(hub: Hub) -> None:
+    """The old epoch's usage is still billed; its gap no longer holds the hub."""
+    hub.say(interval(), sequence=1)
+    hub.say(interval(NOON_MS + HOUR_MS, NOON_MS + 2 * HOUR_MS), sequence=3)
+    hub.complete(JULY_END_MS, epoch="e2")
+    hub.flush()
+    assert JULY_END == hub.complete_until(JULY_END)
+    hub.say(interval(NOON_MS + 2 * HOUR_MS, NOON_MS + 3 * HOUR_MS), sequence=4)
+    assert 3 == hub.accounts(3)["records"]["accepted"]
+    sources = hub.metering.get(f"/v1/hubs/{hub.code}/sources")["items"]
+    assert [("closed", [{"first_sequence": "2", "last_sequence": "2"}]), ("active", [])] == [
+        (source["standing"], source["gaps"]) for source in sources
+    ]
+
+
+def test_watermark_is_told_in_every_partition_with_the_open_quarantine(hub: Hub) -> None:
+    """After the charges it covers, and again when a dismissal frees the month."""
+    hub.say(interval())
+    hub.say(interval(allocation_id="other"))
+    hub.complete(JULY_END_MS)
+    hub.flush()
+    assert JULY_END == hub.complete_until(JULY_END)
+
+    def told() -> list[dict[str, object]]:
+        said = charges(hub.metering.infrastructure, hub.code)
+        return [one for one in said if one["kind"] == "watermark"]
+
+    waiting = [
+        {"tenant_id": "ravi-health", "month": "2025-07", "quarantined_gpu_ns": 3_600_000_000_000}
+    ]
+    final = eventually(told, lambda found: any(one["watermark_ms"] for one in found))
+    last = max(final, key=lambda one: int(str(one["revision"])))
+    assert (JULY_END_MS, waiting) == (last["watermark_ms"], last["quarantined"])
+    assert 4 == len([one for one in final if one["revision"] == last["revision"]])
+    [item] = hub.quarantined(count=1)
+    path = f"/v1/quarantine/{item['quarantine_id']}/dismiss"
+    assert 200 == hub.metering.request("POST", path, json={"reason": "agreed"}).status_code
+    freed = eventually(
+        told, lambda found: any(not one["quarantined"] and one["watermark_ms"] for one in found)
+    )
+    assert [] == max(freed, key=lambda one: int(str(one["revision"])))["quarantined"]
+
+
+def test_late_beyond_the_horizon_waits_and_a_replay_is_a_duplicate(hub: Hub) -> None:
+    """72 hours behind the hub's watermark new time waits; what is covered is a duplicate."""
+    hub.say(interval())
+    hub.complete(NOON_MS + 80 * HOUR_MS)
+    hub.flush()
+    until = "2025-08-03T18:00:00.000Z"
+    assert until == hub.complete_until(until)
+    hub.say(interval())
+    hub.say(interval(NOON_MS + HOUR_MS, NOON_MS + 2 * HOUR_MS))
+    said = hub.accounts(3)
+    assert {"read": 3, "accepted": 1, "duplicate": 1, "quarantined": 1} == said["records"]
+    [item] = hub.quarantined(count=1, reason="too-late")
+    replayed = hub.metering.request(
+        "POST", f"/v1/quarantine/{item['quarantine_id']}/replay", json={}
+    )
+    assert "released" == replayed.json()["state"]
+    said = hub.reconcile()
+    assert {"read": 3, "accepted": 2, "duplicate": 1, "quarantined": 0} == said["records"]
+    assert "0" == said["difference_gpu_ns"]
+
+
+def test_silent_hub_says_so(metering: Metering) -> None:
+    """Nothing for two heartbeats."""
+    hub = metering.add_hub(heartbeat_ms=1_000)
+    hub.complete(NOON_MS)
+    hub.flush()
+    state = eventually(hub.state, lambda one: one["silent"] and one["complete_until"])
+    assert (True, NOON) == (state["silent"], state["complete_until"])
+    assert state["blocked_by"][0]["reason"].startswith("silent since")

@@ -1,0 +1,205 @@
+"""Transactions, leases, migrations and roles on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from runtime import database as store
+from runtime.database import ALL_TENANTS, Unavailable, after_commit, transaction_on
+from runtime.kafka import Message
+from runtime.machine import Partition, Slice
+from runtime.service import EditedHistory, Service, migrate
+
+P0 = Partition("t", 0)
+RANGE = store.PartitionRange(0, 100, None)
+
+
+async def test_an_applied_migration_that_was_edited_is_refused(bare, tmp_path: Path) -> None:
+    """History is append-only: the hash of every applied file is kept."""
+    file = tmp_path / "0001_first.pre.sql"
+    file.write_text("create table first (id int)")
+    service = Service("metering", "0", tmp_path, bare.service.build)
+    assert ["metering/0001_first.pre.sql"] == await migrate(service, bare.dsns.owner)
+    assert [] == await migrate(service, bare.dsns.owner)
+    file.write_text("create table first (id bigint)")
+    with pytest.raises(EditedHistory):
+        await migrate(service, bare.dsns.owner)
+
+
+@pytest.mark.defect("F38")
+async def test_a_migration_gives_up_on_a_lock_after_four_seconds(bare, tmp_path: Path) -> None:
+    """A migration that waits for a lock makes everybody behind it wait: it must not wait long."""
+    (tmp_path / "0001_first.pre.sql").write_text("alter table outbox add column more int")
+    service = Service("metering", "0", tmp_path, bare.service.build)
+    admin = await bare.admin()
+    async with admin.transaction():
+        await admin.execute("lock table outbox in share mode")
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await migrate(service, bare.dsns.owner)
+    await admin.close()
+
+
+async def test_the_roles_own_nothing(bare) -> None:
+    """api, writer and reader own no table and may not change the schema."""
+    admin = await bare.admin()
+    owners = await admin.fetch(
+        "select distinct tableowner from pg_tables where schemaname = 'public'"
+    )
+    assert ["metering_owner"] == [row["tableowner"] for row in owners]
+    await admin.close()
+    for dsn in (bare.dsns.api, bare.dsns.writer, bare.dsns.reader):
+        connection = await asyncpg.connect(dsn)
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute("create table mine (id int)")
+        await connection.close()
+
+
+@pytest.mark.defect("L26", "F66")
+async def test_a_tenant_sees_only_its_own_idempotency_rows(bare) -> None:
+    """Row-level security by `app.tenant`; without it nothing is visible."""
+    insert = "insert into idempotency (scope, idempotency_key, command, document) values "
+    async with bare.open_kit() as kit:
+        for tenant in ("a", "b"):
+            async with kit.api.transaction(tenant=tenant) as connection:
+                await connection.execute(insert + "($1, 'k', 'c', '')", tenant)
+        seen = {}
+        for tenant in ("a", ALL_TENANTS, None):
+            async with kit.api.transaction(tenant=tenant) as connection:
+                seen[tenant] = await connection.fetchval("select count(*) from idempotency")
+        assert {"a": 1, ALL_TENANTS: 2, None: 0} == seen
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            async with kit.api.transaction(tenant="a") as connection:
+                await connection.execute(insert + "('b', 'other', 'c', '')")
+
+
+@pytest.mark.defect("F13")
+async def test_a_zombie_is_fenced_by_the_owner_epoch(bare) -> None:
+    """Who was claimed over can no longer move the offset; nor can anybody move it backwards."""
+    async with bare.open_kit() as kit, kit.writer.connection() as connection:
+        (old,) = await store.claim(connection, {P0: RANGE}, compacted=False)
+        (new,) = await store.claim(connection, {P0: RANGE}, compacted=False)
+        assert (1, 2) == (old.epoch, new.epoch)
+        with pytest.raises(store.FencedError):
+            await store.advance(connection, [Slice(P0, 0, 5, [], old.epoch)])
+        await store.advance(connection, [Slice(P0, 0, 5, [], new.epoch)])
+        with pytest.raises(store.FencedError):
+            await store.advance(connection, [Slice(P0, 5, 4, [], new.epoch)])
+
+
+async def test_an_override_is_used_once_and_stays_on_the_record(bare) -> None:
+    """An operator's answer to a halt: the next claim starts there, later ones do not."""
+    hint = store.PartitionRange(0, 100, 90)
+    async with bare.open_kit() as kit:
+        admin = await asyncpg.connect(bare.dsns.owner)
+        async with kit.writer.connection() as connection:
+            await store.claim(connection, {P0: RANGE}, compacted=False)
+            await store.override_progress(connection, store.Override(P0, 7, "op", "restored"))
+            (claim,) = await store.claim(connection, {P0: hint}, compacted=False)
+            assert (7, None) == (claim.next_offset, claim.hint_offset)
+            (claim,) = await store.claim(connection, {P0: hint}, compacted=False)
+            assert (7, 90) == (claim.next_offset, claim.hint_offset)
+        used = await admin.fetchval("select used_at is not null from consumer_override")
+        assert used
+        await admin.close()
+
+
+@pytest.mark.defect("F37")
+async def test_without_a_free_connection_the_answer_is_unavailable_and_nothing_leaks(bare) -> None:
+    """The acquire deadline; cancelled holders give their connections back."""
+    async with bare.open_kit() as kit:
+
+        async def hold() -> None:
+            async with kit.api.transaction():
+                await asyncio.sleep(60)
+
+        holders = [asyncio.create_task(hold()) for _ in range(16)]
+        await asyncio.sleep(1)
+        with pytest.raises(Unavailable):
+            async with kit.api.connection():
+                pass
+        for holder in holders:
+            holder.cancel()
+        await asyncio.gather(*holders, return_exceptions=True)
+        async with kit.api.connection() as connection:
+            assert 1 == await connection.fetchval("select 1")
+
+
+@pytest.mark.defect("F31", "L10")
+async def test_a_deadlock_is_tried_again(bare) -> None:
+    """Two workers lock in opposite order: both get through."""
+    async with bare.open_kit() as kit:
+        async with kit.writer.connection() as connection:
+            await store.claim(connection, {P0: RANGE, Partition("t", 1): RANGE}, compacted=False)
+
+        async def both(order: tuple[int, int]) -> None:
+            async def work(connection) -> None:
+                for number in order:
+                    await connection.execute(
+                        "update consumer_progress set attempts = attempts + 1 where partition = $1",
+                        number,
+                    )
+                    await asyncio.sleep(0.2)
+
+            await kit.writer.retried(work)
+
+        await asyncio.gather(both((0, 1)), both((1, 0)))
+        async with kit.writer.connection() as connection:
+            assert 4 == await connection.fetchval("select sum(attempts) from consumer_progress")
+
+
+async def test_after_commit_runs_only_when_durable(bare) -> None:
+    """A rolled back transaction wakes nobody."""
+    called: list[str] = []
+    async with bare.open_kit() as kit:
+        with pytest.raises(ZeroDivisionError):
+            async with kit.writer.transaction():
+                after_commit(lambda: called.append("rolled back"))
+                raise ZeroDivisionError
+        async with kit.writer.transaction():
+            after_commit(lambda: called.append("committed"))
+    assert ["committed"] == called
+
+
+async def test_one_process_at_a_time_holds_a_lease(bare) -> None:
+    """The second waits, and gets it when the first one's connection ends."""
+    stop = asyncio.Event()
+    async with bare.open_kit() as first, bare.open_kit() as second:
+        async with first.writer.lease("x", stop) as mine:
+            waiting = asyncio.create_task(_held(second, stop))
+            await asyncio.sleep(1)
+            assert not waiting.done()
+            assert mine is not None
+            mine.terminate()
+        async with asyncio.timeout(20):
+            assert await waiting
+
+
+async def _held(kit, stop: asyncio.Event) -> bool:
+    async with kit.writer.lease("x", stop) as connection:
+        return connection is not None
+
+
+@pytest.mark.defect("F28", "F30")
+async def test_a_commit_is_never_cancelled(bare) -> None:
+    """Whoever is cancelled while it commits has committed."""
+    async with bare.open_kit() as kit:
+        for _ in range(20):
+            task = asyncio.create_task(_write(kit))
+            await asyncio.sleep(0.003)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        async with kit.writer.connection() as connection:
+            busy = await connection.fetchval(
+                "select count(*) from pg_stat_activity"
+                " where datname = current_database() and state like 'idle in%'"
+            )
+        assert 0 == busy
+
+
+async def _write(kit) -> None:
+    async with kit.writer.connection() as connection, transaction_on(connection):
+        await store.insert_messages(connection, [Message("t", b"k", b"v")])

@@ -1,0 +1,302 @@
+"""The HTTP shell on a real database: order of checks, strict bodies, idempotent commands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import httpx2
+import msgspec
+import pytest
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from runtime import auth
+from runtime.auth import Role
+from runtime.http import (
+    Answer,
+    IntegerText,
+    Model,
+    Problem,
+    cached_response,
+    command_of,
+    idempotent,
+    operation,
+    page_of,
+    page_response,
+    read_body,
+)
+from runtime.service import Parts, make_app
+
+
+class Order(Model):
+    """A body with one of everything."""
+
+    item: str
+    count: int = 1
+    price_micro: IntegerText = "0"
+
+
+class Placed(msgspec.Struct):
+    """An answer."""
+
+    number: int
+    secret: str | None
+
+
+class Shop:
+    """A router that counts what it did."""
+
+    def __init__(self, kit) -> None:
+        self.kit = kit
+        self.placed = 0
+        self.open = False
+        self.router = APIRouter()
+        self.router.post(
+            "/v1/shops/{shop}/orders",
+            **operation(body=Order, answer=Placed, status=201, idempotent=True),
+        )(self.order)
+        self.router.get("/v1/numbers", **operation(answer=Placed, paged=True))(self.numbers)
+        self.router.get("/v1/tagged", **operation(answer=Placed))(self.tagged)
+        self.router.get("/v1/broken", **operation())(self.broken)
+
+    async def order(self, request: Request, shop: str) -> Response:
+        """Place an order."""
+        principal = await self.kit.access.authorise(request, Role.OPERATOR, Role.TENANT)
+        auth.own_tenant(principal, shop)
+        body = await read_body(request, Order)
+        command = command_of(request, body, scope=shop)
+
+        async def run(connection) -> Answer:
+            if body.item == "slow":
+                await asyncio.sleep(8)
+            if body.item == "refused" and not self.open:
+                raise Problem("insufficient-credit", "no", available_micro="0")
+            if body.item == "not yet" and not self.open:
+                raise Problem("period-incomplete", "wait")
+            self.placed += 1
+            return Answer(201, Placed(self.placed, "s"), stored=Placed(self.placed, None))
+
+        return await idempotent(self.kit.api, command, run, tenant=principal.sees)
+
+    async def numbers(self, request: Request) -> Response:
+        """List numbers."""
+        await self.kit.access.authorise(request)
+        page = page_of(request)
+        first = 0 if page.after is None else int(page.after[0]) + 1
+        rows = list(range(first, min(7, first + page.limit + 1)))
+        return page_response(rows, page, lambda row: (row,))
+
+    async def tagged(self, request: Request) -> Response:
+        """Answer with a tag."""
+        return cached_response(request, {"a": 1}, etag="v1")
+
+    async def broken(self, request: Request) -> Response:
+        """Fail."""
+        raise ZeroDivisionError
+
+
+@contextlib.asynccontextmanager
+async def _open(bare) -> AsyncIterator[tuple[Shop, httpx2.AsyncClient, dict[str, str]]]:
+    async with bare.open_kit() as kit:
+        shop = Shop(kit)
+        keys = {}
+        async with kit.writer.transaction() as connection:
+            for role, tenant in ((Role.OPERATOR, None), (Role.AUDITOR, None), (Role.TENANT, "a")):
+                minted = auth.mint(role, role, tenant_id=tenant)
+                keys[role.value] = minted.secret
+                await auth.store_keys(connection, [minted.access_key])
+        app = make_app(bare.service, kit, Parts(router=shop.router))
+        transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://t") as client:
+            yield shop, client, keys
+
+
+def _headers(secret: str, key: str | None = "k") -> dict[str, str]:
+    named = {} if key is None else {"idempotency-key": key}
+    return {"authorization": f"Bearer {secret}", **named}
+
+
+@pytest.mark.defect("L7", "F66")
+async def test_checks_run_in_their_order(bare) -> None:
+    """401, 403, 404, 413, 415, 422, 409: the first that applies, each a problem document."""
+    big = b'{"item":"' + b"x" * 1_100_000 + b'"}'
+    good = {"item": "x"}
+    async with _open(bare) as (_shop, client, keys):
+        operator, tenant = keys["operator"], keys["tenant"]
+        cases = [
+            ("unauthenticated", {"headers": _headers("nonsense"), "content": big}, "a"),
+            ("unauthenticated", {"headers": {}, "json": good}, "a"),
+            ("forbidden", {"headers": _headers(keys["auditor"]), "content": big}, "a"),
+            ("not-found", {"headers": _headers(tenant), "content": big}, "b"),
+            ("too-large", {"headers": _headers(operator), "content": big}, "a"),
+            ("unsupported-media-type", {"headers": _headers(operator), "content": b"{}"}, "a"),
+            ("malformed", {"headers": _headers(operator, None), "json": {"item": 3}}, "a"),
+            ("idempotency-key-missing", {"headers": _headers(operator, None), "json": good}, "a"),
+            (
+                "insufficient-credit",
+                {"headers": _headers(operator), "json": {"item": "refused"}},
+                "a",
+            ),
+        ]
+        for code, sent, shop in cases:
+            answer = await client.post(f"/v1/shops/{shop}/orders", **sent)
+            document = answer.json()
+            assert code == document["code"]
+            assert "application/problem+json" == answer.headers["content-type"]
+            assert answer.status_code == document["status"]
+            assert {"type", "title", "detail", "retryable", "trace_id"} <= set(document)
+        assert "not-found" == (await client.get("/nowhere")).json()["code"]
+        assert "method-not-allowed" == (await client.put("/v1/numbers")).json()["code"]
+        broken = await client.get("/v1/broken")
+        assert (500, "internal") == (broken.status_code, broken.json()["code"])
+
+
+@pytest.mark.defect("L15", "F63")
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"item":"x","count":1.0}',
+        b'{"item":"x","count":"1"}',
+        b'{"item":"x","count":true}',
+        b'{"item":"x","count":1e3}',
+        b'{"item":"x","count":NaN}',
+        b'{"item":"x","count":Infinity}',
+        b'{"item":"x","more":1}',
+        b'{"item":"x","price_micro":"1.0"}',
+        b'{"item":"x","price_micro":1}',
+        b'{"item":"\xff"}',
+        b"[" * 40 + b"]" * 40,
+        b"",
+    ],
+)
+async def test_a_body_is_taken_strictly(bare, body: bytes) -> None:
+    """No float for an integer, no text for a number, no unknown member, no deep nesting."""
+    async with _open(bare) as (shop, client, keys):
+        headers = _headers(keys["operator"]) | {"content-type": "application/json"}
+        answer = await client.post("/v1/shops/a/orders", headers=headers, content=body)
+        assert (422, "malformed") == (answer.status_code, answer.json()["code"])
+        assert 0 == shop.placed
+
+
+@pytest.mark.defect("L9")
+async def test_64_equal_requests_run_once_and_get_one_answer(bare) -> None:
+    """Every retry gets the stored answer, byte for byte; the secret is in the first one only."""
+    async with _open(bare) as (shop, client, keys):
+
+        async def order() -> httpx2.Response:
+            while True:
+                answer = await client.post(
+                    "/v1/shops/a/orders", headers=_headers(keys["operator"]), json={"item": "x"}
+                )
+                if answer.status_code == 201 or not answer.json()["retryable"]:
+                    return answer
+
+        answers = await asyncio.gather(*(order() for _ in range(64)))
+        assert {201} == {answer.status_code for answer in answers}
+        assert 1 == shop.placed
+        bodies = [answer.content for answer in answers]
+        assert 63 == bodies.count(b'{"number":1,"secret":null}')
+        assert 1 == bodies.count(b'{"number":1,"secret":"s"}')
+
+
+@pytest.mark.defect("L7", "L8", "F66")
+async def test_a_key_is_bound_to_its_content_and_its_scope(bare) -> None:
+    """Other content: refused, naming the members; another tenant's equal key: independent."""
+    async with _open(bare) as (shop, client, keys):
+        post = client.post
+        headers = _headers(keys["operator"])
+        first = await post("/v1/shops/a/orders", headers=headers, json={"item": "x"})
+        same = await post("/v1/shops/a/orders", headers=headers, json={"count": 1, "item": "x"})
+        other = await post("/v1/shops/a/orders", headers=headers, json={"item": "y", "count": 2})
+        elsewhere = await post("/v1/shops/b/orders", headers=headers, json={"item": "x"})
+        assert [201, 201, 409, 201] == [
+            answer.status_code for answer in (first, same, other, elsewhere)
+        ]
+        assert "idempotency-key-reused" == other.json()["code"]
+        assert ["count", "item"] == other.json()["differing"]
+        assert 2 == shop.placed
+
+
+@pytest.mark.defect("L8")
+async def test_a_refusal_is_remembered_and_one_that_may_pass_is_not(bare) -> None:
+    """The same key gets the same refusal although the reason is gone; a retryable one is tried."""
+    async with _open(bare) as (shop, client, keys):
+        refused = await client.post(
+            "/v1/shops/a/orders",
+            headers=_headers(keys["operator"], "refused"),
+            json={"item": "refused"},
+        )
+        waiting = await client.post(
+            "/v1/shops/a/orders", headers=_headers(keys["operator"], "w"), json={"item": "not yet"}
+        )
+        shop.open = True
+        again = await client.post(
+            "/v1/shops/a/orders",
+            headers=_headers(keys["operator"], "refused"),
+            json={"item": "refused"},
+        )
+        later = await client.post(
+            "/v1/shops/a/orders", headers=_headers(keys["operator"], "w"), json={"item": "not yet"}
+        )
+        assert (409, refused.content) == (again.status_code, again.content)
+        assert [409, 201] == [waiting.status_code, later.status_code]
+
+
+@pytest.mark.slow
+async def test_a_request_in_flight_is_said_to_be_in_flight(bare) -> None:
+    """The second of two equal requests does not wait for ever: 409 with Retry-After."""
+    async with _open(bare) as (_shop, client, keys):
+
+        async def order() -> httpx2.Response:
+            return await client.post(
+                "/v1/shops/a/orders", headers=_headers(keys["operator"]), json={"item": "slow"}
+            )
+
+        first = asyncio.create_task(order())
+        await asyncio.sleep(0.5)
+        second = await order()
+        assert "idempotency-key-in-flight" == second.json()["code"]
+        assert "1" == second.headers["retry-after"]
+        assert 201 == (await first).status_code
+
+
+async def test_pages_concatenate_to_the_whole_list(bare) -> None:
+    """An opaque cursor, `next` null at the end; a foreign cursor and a high limit are refused."""
+    async with _open(bare) as (_shop, client, keys):
+        headers = _headers(keys["operator"], None)
+        found: list[int] = []
+        cursor: str | None = None
+        for _ in range(4):
+            query = {"limit": "2"} | ({} if cursor is None else {"cursor": cursor})
+            page = (await client.get("/v1/numbers", headers=headers, params=query)).json()
+            found += page["items"]
+            cursor = page["next"]
+        assert list(range(7)) == found
+        assert cursor is None
+        for bad in ({"limit": "1001"}, {"limit": "0"}, {"limit": "x"}, {"cursor": "!!"}):
+            answer = await client.get("/v1/numbers", headers=headers, params=bad)
+            assert 422 == answer.status_code
+
+
+async def test_a_known_etag_is_not_sent_again(bare) -> None:
+    """304 without a body when If-None-Match names the current tag."""
+    async with _open(bare) as (_shop, client, _keys):
+        first = await client.get("/v1/tagged")
+        again = await client.get("/v1/tagged", headers={"if-none-match": first.headers["etag"]})
+        assert (200, 304, b"") == (first.status_code, again.status_code, again.content)
+
+
+async def test_a_revoked_key_is_refused_within_five_seconds(bare) -> None:
+    """The cache holds a key for a second at most; revocation is never undone by an old message."""
+    async with _open(bare) as (shop, client, keys):
+        headers = _headers(keys["auditor"], None)
+        assert 200 == (await client.get("/v1/numbers", headers=headers)).status_code
+        async with shop.kit.writer.transaction() as connection:
+            await connection.execute("update access_keys set revoked = true where role = 'auditor'")
+            old = auth.key_of(keys["auditor"], "auditor", Role.AUDITOR)
+            await auth.store_keys(connection, [old])
+        await asyncio.sleep(2)
+        assert 401 == (await client.get("/v1/numbers", headers=headers)).status_code

@@ -1,0 +1,276 @@
+"""Consumer, outbox and relay between a real broker and a real database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from runtime import telemetry
+from runtime.database import transaction_on
+from runtime.kafka import Message, MessageTooLarge, Record, Topic
+from runtime.machine import Partition
+from runtime.streams import Batch, Consumer, Halted, Outbox, Relay, Subscription
+
+TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class Sink:
+    """A handler that stores every record's place, and may refuse some."""
+
+    def __init__(self) -> None:
+        self.poison: set[bytes] = set()
+        self.unread: list[int] = []
+        self.batches: list[int] = []
+
+    async def handle(self, batch: Batch, connection) -> None:
+        self.batches.append(len(batch.records))
+        if any(record.value in self.poison for record in batch.records):
+            raise ValueError("poison")
+        await connection.execute(
+            "insert into sink select * from unnest($1::text[], $2::int[], $3::bigint[])",
+            [record.topic for record in batch.records],
+            [record.partition for record in batch.records],
+            [record.offset for record in batch.records],
+        )
+
+    async def put_aside(self, record: Record, _connection) -> None:
+        self.unread.append(record.offset)
+
+
+async def make_sink(bare) -> None:
+    admin = await bare.admin()
+    await admin.execute(
+        "create table sink (topic text, partition int, place bigint,"
+        " primary key (topic, partition, place));"
+        "grant select, insert on sink to metering_writer"
+    )
+    await admin.close()
+
+
+async def stored(bare) -> list[tuple[str, int, int]]:
+    admin = await bare.admin()
+    rows = await admin.fetch("select topic, partition, place from sink")
+    await admin.close()
+    return sorted((row["topic"], row["partition"], row["place"]) for row in rows)
+
+
+@contextlib.asynccontextmanager
+async def reading(consumer: Consumer) -> AsyncIterator[asyncio.Task[None]]:
+    stop = asyncio.Event()
+    task = asyncio.create_task(consumer.run(stop))
+    try:
+        yield task
+    finally:
+        stop.set()
+        async with asyncio.timeout(60):
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def drained(consumer: Consumer) -> None:
+    async with asyncio.timeout(120):
+        while await consumer.lag_records() > 0:
+            await asyncio.sleep(0.1)
+
+
+def numbered(topic: str, first: int, until: int) -> list[Message]:
+    return [Message(topic, b"k%d" % (n % 7), b"%d" % n) for n in range(first, until)]
+
+
+async def test_every_record_is_stored_once_and_the_hint_follows(
+    bare, unique: Callable[[str], str]
+) -> None:
+    """Restarts, one lost position: the stored offset decides; lag tools see how far we are."""
+    await make_sink(bare)
+    topic, group = unique("in"), unique("group")
+    async with bare.open_kit() as kit:
+        await kit.kafka.create_topics([Topic(topic, 4)])
+        places = await kit.kafka.publish(numbered(topic, 0, 500))
+        consumer = Consumer(kit.kafka, kit.writer, Subscription(group, (topic,), Sink().handle))
+        assert 500 == await consumer.lag_records()
+        async with reading(consumer):
+            await drained(consumer)
+            await asyncio.sleep(3)
+        places += await kit.kafka.publish(numbered(topic, 500, 600))
+        async with reading(consumer):
+            await drained(consumer)
+        assert sorted((topic, *place) for place in places) == await stored(bare)
+        positions = await consumer.positions()
+        assert await kit.kafka.end_offsets([topic]) == positions
+        hints = await kit.kafka.group_offsets(f"{group}.hint", list(positions))
+        assert {} != hints
+        assert {} == await kit.kafka.group_offsets(group, list(positions))
+
+
+@pytest.mark.defect("M7")
+async def test_a_topic_added_while_running_is_read_from_its_first_record(
+    bare, unique: Callable[[str], str]
+) -> None:
+    """The subscription grows; what was there before counts too."""
+    await make_sink(bare)
+    first, second = unique("in"), unique("in")
+    async with bare.open_kit() as kit:
+        await kit.kafka.create_topics([Topic(first, 4)])
+        await kit.kafka.publish(numbered(first, 0, 10))
+        subscription = Subscription(unique("group"), (first,), Sink().handle)
+        consumer = Consumer(kit.kafka, kit.writer, subscription)
+        async with reading(consumer):
+            await drained(consumer)
+            await kit.kafka.create_topics([Topic(second, 4)])
+            await kit.kafka.publish(numbered(second, 0, 10))
+            consumer.extend([second])
+            await drained(consumer)
+        assert 20 == len(await stored(bare))
+
+
+@pytest.mark.defect("M6", "M19", "F23")
+async def test_a_record_the_handler_cannot_take_is_put_aside_and_the_rest_is_stored(
+    bare, unique: Callable[[str], str]
+) -> None:
+    """1 of 200 raises: 199 are stored, one is handed over unread, the partition moves on."""
+    await make_sink(bare)
+    topic = unique("in")
+    sink = Sink()
+    sink.poison = {b"77"}
+    async with bare.open_kit() as kit:
+        await kit.kafka.create_topics([Topic(topic, 1)])
+        places = await kit.kafka.publish(
+            [Message(topic, b"k", b"%d" % n, partition=0) for n in range(200)]
+        )
+        subscription = Subscription(unique("group"), (topic,), sink.handle, sink.put_aside)
+        consumer = Consumer(kit.kafka, kit.writer, subscription)
+        async with reading(consumer):
+            await drained(consumer)
+        assert [places[77][1]] == sink.unread
+        assert 199 == len(await stored(bare))
+
+
+@pytest.mark.defect("F16")
+async def test_a_database_restored_to_an_older_state_halts_the_consumer(
+    bare, unique: Callable[[str], str]
+) -> None:
+    """The hint in Kafka is ahead of the stored offset; an override on the record lets it go on."""
+    await make_sink(bare)
+    topic, group = unique("in"), unique("group")
+    async with bare.open_kit() as kit:
+        await kit.kafka.create_topics([Topic(topic, 1)])
+        await kit.kafka.publish([Message(topic, None, b"x", partition=0) for _ in range(9)])
+        consumer = Consumer(kit.kafka, kit.writer, Subscription(group, (topic,), Sink().handle))
+        async with reading(consumer):
+            await drained(consumer)
+            async with asyncio.timeout(60):
+                while (
+                    9
+                    not in (
+                        await kit.kafka.group_offsets(f"{group}.hint", [Partition(topic, 0)])
+                    ).values()
+                ):
+                    await asyncio.sleep(0.2)
+        admin = await bare.admin()
+        await admin.execute("update consumer_progress set next_offset = 4")
+        await admin.execute("delete from sink where place >= 4")
+        with pytest.raises(Halted, match="ahead of the stored offset 4"):
+            await consumer.run(asyncio.Event())
+        await admin.execute(
+            "insert into consumer_override (topic, partition, next_offset, accepted_by, reason)"
+            " values ($1, 0, 4, 'operator', 'restored from backup')",
+            topic,
+        )
+        await admin.close()
+        async with reading(consumer):
+            await drained(consumer)
+        assert 9 == len(await stored(bare))
+
+
+@pytest.mark.defect("F46")
+async def test_outbox_rows_leave_in_order_and_only_when_committed(
+    bare, unique: Callable[[str], str]
+) -> None:
+    """Rolled back rows never leave; committed ones once, in order, with their headers."""
+    topic = unique("out")
+    outbox = Outbox((topic,))
+    async with bare.open_kit() as kit:
+        await kit.kafka.create_topics([Topic(topic, 1)])
+        stop = asyncio.Event()
+        relaying = asyncio.create_task(Relay(outbox, topic, kit.writer, kit.kafka).run(stop))
+        headers = telemetry.trace_headers(TRACE.decode())
+        for start in range(0, 5000, 500):
+            messages = [
+                Message(topic, b"k", b"%d" % n, headers, partition=0)
+                for n in range(start, start + 500)
+            ]
+            async with kit.api.transaction() as connection:
+                await outbox.write(connection, messages)
+            with contextlib.suppress(ZeroDivisionError):
+                async with kit.api.transaction() as connection:
+                    await outbox.write(connection, messages)
+                    raise ZeroDivisionError
+        async with asyncio.timeout(120):
+            while await _depth(kit, outbox) > 0:
+                await asyncio.sleep(0.1)
+        stop.set()
+        await relaying
+        seen = await read_all(bare, kit, topic, unique("group"), 5000)
+        assert [b"%d" % n for n in range(5000)] == [record.value for record in seen]
+        assert {TRACE.decode()} == {telemetry.trace_of(record) for record in seen}
+
+
+@pytest.mark.defect("F47", "L1")
+async def test_a_row_that_commits_late_is_still_published(
+    bare, unique: Callable[[str], str]
+) -> None:
+    """A transaction holds a low number open while later ones are published: nothing is skipped."""
+    topic = unique("out")
+    outbox = Outbox((topic,))
+    async with bare.open_kit() as kit:
+        await kit.kafka.create_topics([Topic(topic, 1)])
+        stop = asyncio.Event()
+        relaying = asyncio.create_task(Relay(outbox, topic, kit.writer, kit.kafka).run(stop))
+        async with kit.writer.connection() as held, transaction_on(held):
+            await outbox.write(held, [Message(topic, b"late", b"late", partition=0)])
+            for n in range(10):
+                async with kit.api.transaction() as connection:
+                    await outbox.write(connection, [Message(topic, b"k", b"%d" % n, partition=0)])
+                await asyncio.sleep(0.1)
+        async with asyncio.timeout(60):
+            while await _depth(kit, outbox) > 0:
+                await asyncio.sleep(0.1)
+        stop.set()
+        await relaying
+        seen = await read_all(bare, kit, topic, unique("group"), 11)
+        assert [b"%d" % n for n in range(10)] + [b"late"] == [record.value for record in seen]
+
+
+async def test_a_message_of_900_kb_passes_and_a_larger_one_is_refused_before_anything_is_sent(
+    bare, unique: Callable[[str], str]
+) -> None:
+    """What a topic takes by default goes through whole."""
+    topic = unique("in")
+    async with bare.open_kit() as kit:
+        await kit.kafka.create_topics([Topic(topic, 1)])
+        with pytest.raises(MessageTooLarge):
+            await kit.kafka.publish([Message(topic, b"k", bytes(10_000_000))])
+        await kit.kafka.publish([Message(topic, b"k", b"\xff" * 900_000)])
+        (record,) = await read_all(bare, kit, topic, unique("group"), 1)
+        assert b"\xff" * 900_000 == record.value
+
+
+async def read_all(bare, kit, topic: str, group: str, count: int) -> list[Record]:
+    """Read a topic with a consumer of ours until so many records have come."""
+    seen: list[Record] = []
+
+    async def handle(batch: Batch, _connection) -> None:
+        seen.extend(batch.records)
+
+    consumer = Consumer(kit.kafka, kit.writer, Subscription(group, (topic,), handle))
+    async with reading(consumer), asyncio.timeout(120):
+        while len(seen) < count or await consumer.lag_records() > 0:
+            await asyncio.sleep(0.1)
+    return seen
+
+
+async def _depth(kit, outbox: Outbox) -> int:
+    async with kit.writer.connection() as connection:
+        return await outbox.depth(connection)
