@@ -119,7 +119,7 @@ def build(*, moved: bool) -> None:
         failed,
     )
     install = [str(uv), "pip", "install", "--quiet", "--no-deps"]
-    locked = ["--require-hashes", "--compile-bytecode", "--requirement", "requirements.lock"]
+    locked = ["--require-hashes", "--requirement", "requirements.lock"]
     _run([*install, *locked], environment, failed)
     sources = [argument for package in PACKAGES for argument in ("--editable", package)]
     _run([*install, "--no-build-isolation", *sources], environment, failed)
