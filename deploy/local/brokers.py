@@ -30,7 +30,7 @@ from typing import Final
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from children import Program, free_port
+from children import Program, answer_of, free_port
 
 POM: Final = Path(__file__).with_name("pom.xml")
 OLDEST_JAVA: Final = 17
@@ -125,7 +125,7 @@ def prepare_kraft(
     broker = Broker("kraft", f"127.0.0.1:{port}")
 
     async def is_ready() -> bool:
-        return await answers(broker)
+        return await answer_of(port, b"") is not None and await answers(broker)
 
     program = Program(
         name="kafka",

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
+_POLL_S: Final = 0.1
 _OTHERS_MAY_PASS: Final = 0o001
 _TEMPORARY: Final = ("/tmp", "/var/tmp")  # noqa: S108  # Tried after the user's own.
 
@@ -166,7 +167,7 @@ async def wait_ready(
                         f"{program.name} ended with {process.returncode} before it was ready:\n"
                         f"{log_tail(program.log)}"
                     )
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(_POLL_S)
     except TimeoutError:
         raise StackError(
             f"{program.name} was not ready after {patience_s} s:\n{log_tail(program.log)}"
@@ -180,13 +181,18 @@ def log_tail(log: Path, lines: int = 20) -> str:
     return f"(no log at {log})"
 
 
-async def port_answers(port: int) -> bool:
-    """Say whether something accepts connections on a loopback port."""
+async def answer_of(port: int, question: bytes) -> bytes | None:
+    """Ask something on a loopback port; return its first line, or None when nobody answers.
+
+    By hand: this is asked many times while services start, and a client costs more than the answer.
+    """
     try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-    return True
+        async with asyncio.timeout(10):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(question)
+                return await reader.readline() if question else b""
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return None

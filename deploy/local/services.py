@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import httpx2
-
 import seed
 from brokers import PARTITIONS, Broker
-from children import Program, free_port
+from children import Program, answer_of, free_port
 from databases import SERVICES, Server
 from hisab_contracts import topics as names
 from hisab_contracts.ids import HubCode
@@ -106,14 +104,12 @@ class Plan:
         return self._serve("invoicing", broker, ledger)
 
     def _serve(self, service: str, broker: Broker, more: Mapping[str, str]) -> Program:
-        url = f"{self.urls()[service]}/readyz"
+        port = self.ports[service]
 
         async def is_ready() -> bool:
-            try:
-                async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
-                    return (await client.get(url)).status_code == httpx2.codes.OK
-            except httpx2.HTTPError:
-                return False
+            question = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            answer = await answer_of(port, question)
+            return answer is not None and answer.split()[1:2] == [b"200"]
 
         return Program(
             name=service,
@@ -122,7 +118,7 @@ class Plan:
             env=dict(self.env)
             | {
                 "HISAB_HTTP_HOST": "127.0.0.1",
-                "HISAB_HTTP_PORT": str(self.ports[service]),
+                "HISAB_HTTP_PORT": str(port),
                 "HISAB_KAFKA": broker.bootstrap_servers,
                 "HISAB_PARTITIONS": str(PARTITIONS),
                 "HISAB_HUB_PARTITIONS": str(PARTITIONS),

@@ -39,7 +39,7 @@ DEFAULT_FOLDER: Final = ROOT / ".hisab"
 _HERE: Final = Path(__file__).resolve().parent
 _TERM_PATIENCE_S: Final = 60
 _DOWN_PATIENCE_S: Final = 300
-_POLL_S: Final = 0.05
+_POLL_S: Final = 0.1
 
 
 class StackFailed(Exception):
@@ -167,6 +167,7 @@ def _start(folder: Path, *, infrastructure_only: bool, ends_with: int | None) ->
         old.unlink()
     stack_id = secrets.token_hex(16)
     command = [sys.executable, str(_HERE / "supervisor.py"), "--dir", str(folder)]
+    command += ["--started-by", str(os.getpid())]
     command += ["--infrastructure"] if infrastructure_only else []
     command += [] if ends_with is None else ["--ends-with", str(ends_with)]
     log = logs / "supervisor.log"
@@ -180,18 +181,14 @@ def _start(folder: Path, *, infrastructure_only: bool, ends_with: int | None) ->
             env=dict(os.environ) | {sweeper.MARK: stack_id},
             start_new_session=True,
         )
-    try:
-        with log.open() as said:
-            while not _is_described(folder, stack_id):
-                print(said.read(), end="", flush=True)
-                if supervisor.poll() is not None:
-                    print(said.read(), end="", flush=True)
-                    raise StackFailed(f"the stack did not start; its logs are in {logs}")
-                time.sleep(_POLL_S)
+    with log.open() as said:
+        while not _is_described(folder, stack_id):
             print(said.read(), end="", flush=True)
-    except KeyboardInterrupt:
-        down(folder)
-        raise
+            if supervisor.poll() is not None:
+                print(said.read(), end="", flush=True)
+                raise StackFailed(f"the stack did not start; its logs are in {logs}")
+            time.sleep(_POLL_S)
+        print(said.read(), end="", flush=True)
 
 
 def _is_described(folder: Path, stack_id: str) -> bool:

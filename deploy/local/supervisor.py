@@ -2,11 +2,12 @@
 
 `stack.py up` starts it, in a session of its own and with none of its caller's file descriptors:
 
-    supervisor.py --dir FOLDER [--infrastructure] [--ends-with PID]
+    supervisor.py --dir FOLDER [--infrastructure] --started-by PID [--ends-with PID]
 
-It ends on SIGTERM or SIGINT, with the process it was told to end with, or when something cannot be
-brought back. A process that dies is started again after a moment, every time. A file
-`FOLDER/stopped/<name>` keeps that process down for as long as it exists (`stack.py stop`, `start`).
+It ends on SIGTERM or SIGINT, with the process it was told to end with, with its caller as long as
+the stack is not ready, or when something cannot be brought back. A process that dies is started
+again after a moment, every time. A file `FOLDER/stopped/<name>` keeps that process down for as long
+as it exists (`stack.py stop`, `start`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from children import Program, StackError
 
 _READY_PATIENCE_S: Final = 600
 _STOP_PATIENCE_S: Final = 10
-_TICK_S: Final = 0.1
+_TICK_S: Final = 0.2
 _PAUSE_BEFORE_RESTART_S: Final = 0.2
 
 
@@ -47,6 +48,7 @@ class Settings:
     folder: Path
     """Where stack.json and the logs are."""
     infrastructure_only: bool
+    started_by: description.Process
     ends_with: description.Process | None
     kafka_address: str | None
     kafka_provider: str | None
@@ -95,12 +97,13 @@ class Supervisor:
             await self._clean_given()
 
     async def _watch_companion(self) -> None:
-        """Stop when the process ends that this stack was told to end with."""
-        companion = self._settings.ends_with
-        while companion is not None and not self._stopping.is_set():
-            if not companion.alive():
-                say(f"process {companion.pid} ended, and the stack ends with it")
-                self.stop()
+        """Stop when a process ends that this stack ends with."""
+        starter, companion = self._settings.started_by, self._settings.ends_with
+        while not self._stopping.is_set():
+            for process in (companion, starter if self._content is None else None):
+                if process is not None and not process.alive():
+                    say(f"process {process.pid} ended, and the stack ends with it")
+                    self.stop()
             await asyncio.sleep(_TICK_S)
 
     async def _start(self) -> None:
@@ -334,6 +337,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Runs a local stack (see stack.py).")
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--infrastructure", action="store_true")
+    parser.add_argument("--started-by", type=int, required=True)
     parser.add_argument("--ends-with", type=int)
     arguments = parser.parse_args()
     env = dict(os.environ)
@@ -342,6 +346,7 @@ def main() -> int:
         stack_id=env[sweeper.MARK],
         folder=folder,
         infrastructure_only=arguments.infrastructure,
+        started_by=_companion(arguments.started_by),
         ends_with=None if arguments.ends_with is None else _companion(arguments.ends_with),
         kafka_address=env.get("HISAB_STACK_KAFKA"),
         kafka_provider=env.get("HISAB_KAFKA_PROVIDER"),
