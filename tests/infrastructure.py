@@ -95,7 +95,7 @@ class Infrastructure:
 
     def _administer(self, command: str) -> None:
         async def run() -> None:
-            connection = await asyncpg.connect(self.server.admin)
+            connection = await asyncpg.connect(self.server.admin, timeout=300)
             try:
                 await connection.execute(command)
             finally:

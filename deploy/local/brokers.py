@@ -37,6 +37,7 @@ OLDEST_JAVA: Final = 17
 PARTITIONS: Final = 4
 _COPY_GOAL: Final = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 _MAVEN_PATIENCE_S: Final = 600
+_ANSWER_PATIENCE_S: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +228,7 @@ async def answers(broker: Broker) -> bool:
     """Say whether the broker answers a metadata request."""
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     try:
-        await asyncio.wait_for(topic_names(broker), 10)
+        await asyncio.wait_for(topic_names(broker), _ANSWER_PATIENCE_S)
     except (KafkaError, OSError, TimeoutError):
         return False
     return True

@@ -23,6 +23,7 @@ from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 _POLL_S: Final = 0.1
+_ANSWER_PATIENCE_S: Final = 60
 _OTHERS_MAY_PASS: Final = 0o001
 _TEMPORARY: Final = ("/tmp", "/var/tmp")  # noqa: S108  # Tried after the user's own.
 
@@ -187,7 +188,7 @@ async def answer_of(port: int, question: bytes) -> bytes | None:
     By hand: this is asked many times while services start, and a client costs more than the answer.
     """
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(_ANSWER_PATIENCE_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
                 writer.write(question)

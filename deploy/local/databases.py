@@ -53,9 +53,13 @@ _SETTINGS: Final = {
     "log_line_prefix": "'%m [%p] %u@%d '",
     "logging_collector": "off",
     "dynamic_shared_memory_type": "mmap",
+    "authentication_timeout": "'10min'",
 }
 _SETTINGS_SINCE_16: Final = {"scram_iterations": "64"}
 """The passwords are 32 random bytes: stretching them would only slow every connection."""
+
+_CONNECT_PATIENCE_S: Final = 300
+"""A machine under heavy load answers late; giving up early would only add to its load."""
 
 _MARK: Final = "made by the local stack of hisab"
 
@@ -227,7 +231,7 @@ def _copy(binaries: Binaries, target: Path) -> Binaries:
 
 async def _answers(dsn: str) -> bool:
     try:
-        connection = await asyncpg.connect(dsn, timeout=5)
+        connection = await asyncpg.connect(dsn, timeout=_CONNECT_PATIENCE_S)
     except (OSError, asyncpg.PostgresError, TimeoutError):
         return False
     await connection.close()
@@ -262,7 +266,7 @@ $$
 
 async def create_roles(server: Server) -> None:
     """Create the roles of all services, and give them their databases where these exist."""
-    connection = await asyncpg.connect(server.admin)
+    connection = await asyncpg.connect(server.admin, timeout=_CONNECT_PATIENCE_S)
     try:
         await connection.execute(ROLES_SQL.read_text())
         passwords = json.dumps(dict(server.passwords))
@@ -282,7 +286,7 @@ order by datname
 
 async def create_databases(server: Server) -> None:
     """Create the three empty databases; `StackError` when one exists that no stack has made."""
-    connection = await asyncpg.connect(server.admin)
+    connection = await asyncpg.connect(server.admin, timeout=_CONNECT_PATIENCE_S)
     try:
         for row in await connection.fetch(_MARKED_DATABASES, list(SERVICES), _MARK):
             if not row["ours"]:
@@ -301,7 +305,7 @@ async def create_databases(server: Server) -> None:
 
 async def drop_databases(server: Server) -> None:
     """Drop the databases of a stack from a server that outlives it."""
-    connection = await asyncpg.connect(server.admin)
+    connection = await asyncpg.connect(server.admin, timeout=_CONNECT_PATIENCE_S)
     try:
         for row in await connection.fetch(_MARKED_DATABASES, list(SERVICES), _MARK):
             if row["ours"]:

@@ -51,7 +51,7 @@ TAXES: Final = (
     ("isb", "FBR", 1500, "ICT (Tax on Services) Ordinance 2001 (demonstration value, unconfirmed)"),
 )
 STAFF: Final = ("officer", "approver", "finance", "auditor", "scheduler")
-_PATIENCE_S: Final = 60
+_PATIENCE_S: Final = 300
 _MICRO_PER_PKR: Final = 1_000_000
 
 
@@ -224,5 +224,5 @@ class Planter:
 
 @asynccontextmanager
 async def _planter(urls: Mapping[str, str], operator: str) -> AsyncIterator[Planter]:
-    async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
+    async with httpx2.AsyncClient(timeout=_PATIENCE_S, trust_env=False) as client:
         yield Planter(client, urls, operator)
