@@ -1,0 +1,53 @@
+"""Every hot query uses an index: at ten million entries a scan would be an outage (L28)."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from integration.ledger.real import RealLedger
+from ledger import feed, statements, store
+
+NOW = dt.datetime(2025, 7, 31, tzinfo=dt.UTC)
+BUCKET = [UUID(int=1)]
+
+QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
+    ("lock books", store._LOCK_BOOKS, (["a"],)),
+    ("load lots", store._LOAD_LOTS, (["a"], False)),
+    ("load buckets", store._LOAD_BUCKETS, (["a"], [NOW], BUCKET)),
+    ("load holds", store._LOAD_HOLDS, (["a"], ["h"])),
+    ("holds of allocations", store._LOAD_HOLDS_OF_ALLOCATIONS, (["a"], ["x"])),
+    ("expired holds", store._EXPIRED_HOLDS, (NOW, 10)),
+    ("entries after", feed._ENTRIES_AFTER, ("a", 5, 100)),
+    ("window entries", feed._WINDOW_ENTRIES, ("1", "2", "", 0, 100)),
+    ("unpublished", feed._UNPUBLISHED, ()),
+    ("last window", feed._LAST_WINDOW, ()),
+    ("balance", statements._BALANCE, ("a", NOW, 0)),
+    ("hold", statements._HOLD, ("h",)),
+]
+BIG = {"entries", "buckets", "books", "lots", "holds"}
+
+
+def scanned(plan: dict[str, Any]) -> set[str]:
+    """The tables read from end to end."""
+    found = {plan["Relation Name"]} if plan["Node Type"] == "Seq Scan" else set()
+    for part in plan.get("Plans", ()):
+        found |= scanned(part)
+    return found
+
+
+@pytest.mark.defect("L28")
+@pytest.mark.parametrize(("name", "query", "values"), QUERIES, ids=[each[0] for each in QUERIES])
+async def test_a_hot_query_never_scans_a_big_table(
+    ledger: RealLedger, name: str, query: str, values: tuple[object, ...]
+) -> None:
+    """With sequential scans made unattractive, as a big table makes them."""
+    async with ledger.writer.transaction() as connection:
+        await connection.execute("set local enable_seqscan = off")
+        text = await connection.fetchval(f"explain (format json) {query}", *values)
+    (found,) = json.loads(text)
+    assert set() == scanned(found["Plan"]) & BIG
