@@ -7,7 +7,8 @@ is written in `forms`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -66,6 +67,8 @@ from runtime.streams import Outbox
 if TYPE_CHECKING:
     from runtime.database import Connection
 
+Endpoint = Callable[..., Awaitable[Response]]
+
 READERS: Final = (
     Role.OPERATOR,
     Role.AUDITOR,
@@ -87,111 +90,92 @@ class Endpoints:
     def router(self) -> APIRouter:
         """Return every route."""
         routes = APIRouter()
-        add = routes.add_api_route
+        self._add_registry(routes)
+        self._add_credit(routes)
+        self._add_books(routes)
+        return routes
+
+    def _add_registry(self, routes: APIRouter) -> None:
+        """Tenants, programmes and keys (row 9)."""
+
+        def post(path: str, endpoint: Endpoint, **said: Any) -> None:
+            extra = operation(idempotent=True, **said)
+            routes.add_api_route(path, endpoint, methods=["POST"], **extra)
+
         known = ("already-exists",)
-        add(
+        post(
             "/v1/tenants",
             self.open_tenant,
-            methods=["POST"],
-            **operation(
-                body=OpenTenant, answer=TenantAnswer, status=201, problems=known, idempotent=True
-            ),
+            body=OpenTenant,
+            answer=TenantAnswer,
+            status=201,
+            problems=known,
         )
-        add(
+        post(
             "/v1/programmes",
             self.open_programme,
-            methods=["POST"],
-            **operation(
-                body=OpenProgramme,
-                answer=OpenProgramme,
-                status=201,
-                problems=known,
-                idempotent=True,
-            ),
+            body=OpenProgramme,
+            answer=OpenProgramme,
+            status=201,
+            problems=known,
         )
-        add(
-            "/v1/keys",
-            self.make_key,
-            methods=["POST"],
-            **operation(body=MakeKey, answer=KeyAnswer, status=201, idempotent=True),
-        )
-        add(
-            "/v1/keys/{key_id}/revoke",
-            self.revoke_key,
-            methods=["POST"],
-            **operation(body=Nothing, answer=RevokedKey, idempotent=True),
-        )
-        add(
+        post("/v1/keys", self.make_key, body=MakeKey, answer=KeyAnswer, status=201)
+        post("/v1/keys/{key_id}/revoke", self.revoke_key, body=Nothing, answer=RevokedKey)
+
+    def _add_credit(self, routes: APIRouter) -> None:
+        """Grants and holds (rows 10 and 11)."""
+
+        def post(path: str, endpoint: Endpoint, **said: Any) -> None:
+            extra = operation(idempotent=True, **said)
+            routes.add_api_route(path, endpoint, methods=["POST"], **extra)
+
+        post(
             "/v1/grants",
             self.propose_grant,
-            methods=["POST"],
-            **operation(
-                body=ProposeGrant,
-                answer=GrantAnswer,
-                status=201,
-                idempotent=True,
-                problems=("unsupported", "grant-expired", "not-found"),
-            ),
+            body=ProposeGrant,
+            answer=GrantAnswer,
+            status=201,
+            problems=("unsupported", "grant-expired", "not-found"),
         )
-        add(
+        post(
             "/v1/grants/{grant_id}/approve",
             self.approve_grant,
-            methods=["POST"],
-            **operation(
-                body=Nothing,
-                answer=GrantAnswer,
-                idempotent=True,
-                problems=(
-                    "maker-is-checker",
-                    "grant-not-proposed",
-                    "grant-expired",
-                    "budget-exceeded",
-                ),
-            ),
+            body=Nothing,
+            answer=GrantAnswer,
+            problems=("maker-is-checker", "grant-not-proposed", "grant-expired", "budget-exceeded"),
         )
-        add(
+        post(
             "/v1/holds",
             self.place_hold,
-            methods=["POST"],
-            **operation(
-                body=AskHold,
-                answer=HoldAnswer,
-                status=201,
-                idempotent=True,
-                problems=("insufficient-credit", "hold-closed", "no-price", "not-found"),
-            ),
+            body=AskHold,
+            answer=HoldAnswer,
+            status=201,
+            problems=("insufficient-credit", "hold-closed", "no-price", "not-found"),
         )
-        add("/v1/holds/{hold_id}", self.get_hold, methods=["GET"], **operation(answer=HoldAnswer))
-        add(
+        post(
             "/v1/holds/{hold_id}/release",
             self.release_hold,
-            methods=["POST"],
-            **operation(
-                body=Nothing, answer=HoldAnswer, idempotent=True, problems=("hold-closed",)
-            ),
+            body=Nothing,
+            answer=HoldAnswer,
+            problems=("hold-closed",),
         )
-        add(
-            "/v1/tenants/{tenant_id}/balance",
-            self.get_balance,
-            methods=["GET"],
+        routes.get("/v1/holds/{hold_id}", **operation(answer=HoldAnswer))(self.get_hold)
+
+    def _add_books(self, routes: APIRouter) -> None:
+        """Balances, entries, the trial balance, and what invoices bill (rows 12 to 14, 18)."""
+        book = "/v1/tenants/{tenant_id}"
+        routes.get(
+            f"{book}/balance",
             **operation(answer=BalanceAnswer, query=("as_of", "basis"), problems=("unsupported",)),
+        )(self.get_balance)
+        routes.get(
+            f"{book}/entries", **operation(answer=EntryAnswer, paged=True, query=("after_seq",))
+        )(self.get_entries)
+        routes.get("/v1/trial-balance", **operation(answer=TrialBalanceAnswer))(
+            self.get_trial_balance
         )
-        add(
-            "/v1/tenants/{tenant_id}/entries",
-            self.get_entries,
-            methods=["GET"],
-            **operation(answer=EntryAnswer, paged=True, query=("after_seq",)),
-        )
-        add(
-            "/v1/trial-balance",
-            self.get_trial_balance,
-            methods=["GET"],
-            **operation(answer=TrialBalanceAnswer),
-        )
-        add(
-            "/v1/tenants/{tenant_id}/invoiced",
-            self.record_invoiced,
-            methods=["POST"],
+        routes.post(
+            f"{book}/invoiced",
             **operation(
                 body=Invoiced,
                 answer=InvoicedAnswer,
@@ -199,8 +183,7 @@ class Endpoints:
                 idempotent=True,
                 problems=("not-receivable", "already-exists"),
             ),
-        )
-        return routes
+        )(self.record_invoiced)
 
     async def status(self) -> Status:
         """What the ledger adds to `GET /v1/status`."""

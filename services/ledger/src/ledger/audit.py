@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from hisab_contracts.entries import entry_hash
-from ledger.book import Folded, InvariantBroken, fold_on
+from ledger.book import Book, Folded, InvariantBroken, fold_on
 from ledger.feed import entries_after
 from ledger.statements import trial_balance
-from ledger.store import every_bucket, every_hold, opening_books, projected_books
+from ledger.store import every_bucket, every_hold, projected_books
 from runtime.database import Database, Limits
 
 if TYPE_CHECKING:
-    from ledger.book import Book
     from runtime.database import Connection
 
 PAGE = 5_000
@@ -39,9 +38,8 @@ async def audit(connection: Connection) -> list[str]:
     """Audit every book inside the caller's transaction; returns what is wrong, one line each."""
     await connection.execute(_SNAPSHOT)
     findings: list[str] = []
-    live = await projected_books(connection)
-    for opening in await opening_books(connection):
-        findings += await _audit_book(connection, opening, live[opening.tenant_id])
+    for live in (await projected_books(connection)).values():
+        findings += await _audit_book(connection, live)
     found = await trial_balance(connection)
     total_micro = sum(found.accounts.values())
     if total_micro:
@@ -49,7 +47,9 @@ async def audit(connection: Connection) -> list[str]:
     return findings
 
 
-async def _audit_book(connection: Connection, opening: Book, live: Book) -> list[str]:
+async def _audit_book(connection: Connection, live: Book) -> list[str]:
+    """Read one book from its first entry; stop at the first entry that is not as it was."""
+    opening = Book(live.tenant_id, live.kind, live.currency, live.credit_limit_micro)
     folded = Folded(opening, {}, {})
     while True:
         page = await entries_after(connection, opening.tenant_id, folded.book.seq, PAGE)

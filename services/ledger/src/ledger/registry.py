@@ -306,11 +306,6 @@ async def has_operator(connection: Connection) -> bool:
     return bool(await connection.fetchval(_HAS_OPERATOR))
 
 
-_KEY = """
-select key_id, sha256, role, tenant_id, hub, expires_at, revoked from access_keys where key_id = $1
-"""
-
-
 class KeyRow(Struct, frozen=True):
     """An API key as stored: never its secret."""
 
@@ -321,6 +316,11 @@ class KeyRow(Struct, frozen=True):
     hub: str | None
     expires_ms: int | None
     revoked: bool
+
+
+_KEY = """
+select key_id, sha256, role, tenant_id, hub, expires_at, revoked from access_keys where key_id = $1
+"""
 
 
 async def key_of(connection: Connection, key_id: str) -> KeyRow | None:

@@ -332,15 +332,6 @@ async def projected_books(connection: Connection) -> dict[str, Book]:
     }
 
 
-async def opening_books(connection: Connection) -> list[Book]:
-    """Read every book as it was opened: without entries."""
-    rows = await connection.fetch(_ALL_BOOKS)
-    return [
-        Book(TenantId(row["tenant_id"]), row["kind"], row["currency"], row["credit_limit_micro"])
-        for row in rows
-    ]
-
-
 _ALL_BUCKETS = """
 select tenant_id, hour_at, bucket_id, revision, gpu_ns, charged_micro, accounts, draws
   from buckets
