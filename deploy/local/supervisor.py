@@ -69,7 +69,7 @@ class Supervisor:
         self._pids: dict[str, int | None] = {}
         self._content: dict[str, Any] | None = None
         self._stopping = asyncio.Event()
-        self._keepers: list[asyncio.Task[None]] = []
+        self._keepers: dict[str, asyncio.Task[None]] = {}
         self._given_kafka: brokers.Broker | None = None
         self._given_postgres: databases.Server | None = None
 
@@ -93,7 +93,7 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(starting, watch, stopping, return_exceptions=True)
             say("stopping")
-            await asyncio.gather(*self._keepers, return_exceptions=True)
+            await asyncio.gather(*self._keepers.values(), return_exceptions=True)
             await self._clean_given()
 
     async def _watch_companion(self) -> None:
@@ -234,7 +234,7 @@ class Supervisor:
         """Start a program, keep it running from now on, and wait until it is ready."""
         process = await children.spawn(program)
         self._pids[program.name] = process.pid
-        self._keepers.append(asyncio.create_task(self._keep(program, process)))
+        self._keepers[program.name] = asyncio.create_task(self._keep(program, process))
         await children.wait_ready(program, process, _READY_PATIENCE_S)
 
     async def _keep(self, program: Program, process: asyncio.subprocess.Process) -> None:
@@ -260,6 +260,10 @@ class Supervisor:
             await asyncio.sleep(_PAUSE_BEFORE_RESTART_S)
             process = await children.spawn(program)
             self._set_pid(program.name, process.pid)
+        if program.name not in databases.SERVICES:
+            # What the services stand on goes last: they have work to finish and leases to return.
+            above = [self._keepers[name] for name in databases.SERVICES if name in self._keepers]
+            await asyncio.gather(*above, return_exceptions=True)
         await children.stop(process, program.stop_signal, _STOP_PATIENCE_S)
 
     def _set_pid(self, name: str, pid: int | None) -> None:

@@ -132,10 +132,10 @@ _ENTRIES_AFTER = """
 select e.tenant_id, e.seq, e.kind, e.effective_at, e.recorded_at, e.hash, e.accounts, e.amounts,
        e.balances, e.caused_by, e.actor, e.bucket_id, e.allocation_id, e.project_id, e.hold_id,
        e.hub, e.node_id, e.sku, e.price_class, e.price_version, e.revision, e.gpu_ns, e.over_limit,
-       e.detail, p.hash as prev_hash
+       e.detail,
+       lag(e.hash) over (order by e.seq) as prev_hash
   from entries e
-  left join entries p on p.tenant_id = e.tenant_id and p.seq = e.seq - 1
- where e.tenant_id = $1 and e.seq > $2
+ where e.tenant_id = $1 and e.seq >= $2
  order by e.seq
  limit $3
 """
@@ -144,9 +144,12 @@ select e.tenant_id, e.seq, e.kind, e.effective_at, e.recorded_at, e.hash, e.acco
 async def entries_after(
     connection: Connection, tenant_id: str, after_seq: int, limit: int
 ) -> list[Entry]:
-    """Read a book's entries after a position, ascending."""
-    rows = await connection.fetch(_ENTRIES_AFTER, tenant_id, after_seq, limit)
-    return [entry_from_row(row) for row in rows]
+    """Read a book's entries after a position, ascending.
+
+    The entry at the position is read too, for its hash: the first one after it names that hash.
+    """
+    rows = await connection.fetch(_ENTRIES_AFTER, tenant_id, after_seq, limit + 1)
+    return [entry_from_row(row) for row in rows if row["seq"] > after_seq][:limit]
 
 
 def entry_from_row(row: Row) -> Entry:
@@ -270,9 +273,10 @@ _WINDOW_ENTRIES = """
 select e.tenant_id, e.seq, e.kind, e.effective_at, e.recorded_at, e.hash, e.accounts, e.amounts,
        e.balances, e.caused_by, e.actor, e.bucket_id, e.allocation_id, e.project_id, e.hold_id,
        e.hub, e.node_id, e.sku, e.price_class, e.price_version, e.revision, e.gpu_ns, e.over_limit,
-       e.detail, e.trace_id, p.hash as prev_hash
+       e.detail, e.trace_id,
+       (select p.hash from entries p
+         where p.tenant_id = e.tenant_id and p.seq = e.seq - 1) as prev_hash
   from entries e
-  left join entries p on p.tenant_id = e.tenant_id and p.seq = e.seq - 1
  where e.xid >= $1::text::xid8 and e.xid < $2::text::xid8
    and (e.tenant_id, e.seq) > ($3, $4)
  order by e.tenant_id, e.seq

@@ -150,6 +150,8 @@ class Database:
                 "idle_in_transaction_session_timeout": str(limits.idle_in_transaction_ms),
                 "timezone": "UTC",
                 "jit": "off",
+                # A plan made for an empty table must not outlive the table's first million rows.
+                "plan_cache_mode": "force_custom_plan",
             },
         )
 
@@ -178,7 +180,7 @@ class Database:
             yield connection
         except asyncpg.PostgresError as error:
             if error.sqlstate in _NOT_WRITABLE:
-                connection.terminate()
+                _drop(connection)
             raise
         finally:
             # A connection that cannot be given back is closed; what it did is done.
@@ -335,10 +337,16 @@ async def _end_lease(connection: Connection, name: str) -> None:
     try:
         await connection.fetchval(_END_LEASE, _lock_key(name))
     except (*_LOST, asyncpg.PostgresError):
-        connection.terminate()
+        _drop(connection)
     except asyncio.CancelledError:
-        connection.terminate()
+        _drop(connection)
         raise
+
+
+def _drop(connection: Connection) -> None:
+    """End a connection; one that is lost has already left the pool and refuses every call."""
+    with contextlib.suppress(asyncpg.InterfaceError):
+        connection.terminate()
 
 
 def _lock_key(name: str) -> int:

@@ -78,7 +78,7 @@ DISCOVER_EVERY_S: Final = 0.5
 RECONNECT_S: Final = 0.5
 IDLE_S: Final = 0.02
 RELAY_ROWS: Final = 2_000
-RELAY_POLL_S: Final = 0.05
+RELAY_POLL_S: Final = 0.25
 RELAY_FLUSH_S: Final = 5
 
 T = TypeVar("T")
