@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import uvloop
 
 from runtime.database import Database
-from runtime.kafka import Kafka
+from runtime.kafka import Kafka, Record
 from runtime.streams import Batch, Consumer, Subscription
+
+if TYPE_CHECKING:
+    from runtime.database import Connection
 
 
 async def main(bootstrap: str, dsn: str, topic: str, group: str) -> None:
-    async def handle(batch: Batch, connection) -> None:
+    async def handle(batch: Batch, connection: Connection) -> None:
         if any(record.value == b"poison" for record in batch.records):
             os._exit(9)
         await connection.execute(
@@ -24,7 +28,7 @@ async def main(bootstrap: str, dsn: str, topic: str, group: str) -> None:
             [record.offset for record in batch.records],
         )
 
-    async def put_aside(record, connection) -> None:
+    async def put_aside(record: Record, connection: Connection) -> None:
         await connection.execute("insert into sink values ('unread', $1, $2)", 0, record.offset)
 
     database = Database(dsn, name="child")

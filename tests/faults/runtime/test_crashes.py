@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import sys
+from asyncio.subprocess import Process
 from collections.abc import Callable
 from pathlib import Path
 
 import asyncpg
 import pytest
 
+from e2e.outside import until
 from infrastructure import Database, Infrastructure
+from integration.runtime.bare import service_of_nothing
 from runtime.kafka import Kafka, Message, Topic
-from runtime.service import Service, migrate
+from runtime.service import migrate
 
 CHILD = Path(__file__).with_name("child.py")
 
 
 async def _prepare(dsns: Database, folder: Path) -> None:
-    await migrate(Service("metering", "0", folder, lambda _kit: None), dsns.owner)  # type: ignore[arg-type,return-value]
+    await migrate(service_of_nothing(folder), dsns.owner)
     admin = await asyncpg.connect(dsns.admin)
     await admin.execute(
         "create table sink (topic text, partition int, place bigint,"
@@ -34,6 +38,10 @@ async def _stored(dsns: Database, topic: str) -> list[tuple[int, int]]:
     rows = await admin.fetch("select partition, place from sink where topic = $1", topic)
     await admin.close()
     return sorted((row["partition"], row["place"]) for row in rows)
+
+
+async def _died_or_stored(child: Process, dsns: Database, topic: str) -> tuple[bool, int]:
+    return child.returncode is not None, len(await _stored(dsns, topic))
 
 
 @pytest.mark.slow
@@ -59,9 +67,9 @@ async def test_a_consumer_killed_again_and_again_loses_and_doubles_nothing(
         child.kill()
         await child.wait()
     child = await asyncio.create_subprocess_exec(*arguments)
-    async with asyncio.timeout(180):
-        while len(await _stored(dsns, topic)) < len(places):
-            await asyncio.sleep(0.5)
+    await until(
+        lambda: _stored(dsns, topic), lambda found: len(found) >= len(places), patience_s=180
+    )
     child.kill()
     await child.wait()
     await kafka.close()
@@ -88,9 +96,9 @@ async def test_a_record_that_kills_the_process_is_put_aside_unread(
     async with asyncio.timeout(240):
         while True:
             child = await asyncio.create_subprocess_exec(*arguments)
-            while child.returncode is None and len(await _stored(dsns, topic)) < 119:
-                await asyncio.sleep(0.3)
-            if child.returncode is None:
+            look = functools.partial(_died_or_stored, child, dsns, topic)
+            died, _ = await until(look, lambda seen: seen[0] or seen[1] >= 119, patience_s=240)
+            if not died:
                 break
             deaths += 1
     child.kill()

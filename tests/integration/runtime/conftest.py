@@ -1,81 +1,23 @@
-"""A bare service on the kit, with its own database, and short names for what tests ask of it."""
+"""A bare service for each test, on a blank database that the kit has migrated."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-import asyncpg
 import pytest
-from fastapi import APIRouter
 
-from infrastructure import Database as Dsns
-from infrastructure import Infrastructure
-from runtime.database import Database
-from runtime.kafka import Kafka
-from runtime.service import Kit, Parts, Service, Settings, make_kit, migrate
-
-
-@dataclass(frozen=True)
-class Bare:
-    """A service without tables of its own."""
-
-    service: Service
-    dsns: Dsns
-    bootstrap_servers: str
-
-    def settings(self, *, port: int = 0, instance: str = "0") -> Settings:
-        return Settings(
-            http_host="127.0.0.1",
-            http_port=port,
-            kafka=self.bootstrap_servers,
-            partitions=4,
-            hub_partitions=4,
-            replication=1,
-            instance=instance,
-            database_api=self.dsns.api,
-            database_writer=self.dsns.writer,
-            otlp_endpoint=None,
-        )
-
-    @contextlib.asynccontextmanager
-    async def open_kit(self, *, instance: str = "0") -> AsyncIterator[Kit]:
-        kit = make_kit(self.service, self.settings(instance=instance))
-        await kit.api.open()
-        await kit.writer.open()
-        try:
-            yield kit
-        finally:
-            await kit.kafka.close()
-            await kit.api.close()
-            await kit.writer.close()
-
-    async def admin(self) -> asyncpg.Connection[asyncpg.Record]:
-        return await asyncpg.connect(self.dsns.admin)
-
-
-def _no_parts(_kit: Kit) -> Parts:
-    return Parts(router=APIRouter())
+from infrastructure import Database, Infrastructure
+from integration.runtime.bare import Bare, service_of_nothing
+from runtime.service import migrate
 
 
 @pytest.fixture
 async def bare(
-    infrastructure: Infrastructure, blank: Callable[[str], Dsns], tmp_path: Path
+    infrastructure: Infrastructure, blank: Callable[[str], Database], tmp_path: Path
 ) -> Bare:
+    """A service that has nothing of its own yet."""
     dsns = blank("metering")
-    service = Service("metering", "0", tmp_path, _no_parts)
+    service = service_of_nothing(tmp_path)
     await migrate(service, dsns.owner)
     return Bare(service, dsns, infrastructure.bootstrap_servers)
-
-
-async def until(condition: Callable[[], bool], *, seconds: float = 60) -> None:
-    """Wait until something is so; fails after a minute."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
-
-
-__all__ = ["Bare", "Database", "Kafka", "until"]

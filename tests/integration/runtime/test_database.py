@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
 
+from integration.runtime.bare import Bare
 from runtime import database as store
 from runtime.database import ALL_TENANTS, Unavailable, after_commit, transaction_on
 from runtime.kafka import Message
 from runtime.machine import Partition, Slice
-from runtime.service import EditedHistory, Service, migrate
+from runtime.service import EditedHistory, Kit, Service, migrate
+
+if TYPE_CHECKING:
+    from runtime.database import Connection
 
 P0 = Partition("t", 0)
 RANGE = store.PartitionRange(0, 100, None)
 
 
-async def test_an_applied_migration_that_was_edited_is_refused(bare, tmp_path: Path) -> None:
+async def test_an_applied_migration_that_was_edited_is_refused(bare: Bare, tmp_path: Path) -> None:
     """History is append-only: the hash of every applied file is kept."""
     file = tmp_path / "0001_first.pre.sql"
     file.write_text("create table first (id int)")
@@ -31,7 +36,9 @@ async def test_an_applied_migration_that_was_edited_is_refused(bare, tmp_path: P
 
 
 @pytest.mark.defect("F38")
-async def test_a_migration_gives_up_on_a_lock_after_four_seconds(bare, tmp_path: Path) -> None:
+async def test_a_migration_gives_up_on_a_lock_after_four_seconds(
+    bare: Bare, tmp_path: Path
+) -> None:
     """A migration that waits for a lock makes everybody behind it wait: it must not wait long."""
     (tmp_path / "0001_first.pre.sql").write_text("alter table outbox add column more int")
     service = Service("metering", "0", tmp_path, bare.service.build)
@@ -43,7 +50,7 @@ async def test_a_migration_gives_up_on_a_lock_after_four_seconds(bare, tmp_path:
     await admin.close()
 
 
-async def test_the_roles_own_nothing(bare) -> None:
+async def test_the_roles_own_nothing(bare: Bare) -> None:
     """api, writer and reader own no table and may not change the schema."""
     admin = await bare.admin()
     owners = await admin.fetch(
@@ -59,17 +66,17 @@ async def test_the_roles_own_nothing(bare) -> None:
 
 
 @pytest.mark.defect("L26", "F66")
-async def test_a_tenant_sees_only_its_own_idempotency_rows(bare) -> None:
+async def test_a_tenant_sees_only_its_own_idempotency_rows(bare: Bare) -> None:
     """Row-level security by `app.tenant`; without it nothing is visible."""
     insert = "insert into idempotency (scope, idempotency_key, command, document) values "
     async with bare.open_kit() as kit:
         for tenant in ("a", "b"):
             async with kit.api.transaction(tenant=tenant) as connection:
                 await connection.execute(insert + "($1, 'k', 'c', '')", tenant)
-        seen = {}
-        for tenant in ("a", ALL_TENANTS, None):
-            async with kit.api.transaction(tenant=tenant) as connection:
-                seen[tenant] = await connection.fetchval("select count(*) from idempotency")
+        seen: dict[str | None, int] = {}
+        for sees in ("a", ALL_TENANTS, None):
+            async with kit.api.transaction(tenant=sees) as connection:
+                seen[sees] = await connection.fetchval("select count(*) from idempotency")
         assert {"a": 1, ALL_TENANTS: 2, None: 0} == seen
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             async with kit.api.transaction(tenant="a") as connection:
@@ -77,7 +84,7 @@ async def test_a_tenant_sees_only_its_own_idempotency_rows(bare) -> None:
 
 
 @pytest.mark.defect("F13")
-async def test_a_zombie_is_fenced_by_the_owner_epoch(bare) -> None:
+async def test_a_zombie_is_fenced_by_the_owner_epoch(bare: Bare) -> None:
     """Who was claimed over can no longer move the offset; nor can anybody move it backwards."""
     async with bare.open_kit() as kit, kit.writer.connection() as connection:
         (old,) = await store.claim(connection, {P0: RANGE}, compacted=False)
@@ -90,7 +97,7 @@ async def test_a_zombie_is_fenced_by_the_owner_epoch(bare) -> None:
             await store.advance(connection, [Slice(P0, 5, 4, [], new.epoch)])
 
 
-async def test_an_override_is_used_once_and_stays_on_the_record(bare) -> None:
+async def test_an_override_is_used_once_and_stays_on_the_record(bare: Bare) -> None:
     """An operator's answer to a halt: the next claim starts there, later ones do not."""
     hint = store.PartitionRange(0, 100, 90)
     async with bare.open_kit() as kit:
@@ -108,7 +115,9 @@ async def test_an_override_is_used_once_and_stays_on_the_record(bare) -> None:
 
 
 @pytest.mark.defect("F37")
-async def test_without_a_free_connection_the_answer_is_unavailable_and_nothing_leaks(bare) -> None:
+async def test_without_a_free_connection_the_answer_is_unavailable_and_nothing_leaks(
+    bare: Bare,
+) -> None:
     """The acquire deadline; cancelled holders give their connections back."""
     async with bare.open_kit() as kit:
 
@@ -129,14 +138,14 @@ async def test_without_a_free_connection_the_answer_is_unavailable_and_nothing_l
 
 
 @pytest.mark.defect("F31", "L10")
-async def test_a_deadlock_is_tried_again(bare) -> None:
+async def test_a_deadlock_is_tried_again(bare: Bare) -> None:
     """Two workers lock in opposite order: both get through."""
     async with bare.open_kit() as kit:
         async with kit.writer.connection() as connection:
             await store.claim(connection, {P0: RANGE, Partition("t", 1): RANGE}, compacted=False)
 
         async def both(order: tuple[int, int]) -> None:
-            async def work(connection) -> None:
+            async def work(connection: Connection) -> None:
                 for number in order:
                     await connection.execute(
                         "update consumer_progress set attempts = attempts + 1 where partition = $1",
@@ -151,20 +160,24 @@ async def test_a_deadlock_is_tried_again(bare) -> None:
             assert 4 == await connection.fetchval("select sum(attempts) from consumer_progress")
 
 
-async def test_after_commit_runs_only_when_durable(bare) -> None:
+async def test_after_commit_runs_only_when_durable(bare: Bare) -> None:
     """A rolled back transaction wakes nobody."""
     called: list[str] = []
+
+    async def rolled_back(kit: Kit) -> None:
+        async with kit.writer.transaction():
+            after_commit(lambda: called.append("rolled back"))
+            raise ZeroDivisionError
+
     async with bare.open_kit() as kit:
         with pytest.raises(ZeroDivisionError):
-            async with kit.writer.transaction():
-                after_commit(lambda: called.append("rolled back"))
-                raise ZeroDivisionError
+            await rolled_back(kit)
         async with kit.writer.transaction():
             after_commit(lambda: called.append("committed"))
     assert ["committed"] == called
 
 
-async def test_one_process_at_a_time_holds_a_lease(bare) -> None:
+async def test_one_process_at_a_time_holds_a_lease(bare: Bare) -> None:
     """The second waits, and gets it when the first one's connection ends."""
     stop = asyncio.Event()
     async with bare.open_kit() as first, bare.open_kit() as second:
@@ -178,13 +191,13 @@ async def test_one_process_at_a_time_holds_a_lease(bare) -> None:
             assert await waiting
 
 
-async def _held(kit, stop: asyncio.Event) -> bool:
+async def _held(kit: Kit, stop: asyncio.Event) -> bool:
     async with kit.writer.lease("x", stop) as connection:
         return connection is not None
 
 
 @pytest.mark.defect("F28", "F30")
-async def test_a_commit_is_never_cancelled(bare) -> None:
+async def test_a_commit_is_never_cancelled(bare: Bare) -> None:
     """Whoever is cancelled while it commits has committed."""
     async with bare.open_kit() as kit:
         for _ in range(20):
@@ -200,6 +213,6 @@ async def test_a_commit_is_never_cancelled(bare) -> None:
         assert 0 == busy
 
 
-async def _write(kit) -> None:
+async def _write(kit: Kit) -> None:
     async with kit.writer.connection() as connection, transaction_on(connection):
         await store.insert_messages(connection, [Message("t", b"k", b"v")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 import msgspec
@@ -13,6 +14,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from integration.runtime.bare import Bare
 from runtime import auth
 from runtime.auth import Role
 from runtime.http import (
@@ -28,10 +30,13 @@ from runtime.http import (
     page_response,
     read_body,
 )
-from runtime.service import Parts, make_app
+from runtime.service import Kit, Parts, make_app
+
+if TYPE_CHECKING:
+    from runtime.database import Connection
 
 
-class Order(Model):
+class Order(Model, frozen=True):
     """A body with one of everything."""
 
     item: str
@@ -49,7 +54,7 @@ class Placed(msgspec.Struct):
 class Shop:
     """A router that counts what it did."""
 
-    def __init__(self, kit) -> None:
+    def __init__(self, kit: Kit) -> None:
         self.kit = kit
         self.placed = 0
         self.open = False
@@ -69,7 +74,7 @@ class Shop:
         body = await read_body(request, Order)
         command = command_of(request, body, scope=shop)
 
-        async def run(connection) -> Answer:
+        async def run(connection: Connection) -> Answer:
             if body.item == "slow":
                 await asyncio.sleep(8)
             if body.item == "refused" and not self.open:
@@ -99,7 +104,7 @@ class Shop:
 
 
 @contextlib.asynccontextmanager
-async def _open(bare) -> AsyncIterator[tuple[Shop, httpx2.AsyncClient, dict[str, str]]]:
+async def _open(bare: Bare) -> AsyncIterator[tuple[Shop, httpx2.AsyncClient, dict[str, str]]]:
     async with bare.open_kit() as kit:
         shop = Shop(kit)
         keys = {}
@@ -120,13 +125,13 @@ def _headers(secret: str, key: str | None = "k") -> dict[str, str]:
 
 
 @pytest.mark.defect("L7", "F66")
-async def test_checks_run_in_their_order(bare) -> None:
+async def test_checks_run_in_their_order(bare: Bare) -> None:
     """401, 403, 404, 413, 415, 422, 409: the first that applies, each a problem document."""
     big = b'{"item":"' + b"x" * 1_100_000 + b'"}'
     good = {"item": "x"}
     async with _open(bare) as (_shop, client, keys):
         operator, tenant = keys["operator"], keys["tenant"]
-        cases = [
+        cases: list[tuple[str, dict[str, Any], str]] = [
             ("unauthenticated", {"headers": _headers("nonsense"), "content": big}, "a"),
             ("unauthenticated", {"headers": {}, "json": good}, "a"),
             ("forbidden", {"headers": _headers(keys["auditor"]), "content": big}, "a"),
@@ -172,7 +177,7 @@ async def test_checks_run_in_their_order(bare) -> None:
         b"",
     ],
 )
-async def test_a_body_is_taken_strictly(bare, body: bytes) -> None:
+async def test_a_body_is_taken_strictly(bare: Bare, body: bytes) -> None:
     """No float for an integer, no text for a number, no unknown member, no deep nesting."""
     async with _open(bare) as (shop, client, keys):
         headers = _headers(keys["operator"]) | {"content-type": "application/json"}
@@ -182,7 +187,7 @@ async def test_a_body_is_taken_strictly(bare, body: bytes) -> None:
 
 
 @pytest.mark.defect("L9")
-async def test_64_equal_requests_run_once_and_get_one_answer(bare) -> None:
+async def test_64_equal_requests_run_once_and_get_one_answer(bare: Bare) -> None:
     """Every retry gets the stored answer, byte for byte; the secret is in the first one only."""
     async with _open(bare) as (shop, client, keys):
 
@@ -203,7 +208,7 @@ async def test_64_equal_requests_run_once_and_get_one_answer(bare) -> None:
 
 
 @pytest.mark.defect("L7", "L8", "F66")
-async def test_a_key_is_bound_to_its_content_and_its_scope(bare) -> None:
+async def test_a_key_is_bound_to_its_content_and_its_scope(bare: Bare) -> None:
     """Other content: refused, naming the members; another tenant's equal key: independent."""
     async with _open(bare) as (shop, client, keys):
         post = client.post
@@ -221,7 +226,7 @@ async def test_a_key_is_bound_to_its_content_and_its_scope(bare) -> None:
 
 
 @pytest.mark.defect("L8")
-async def test_a_refusal_is_remembered_and_one_that_may_pass_is_not(bare) -> None:
+async def test_a_refusal_is_remembered_and_one_that_may_pass_is_not(bare: Bare) -> None:
     """The same key gets the same refusal although the reason is gone; a retryable one is tried."""
     async with _open(bare) as (shop, client, keys):
         refused = await client.post(
@@ -246,7 +251,7 @@ async def test_a_refusal_is_remembered_and_one_that_may_pass_is_not(bare) -> Non
 
 
 @pytest.mark.slow
-async def test_a_request_in_flight_is_said_to_be_in_flight(bare) -> None:
+async def test_a_request_in_flight_is_said_to_be_in_flight(bare: Bare) -> None:
     """The second of two equal requests does not wait for ever: 409 with Retry-After."""
     async with _open(bare) as (_shop, client, keys):
 
@@ -263,7 +268,7 @@ async def test_a_request_in_flight_is_said_to_be_in_flight(bare) -> None:
         assert 201 == (await first).status_code
 
 
-async def test_pages_concatenate_to_the_whole_list(bare) -> None:
+async def test_pages_concatenate_to_the_whole_list(bare: Bare) -> None:
     """An opaque cursor, `next` null at the end; a foreign cursor and a high limit are refused."""
     async with _open(bare) as (_shop, client, keys):
         headers = _headers(keys["operator"], None)
@@ -281,7 +286,7 @@ async def test_pages_concatenate_to_the_whole_list(bare) -> None:
             assert 422 == answer.status_code
 
 
-async def test_a_known_etag_is_not_sent_again(bare) -> None:
+async def test_a_known_etag_is_not_sent_again(bare: Bare) -> None:
     """304 without a body when If-None-Match names the current tag."""
     async with _open(bare) as (_shop, client, _keys):
         first = await client.get("/v1/tagged")
@@ -289,7 +294,7 @@ async def test_a_known_etag_is_not_sent_again(bare) -> None:
         assert (200, 304, b"") == (first.status_code, again.status_code, again.content)
 
 
-async def test_a_revoked_key_is_refused_within_five_seconds(bare) -> None:
+async def test_a_revoked_key_is_refused_within_five_seconds(bare: Bare) -> None:
     """The cache holds a key for a second at most; revocation is never undone by an old message."""
     async with _open(bare) as (shop, client, keys):
         headers = _headers(keys["auditor"], None)

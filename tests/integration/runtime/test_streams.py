@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
+from e2e.outside import until
+from integration.runtime.bare import Bare
 from runtime import telemetry
 from runtime.database import transaction_on
 from runtime.kafka import Message, MessageTooLarge, Record, Topic
 from runtime.machine import Partition
+from runtime.service import Kit
 from runtime.streams import Batch, Consumer, Halted, Outbox, Relay, Subscription
+
+if TYPE_CHECKING:
+    from runtime.database import Connection
 
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -25,7 +32,7 @@ class Sink:
         self.unread: list[int] = []
         self.batches: list[int] = []
 
-    async def handle(self, batch: Batch, connection) -> None:
+    async def handle(self, batch: Batch, connection: Connection) -> None:
         self.batches.append(len(batch.records))
         if any(record.value in self.poison for record in batch.records):
             raise ValueError("poison")
@@ -36,11 +43,11 @@ class Sink:
             [record.offset for record in batch.records],
         )
 
-    async def put_aside(self, record: Record, _connection) -> None:
+    async def put_aside(self, record: Record, _connection: Connection) -> None:
         self.unread.append(record.offset)
 
 
-async def make_sink(bare) -> None:
+async def make_sink(bare: Bare) -> None:
     admin = await bare.admin()
     await admin.execute(
         "create table sink (topic text, partition int, place bigint,"
@@ -50,7 +57,7 @@ async def make_sink(bare) -> None:
     await admin.close()
 
 
-async def stored(bare) -> list[tuple[str, int, int]]:
+async def stored(bare: Bare) -> list[tuple[str, int, int]]:
     admin = await bare.admin()
     rows = await admin.fetch("select topic, partition, place from sink")
     await admin.close()
@@ -70,9 +77,15 @@ async def reading(consumer: Consumer) -> AsyncIterator[asyncio.Task[None]]:
 
 
 async def drained(consumer: Consumer) -> None:
-    async with asyncio.timeout(120):
-        while await consumer.lag_records() > 0:
-            await asyncio.sleep(0.1)
+    await until(consumer.lag_records, lambda lag: lag == 0, patience_s=120)
+
+
+async def published(kit: Kit, outbox: Outbox) -> None:
+    async def depth() -> int:
+        async with kit.writer.connection() as connection:
+            return await outbox.depth(connection)
+
+    await until(depth, lambda waiting: waiting == 0, patience_s=120)
 
 
 def numbered(topic: str, first: int, until: int) -> list[Message]:
@@ -80,7 +93,7 @@ def numbered(topic: str, first: int, until: int) -> list[Message]:
 
 
 async def test_every_record_is_stored_once_and_the_hint_follows(
-    bare, unique: Callable[[str], str]
+    bare: Bare, unique: Callable[[str], str]
 ) -> None:
     """Restarts, one lost position: the stored offset decides; lag tools see how far we are."""
     await make_sink(bare)
@@ -106,7 +119,7 @@ async def test_every_record_is_stored_once_and_the_hint_follows(
 
 @pytest.mark.defect("M7")
 async def test_a_topic_added_while_running_is_read_from_its_first_record(
-    bare, unique: Callable[[str], str]
+    bare: Bare, unique: Callable[[str], str]
 ) -> None:
     """The subscription grows; what was there before counts too."""
     await make_sink(bare)
@@ -127,7 +140,7 @@ async def test_a_topic_added_while_running_is_read_from_its_first_record(
 
 @pytest.mark.defect("M6", "M19", "F23")
 async def test_a_record_the_handler_cannot_take_is_put_aside_and_the_rest_is_stored(
-    bare, unique: Callable[[str], str]
+    bare: Bare, unique: Callable[[str], str]
 ) -> None:
     """1 of 200 raises: 199 are stored, one is handed over unread, the partition moves on."""
     await make_sink(bare)
@@ -149,7 +162,7 @@ async def test_a_record_the_handler_cannot_take_is_put_aside_and_the_rest_is_sto
 
 @pytest.mark.defect("F16")
 async def test_a_database_restored_to_an_older_state_halts_the_consumer(
-    bare, unique: Callable[[str], str]
+    bare: Bare, unique: Callable[[str], str]
 ) -> None:
     """The hint in Kafka is ahead of the stored offset; an override on the record lets it go on."""
     await make_sink(bare)
@@ -160,14 +173,11 @@ async def test_a_database_restored_to_an_older_state_halts_the_consumer(
         consumer = Consumer(kit.kafka, kit.writer, Subscription(group, (topic,), Sink().handle))
         async with reading(consumer):
             await drained(consumer)
-            async with asyncio.timeout(60):
-                while (
-                    9
-                    not in (
-                        await kit.kafka.group_offsets(f"{group}.hint", [Partition(topic, 0)])
-                    ).values()
-                ):
-                    await asyncio.sleep(0.2)
+            place = Partition(topic, 0)
+            await until(
+                lambda: kit.kafka.group_offsets(f"{group}.hint", [place]),
+                lambda hints: hints.get(place) == 9,
+            )
         admin = await bare.admin()
         await admin.execute("update consumer_progress set next_offset = 4")
         await admin.execute("delete from sink where place >= 4")
@@ -186,7 +196,7 @@ async def test_a_database_restored_to_an_older_state_halts_the_consumer(
 
 @pytest.mark.defect("F46")
 async def test_outbox_rows_leave_in_order_and_only_when_committed(
-    bare, unique: Callable[[str], str]
+    bare: Bare, unique: Callable[[str], str]
 ) -> None:
     """Rolled back rows never leave; committed ones once, in order, with their headers."""
     topic = unique("out")
@@ -207,19 +217,17 @@ async def test_outbox_rows_leave_in_order_and_only_when_committed(
                 async with kit.api.transaction() as connection:
                     await outbox.write(connection, messages)
                     raise ZeroDivisionError
-        async with asyncio.timeout(120):
-            while await _depth(kit, outbox) > 0:
-                await asyncio.sleep(0.1)
+        await published(kit, outbox)
         stop.set()
         await relaying
-        seen = await read_all(bare, kit, topic, unique("group"), 5000)
+        seen = await read_all(kit, topic, unique("group"), 5000)
         assert [b"%d" % n for n in range(5000)] == [record.value for record in seen]
         assert {TRACE.decode()} == {telemetry.trace_of(record) for record in seen}
 
 
 @pytest.mark.defect("F47", "L1")
 async def test_a_row_that_commits_late_is_still_published(
-    bare, unique: Callable[[str], str]
+    bare: Bare, unique: Callable[[str], str]
 ) -> None:
     """A transaction holds a low number open while later ones are published: nothing is skipped."""
     topic = unique("out")
@@ -234,17 +242,15 @@ async def test_a_row_that_commits_late_is_still_published(
                 async with kit.api.transaction() as connection:
                     await outbox.write(connection, [Message(topic, b"k", b"%d" % n, partition=0)])
                 await asyncio.sleep(0.1)
-        async with asyncio.timeout(60):
-            while await _depth(kit, outbox) > 0:
-                await asyncio.sleep(0.1)
+        await published(kit, outbox)
         stop.set()
         await relaying
-        seen = await read_all(bare, kit, topic, unique("group"), 11)
+        seen = await read_all(kit, topic, unique("group"), 11)
         assert [b"%d" % n for n in range(10)] + [b"late"] == [record.value for record in seen]
 
 
 async def test_a_message_of_900_kb_passes_and_a_larger_one_is_refused_before_anything_is_sent(
-    bare, unique: Callable[[str], str]
+    bare: Bare, unique: Callable[[str], str]
 ) -> None:
     """What a topic takes by default goes through whole."""
     topic = unique("in")
@@ -253,24 +259,20 @@ async def test_a_message_of_900_kb_passes_and_a_larger_one_is_refused_before_any
         with pytest.raises(MessageTooLarge):
             await kit.kafka.publish([Message(topic, b"k", bytes(10_000_000))])
         await kit.kafka.publish([Message(topic, b"k", b"\xff" * 900_000)])
-        (record,) = await read_all(bare, kit, topic, unique("group"), 1)
+        (record,) = await read_all(kit, topic, unique("group"), 1)
         assert b"\xff" * 900_000 == record.value
 
 
-async def read_all(bare, kit, topic: str, group: str, count: int) -> list[Record]:
+async def read_all(kit: Kit, topic: str, group: str, count: int) -> list[Record]:
     """Read a topic with a consumer of ours until so many records have come."""
     seen: list[Record] = []
 
-    async def handle(batch: Batch, _connection) -> None:
+    async def handle(batch: Batch, _connection: Connection) -> None:
         seen.extend(batch.records)
 
     consumer = Consumer(kit.kafka, kit.writer, Subscription(group, (topic,), handle))
-    async with reading(consumer), asyncio.timeout(120):
-        while len(seen) < count or await consumer.lag_records() > 0:
-            await asyncio.sleep(0.1)
+    async with reading(consumer):
+        await until(
+            consumer.lag_records, lambda lag: lag == 0 and len(seen) >= count, patience_s=120
+        )
     return seen
-
-
-async def _depth(kit, outbox: Outbox) -> int:
-    async with kit.writer.connection() as connection:
-        return await outbox.depth(connection)
