@@ -14,11 +14,10 @@ head is for the proof log to show, when it comes.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
-
-import uvloop
 
 from hisab_contracts.entries import entry_hash
 from ledger.book import Book, Folded, InvariantBroken, fold_on
@@ -91,6 +90,6 @@ def main(environ: Mapping[str, str]) -> int:
     dsn = environ.get("HISAB_DB_READER") or environ.get("HISAB_DB_WRITER")
     if not dsn:
         raise SystemExit("HISAB_DB_READER is not set")
-    findings = uvloop.run(_run(dsn))
+    findings = asyncio.run(_run(dsn))
     sys.stdout.writelines(f"{finding}\n" for finding in findings or ["all books are sound"])
     return 1 if findings else 0

@@ -419,22 +419,19 @@ async def claim(
     floors = [ranges[p].first_offset if compacted else 0 for p in asked]
     topics, numbers = [p.topic for p in asked], [p.number for p in asked]
     rows = await connection.fetch(_CLAIM, topics, numbers, floors)
-    claims = []
-    for row in rows:
-        partition = Partition(row["topic"], row["partition"])
-        known = ranges[partition]
-        claims.append(
-            Claim(
-                partition=partition,
-                epoch=row["owner_epoch"],
-                next_offset=row["next_offset"],
-                attempts=row["attempts"],
-                first_offset=known.first_offset,
-                end_offset=known.end_offset,
-                hint_offset=None if row["overridden"] else known.hint_offset,
-            )
+    places = [Partition(row["topic"], row["partition"]) for row in rows]
+    return tuple(
+        Claim(
+            partition=place,
+            epoch=row["owner_epoch"],
+            next_offset=row["next_offset"],
+            attempts=row["attempts"],
+            first_offset=ranges[place].first_offset,
+            end_offset=ranges[place].end_offset,
+            hint_offset=None if row["overridden"] else ranges[place].hint_offset,
         )
-    return tuple(claims)
+        for place, row in zip(places, rows, strict=True)
+    )
 
 
 _ADVANCE = """
@@ -449,16 +446,8 @@ update consumer_progress p set next_offset = b.until_offset
 
 async def advance(connection: Connection, slices: Sequence[Slice]) -> None:
     """Move these progress rows to `until`; `FencedError` unless every one was as expected."""
-    status = await connection.execute(
-        _ADVANCE,
-        [piece.partition.topic for piece in slices],
-        [piece.partition.number for piece in slices],
-        [piece.epoch for piece in slices],
-        [piece.expected for piece in slices],
-        [piece.until for piece in slices],
-    )
-    if status != f"UPDATE {len(slices)}":
-        raise FencedError(f"{status} of {len(slices)} progress rows")
+    untils = [piece.until for piece in slices]
+    _require_all(await connection.execute(_ADVANCE, *_expected(slices), untils), slices)
 
 
 _MARK_ATTEMPT = """
@@ -472,14 +461,18 @@ update consumer_progress p set attempt_offset = b.expected_offset, attempts = b.
 
 async def mark_attempt(connection: Connection, slices: Sequence[Slice]) -> None:
     """Store, before they are processed, that these slices are being attempted."""
-    status = await connection.execute(
-        _MARK_ATTEMPT,
-        [piece.partition.topic for piece in slices],
-        [piece.partition.number for piece in slices],
-        [piece.epoch for piece in slices],
-        [piece.expected for piece in slices],
-        [piece.attempt for piece in slices],
-    )
+    attempts = [piece.attempt for piece in slices]
+    _require_all(await connection.execute(_MARK_ATTEMPT, *_expected(slices), attempts), slices)
+
+
+def _expected(slices: Sequence[Slice]) -> tuple[list[str], list[int], list[int], list[int]]:
+    """Return the columns that name progress rows as their owner left them."""
+    topics = [piece.partition.topic for piece in slices]
+    numbers = [piece.partition.number for piece in slices]
+    return topics, numbers, [piece.epoch for piece in slices], [piece.expected for piece in slices]
+
+
+def _require_all(status: str, slices: Sequence[Slice]) -> None:
     if status != f"UPDATE {len(slices)}":
         raise FencedError(f"{status} of {len(slices)} progress rows")
 
@@ -513,14 +506,9 @@ values ($1, $2, $3, $4, $5)
 
 async def override_progress(connection: Connection, override: Override) -> None:
     """Put an override on the record; the next claim of the partition uses it up."""
-    await connection.execute(
-        _OVERRIDE,
-        override.partition.topic,
-        override.partition.number,
-        override.next_offset,
-        override.accepted_by,
-        override.reason,
-    )
+    topic, number = override.partition.topic, override.partition.number
+    said = (override.next_offset, override.accepted_by, override.reason)
+    await connection.execute(_OVERRIDE, topic, number, *said)
 
 
 @dataclass(frozen=True, slots=True)

@@ -331,16 +331,13 @@ async def _override(dsn: str, override: store.Override) -> None:
 
 def make_kit(service: Service, settings: Settings) -> Kit:
     """Describe the pools and the cluster; nothing is connected."""
-    api = Database(
-        settings.database_api,
-        name=f"{service.name}-api",
-        limits=Limits(max_connections=API_CONNECTIONS),
-    )
-    writer = Database(
-        settings.database_writer,
-        name=f"{service.name}-writer",
-        limits=Limits(max_connections=WRITER_CONNECTIONS),
-    )
+
+    def pool(dsn: str, role: str, connections: int) -> Database:
+        limits = Limits(max_connections=connections)
+        return Database(dsn, name=f"{service.name}-{role}", limits=limits)
+
+    api = pool(settings.database_api, "api", API_CONNECTIONS)
+    writer = pool(settings.database_writer, "writer", WRITER_CONNECTIONS)
     kafka = Kafka(
         settings.kafka,
         client=service.name,
@@ -384,7 +381,7 @@ async def run_parts(service: Service, kit: Kit, parts: Parts, stop: asyncio.Even
         )
     )
     stop_reading, stop_relaying = asyncio.Event(), asyncio.Event()
-    outbox_topics = parts.outbox.topics if parts.outbox is not None else ()
+    outboxes = () if parts.outbox is None else (parts.outbox,)
     serving = asyncio.create_task(server.serve(), name="http")
     reading = [
         *(_named(f"consumer {part.group}", part.run(stop_reading)) for part in parts.consumers),
@@ -400,11 +397,9 @@ async def run_parts(service: Service, kit: Kit, parts: Parts, stop: asyncio.Even
         _named("topics", _make_topics(kit.kafka, parts.topics, stop_reading)),
     ]
     relaying = [
-        _named(
-            f"relay {topic}", Relay(parts.outbox, topic, kit.writer, kit.kafka).run(stop_relaying)
-        )
-        for topic in outbox_topics
-        if parts.outbox is not None
+        _named(f"relay {topic}", Relay(outbox, topic, kit.writer, kit.kafka).run(stop_relaying))
+        for outbox in outboxes
+        for topic in outbox.topics
     ]
     stopping = asyncio.create_task(stop.wait(), name="stop")
     running = [serving, *reading, *relaying]
