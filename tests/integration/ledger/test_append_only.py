@@ -133,7 +133,8 @@ async def test_an_edit_behind_our_back_is_found_and_named(
     async with ledger.admin.transaction() as connection:
         await connection.execute("alter table entries disable trigger all")
         await connection.execute(edit, tenant_id)
-        await connection.execute("alter table entries enable always trigger all")
+        for trigger in ("entries_are_append_only", "entries_are_never_truncated"):
+            await connection.execute(f"alter table entries enable always trigger {trigger}")
     found = [line for line in await ledger.audit() if tenant_id in line]
     assert found
     assert finding in found[0]

@@ -18,7 +18,7 @@ from integration.ledger.real import RealLedger
 from ledger import feed
 from ledger.book import PROGRAMME_BOOK
 from ledger.sequencer import Sequencer
-from runtime.kafka import Kafka
+from runtime.kafka import Kafka, Topic
 from unit.ledger.values import total
 
 
@@ -68,9 +68,13 @@ async def kafka(infrastructure: Infrastructure) -> AsyncIterator[Kafka]:
 
 
 @pytest.fixture
-def published(infrastructure: Infrastructure, unique: Callable[[str], str]) -> Published:
+async def published(
+    infrastructure: Infrastructure, kafka: Kafka, unique: Callable[[str], str]
+) -> Published:
     """A topic of one's own."""
-    return Published(infrastructure, unique("entries"))
+    published = Published(infrastructure, unique("entries"))
+    await kafka.create_topics([Topic(published.topic, 4)])
+    return published
 
 
 async def drain(sequencer: Sequencer, ledger: RealLedger) -> None:

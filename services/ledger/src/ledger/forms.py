@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from msgspec import Meta, field
+from msgspec import Meta, Raw, field
 
 from hisab_contracts.entries import ChargeDetail, Entry, GrantDetail, HoldDetail
 from hisab_contracts.events import EARLIEST_MS, LATEST_MS
@@ -88,7 +88,7 @@ class ProposeGrant(Model, frozen=True, kw_only=True):
     priority: Annotated[int, Meta(ge=-1000, le=1000)]
     effective_at: str
     expires_at: str | None
-    scope: dict[str, object] = field(default_factory=dict)
+    scope: dict[str, Raw] = field(default_factory=dict)
     coverage_bps: Annotated[int, Meta(ge=0, le=10_000)] = 10_000
     tax_effect: str = "tender"
 

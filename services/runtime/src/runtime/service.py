@@ -33,7 +33,7 @@ import structlog
 import uvicorn
 import uvloop
 from fastapi import APIRouter, FastAPI
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -516,7 +516,7 @@ def openapi_document(service: Service) -> bytes:
     app = make_app(service, kit, service.build(kit))
     said = [
         (route, route.openapi_extra["operation"])
-        for route in app.routes
+        for route in (context.original_route for context in iter_route_contexts(app.routes))
         if isinstance(route, APIRoute) and route.openapi_extra
     ]
     named = {model for _, one in said for model in (one.answer, one.body) if model is not None}
