@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-from confluent_kafka import Consumer, KafkaError, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from infrastructure import Database, Infrastructure
 from unit.metering.said import HEADERS, HOUR_MS, NOON_MS, event, watermark
@@ -151,7 +152,7 @@ class Hub:
     def produce(self, value: bytes | None, node: str = "n1") -> None:
         """Produce any bytes under the key of a node."""
         key = f"/hubs/{self.code}/nodes/{node}"
-        self._producer.produce(self.topic, value, key, headers=HEADERS)
+        self._producer.produce(self.topic, value, key, headers=[*HEADERS])
 
     def flush(self) -> None:
         """Wait until the broker has everything."""
@@ -204,13 +205,28 @@ def producer(infrastructure: Infrastructure) -> Producer:
     )
 
 
+def make_topics(infrastructure: Infrastructure, *names: str) -> None:
+    """Create what a neighbour would create; what is there stays."""
+    admin = AdminClient({"bootstrap.servers": infrastructure.bootstrap_servers})
+    compact = {"cleanup.policy": "compact"}
+    for made in admin.create_topics(
+        [NewTopic(name, 4, 1, config=compact) for name in names]
+    ).values():
+        try:
+            made.result(PATIENCE_S)
+        except KafkaException as refused:
+            if refused.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise
+
+
 def send_key(
     infrastructure: Infrastructure, role: str, tenant: str | None = None, hub: str | None = None
 ) -> str:
     """Publish an API key as the ledger does; its secret is named by whom it is for."""
     name = tenant or hub or role
+    key_id = f"key-{name}"
     record = {
-        "key_id": f"key-{name}",
+        "key_id": key_id,
         "sha256": hashlib.sha256(secret(name).encode()).hexdigest(),
         "role": role,
         "tenant_id": tenant,
@@ -219,7 +235,7 @@ def send_key(
         "revoked": False,
     }
     said = producer(infrastructure)
-    said.produce("ledger.access.v1", json.dumps(record), record["key_id"])
+    said.produce("ledger.access.v1", json.dumps(record), key_id)
     said.flush(PATIENCE_S)
     return secret(name)
 
@@ -260,14 +276,15 @@ def read_all(infrastructure: Infrastructure, topic: str) -> list[bytes]:
     )
     partitions = set(consumer.list_topics(topic, timeout=30).topics[topic].partitions)
     consumer.subscribe([topic])
-    values, ended = [], set()
+    values: list[bytes] = []
+    ended: set[int | None] = set()
     while ended != partitions:
         message = consumer.poll(30)
         if message is None:
             raise AssertionError(f"{topic} could not be read to its end")
         error = message.error()
         if error is None:
-            values.append(message.value())
+            values.append(message.value() or b"")
         elif error.code() == KafkaError._PARTITION_EOF:
             ended.add(message.partition())
     consumer.close()
@@ -286,6 +303,7 @@ def free_port() -> int:
 def running(infrastructure: Infrastructure, log: Path) -> Iterator[Metering]:
     """Metering alone, with two tenants, a price list, and a key per role."""
     database = infrastructure.migrated_database("metering")
+    make_topics(infrastructure, "ledger.access.v1", "ledger.tenants.v1")
     for role in ("operator", "auditor", "scheduler", "finance", "officer"):
         send_key(infrastructure, role)
     for tenant in TENANTS:

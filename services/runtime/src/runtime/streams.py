@@ -370,6 +370,7 @@ class _Lag:
         self._kafka = kafka
         self._consumer = consumer
         self._by_partition: dict[Partition, int] = {}
+        self._topics: tuple[str, ...] = ()
         self._read_at: float | None = None
         self._lock = asyncio.Lock()
         self.stored_total = 0
@@ -383,20 +384,22 @@ class _Lag:
 
     async def total(self) -> int:
         async with self._lock:
-            if self._read_at is None or time.monotonic() - self._read_at > LAG_FRESH_S:
+            is_old = self._read_at is None or time.monotonic() - self._read_at > LAG_FRESH_S
+            if is_old or self._topics != self._consumer.topics:
                 await self.refresh()
             return self.waiting
 
     async def refresh(self) -> None:
         read_at = time.monotonic()
+        topics = self._consumer.topics
         # End offsets first, so that what was there then and is not stored yet is counted.
-        ends = await self._kafka.end_offsets(self._consumer.topics)
+        ends = await self._kafka.end_offsets(topics)
         stored = await self._consumer.positions()
         self._by_partition = {
             partition: max(0, end - stored.get(partition, 0)) for partition, end in ends.items()
         }
         self.stored_total = sum(stored.values())
-        self._read_at = read_at
+        self._topics, self._read_at = topics, read_at
 
 
 class _Watchdog(threading.Thread):
