@@ -16,7 +16,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import ledger_charges
@@ -28,7 +28,7 @@ from stack import Stack, running
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TARGET = ROOT / ".hisab" / "bench.json"
 
-Measure = Callable[[Stack], Awaitable[list[dict[str, Any]]]]
+Measure = Callable[[Stack], Coroutine[Any, Any, list[dict[str, Any]]]]
 
 
 async def _freshness(stack: Stack) -> list[dict[str, Any]]:

@@ -59,8 +59,8 @@ async def measure(
         figure = await _booked(stack, database, _charges(spread, charges), partitions)
         bare = await _bare_insert(stack, spread)
         hot = await _booked(stack, database, _charges(["bench-hot"], charges), partitions)
-        size = await database.fetchrow(
-            "select pg_total_relation_size('entries') as bytes, count(*) as entries from entries"
+        bytes_per_entry = await database.fetchval(
+            "select pg_total_relation_size('entries') / count(*) from entries"
         )
     finally:
         await database.close()
@@ -70,7 +70,7 @@ async def measure(
             **figure,
             "baseline": {"name": "bare multi-row insert", "value": bare},
             "ratio": round(figure["value"] / bare, 3),
-            "bytes_per_entry": size["bytes"] // size["entries"],
+            "bytes_per_entry": bytes_per_entry,
         },
         {
             "name": "ledger.charges_hot",

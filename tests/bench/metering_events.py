@@ -138,7 +138,7 @@ def _produce(bootstrap_servers: str, hub: str, devices: int, events: int) -> Non
             "queue.buffering.max.messages": 200_000,
         }
     )
-    headers = [("content-type", b"application/cloudevents+json")]
+    headers: dict[str, str | bytes | None] = {"content-type": b"application/cloudevents+json"}
     for key, value in _events(hub, devices, events):
         while True:
             try:
@@ -229,7 +229,9 @@ async def _must_be_exact(client: httpx2.AsyncClient, hub: HubCode, expected_gpu_
         raise RuntimeError(f"wrong accounts: {said}")
 
 
-def _peak_rss_mib(pid: int) -> int:
+def _peak_rss_mib(pid: int | None) -> int:
+    if pid is None:
+        raise RuntimeError("metering is down after all was drained")
     for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) // 1024

@@ -197,7 +197,7 @@ def _drain(world: World, member: Member) -> None:
 @given(seed=st.integers(0, 2**32))
 @pytest.mark.defect("M3", "M4", "M30", "F13", "F16", "F22")
 def test_every_record_is_stored_exactly_once_whatever_happens(seed: int) -> None:
-    """Two members with random rebalances, zombies, lost answers and failures: none lost, none twice."""
+    """Two members, rebalances, zombies, lost answers, failures: none lost, none twice."""
     random = Random(seed)
     world = _world(random)
     members = [Member(world, random), Member(world, random)]

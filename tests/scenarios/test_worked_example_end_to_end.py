@@ -28,7 +28,9 @@ async def lot(outside: Outside, tenant_id: str) -> tuple[int, int, int]:
     """Read lot / reserved / available of a tenant with one lot."""
     balance = await outside.balance(tenant_id)
     one = balance["lots"][0]
-    return (*pkr_of(one, "remaining", "reserved"), *pkr_of(balance, "available"))
+    remaining, reserved = pkr_of(one, "remaining", "reserved")
+    (available,) = pkr_of(balance, "available")
+    return remaining, reserved, available
 
 
 async def owed(outside: Outside, tenant_id: str) -> tuple[int, ...]:

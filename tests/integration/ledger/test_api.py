@@ -179,7 +179,7 @@ async def test_terms_that_cannot_be_taken_are_named(
     api: Api, more: dict[str, object], code: str
 ) -> None:
     """422 is for what is malformed or not supported yet; nothing is ignored or rounded."""
-    refused = await api.post("/v1/grants", grant_of("one", **more), "officer", key="g-bad")
+    refused = await api.post("/v1/grants", grant_of("one") | more, "officer", key="g-bad")
     assert (422, code) == (refused.status_code, refused.json()["code"])
 
 

@@ -104,7 +104,7 @@ def test_bad_records_wait_with_their_reason_and_block_nobody(hub: Hub) -> None:
         hub.say(data)
     huge = b"\xfe" * 900_000
     future_ms = 4_000_000_000_000
-    bad = {
+    bad: dict[str, list[bytes | None]] = {
         "undecodable": [b"\xff\xff", None, huge],
         "unknown-type": [hub_event(hub, interval(), kind="correction")],
         "schema": [
@@ -210,4 +210,5 @@ def test_final_is_stated_when_the_totals_match(hub: Hub) -> None:
     assert ["job-1"] == eventually(finals, lambda found: len(found) > 0)
     hub.complete(NOON_MS + HOUR_MS)
     hub.flush()
-    assert {"job-1", "short"} == set(eventually(finals, lambda found: len(found) > 1))
+    both = eventually(finals, lambda found: len(found) > 1)
+    assert {"job-1", "short"} == set(both)

@@ -15,6 +15,11 @@ ROOT = Path(__file__).resolve().parents[3]
 DEPLOY = ROOT / "deploy"
 TOOLS = Path(sys.executable).parent
 SERVICES = ("metering", "ledger", "invoicing")
+SCHEMA: tuple[str | Path, ...] = (
+    TOOLS / "check-jsonschema",
+    "--builtin-schema",
+    "vendor.compose-spec",
+)
 
 
 def compose() -> dict[str, Any]:
@@ -41,9 +46,8 @@ def test_dockerfile_passes_its_linter() -> None:
 
 def test_compose_file_keeps_the_compose_specification() -> None:
     """The schema of the specification, which the tool carries along, accepts the file."""
-    command = [TOOLS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"]
     done = subprocess.run(
-        [*command, DEPLOY / "compose.yaml"], capture_output=True, text=True, check=False
+        [*SCHEMA, DEPLOY / "compose.yaml"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -52,9 +56,8 @@ def test_bad_files_are_found(tmp_path: Path) -> None:
     """Both linters can fail."""
     (tmp_path / "Dockerfile").write_text("FROM debian\nRUN cd /tmp && sudo apt-get install x\n")
     (tmp_path / "compose.yaml").write_text("services: {a: {image: 7, portz: []}}\n")
-    hadolint = [TOOLS / "hadolint", tmp_path / "Dockerfile"]
-    schema = [TOOLS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"]
-    for command in (hadolint, [*schema, tmp_path / "compose.yaml"]):
+    hadolint: list[str | Path] = [TOOLS / "hadolint", tmp_path / "Dockerfile"]
+    for command in (hadolint, [*SCHEMA, tmp_path / "compose.yaml"]):
         assert subprocess.run(command, capture_output=True, check=False).returncode != 0
 
 
