@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 
 import httpx2
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from infrastructure import Database, Infrastructure
 from unit.metering.said import HEADERS, HOUR_MS, NOON_MS, event, watermark
