@@ -30,7 +30,7 @@ def source(name: str, watermark_ms: int | None, **members: object) -> Source:
         HubCode("lhr"),
         SourcePath(f"/hubs/lhr/nodes/{name}/epochs/e1"),
         f"/hubs/lhr/nodes/{name}",
-        contiguous=1,
+        contiguous_sequence=1,
         watermark_ms=watermark_ms,
         last_seen_ms=NOON_MS,
     )

@@ -34,18 +34,23 @@ def said(*events: int | tuple[int, int]) -> list[Said]:
 def test_contiguous_events_leave_no_gap() -> None:
     """1, 2, 3 in order: everything was seen, and the last watermark counts."""
     source, refused = observe(fresh(), said(1, (2, 100), 3, (4, 200)))
-    assert (4, (), 200, []) == (source.contiguous, source.beyond, source.watermark_ms, refused)
+    assert (4, (), 200, []) == (
+        source.contiguous_sequence,
+        source.beyond,
+        source.watermark_ms,
+        refused,
+    )
 
 
 @pytest.mark.defect("F4", "M31")
 def test_watermark_beyond_a_gap_waits_until_it_closes() -> None:
     """With 3 missing the watermark at 4 does not count; when 3 arrives it does."""
     source, _ = observe(fresh(), said(1, (2, 100), (4, 200), 5))
-    assert (2, 100, [(3, 4)]) == (source.contiguous, source.watermark_ms, source.gaps)
+    assert (2, 100, [(3, 4)]) == (source.contiguous_sequence, source.watermark_ms, source.gaps)
     assert source.has_seen(5)
     assert not source.has_seen(3)
     source, _ = observe(source, said(3))
-    assert (5, 200, []) == (source.contiguous, source.watermark_ms, source.gaps)
+    assert (5, 200, []) == (source.contiguous_sequence, source.watermark_ms, source.gaps)
 
 
 def test_order_of_arrival_does_not_matter() -> None:
@@ -66,7 +71,7 @@ def test_sequence_seen_before_changes_nothing() -> None:
 def test_lower_watermark_at_a_new_sequence_is_refused() -> None:
     """It goes back, so it waits; its sequence counts."""
     source, refused = observe(fresh(), said((1, 200), (2, 100)))
-    assert (2, 200) == (source.contiguous, source.watermark_ms)
+    assert (2, 200) == (source.contiguous_sequence, source.watermark_ms)
     assert [2] == [one.sequence for one in refused]
 
 
@@ -75,7 +80,7 @@ def test_watermark_that_contradicts_a_later_one_is_refused() -> None:
     source, refused = observe(fresh(), said((3, 100), (1, 200)))
     assert [1] == [one.sequence for one in refused]
     source, refused = observe(source, said(2))
-    assert (3, 100, []) == (source.contiguous, source.watermark_ms, refused)
+    assert (3, 100, []) == (source.contiguous_sequence, source.watermark_ms, refused)
 
 
 def test_lower_watermark_beyond_a_gap_is_refused() -> None:

@@ -424,7 +424,7 @@ def _wanted(request: Request, limit: int, after: tuple[str | int, ...] | None) -
         _check_month(period)
     since = query.get("updated_since")
     try:
-        updated_since = None if since is None else _moment(since)
+        updated_from = None if since is None else _moment(since)
     except ValueError as error:
         raise Problem("malformed", f"updated_since: {error}") from error
     if after is not None and (len(after) != 3 or not all(isinstance(p, str) for p in after)):
@@ -433,7 +433,7 @@ def _wanted(request: Request, limit: int, after: tuple[str | int, ...] | None) -
         period=period,
         tenant_id=query.get("tenant_id"),
         state=msgspec.convert(state, State | None),
-        updated_since=updated_since,
+        updated_from=updated_from,
         invoice_id=None,
         after=None if after is None else (str(after[0]), str(after[1]), str(after[2])),
         limit=limit,

@@ -46,7 +46,7 @@ class Wanted:
     period: str | None
     tenant_id: str | None
     state: State | None
-    updated_since: dt.datetime | None
+    updated_from: dt.datetime | None
     invoice_id: str | None
     after: tuple[str, str, str] | None
     """The (period, legal entity, tenant) of the last one already seen."""
@@ -83,7 +83,7 @@ async def invoices(connection: Connection, wanted: Wanted) -> list[StoredInvoice
         wanted.period,
         wanted.tenant_id,
         wanted.state,
-        wanted.updated_since,
+        wanted.updated_from,
         wanted.invoice_id,
         *after,
         wanted.limit,

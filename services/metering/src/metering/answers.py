@@ -348,7 +348,7 @@ def source_view(source: Source) -> SourceView:
     """Show a source."""
     return SourceView(
         source=source.path,
-        committed_sequence=str(source.contiguous),
+        committed_sequence=str(source.contiguous_sequence),
         watermark_at=_optional_text(source.watermark_ms),
         gaps=[Gap(str(first), str(until - 1)) for first, until in source.gaps],
         standing=source.standing,

@@ -12,9 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-from fastapi import APIRouter
-from starlette.requests import Request
-from starlette.responses import Response
+from fastapi import APIRouter, Request, Response
 
 from hisab_contracts.events import EARLIEST_MS, LATEST_MS
 from hisab_contracts.ids import HubCode, PriceClass, Sku, SourcePath
@@ -111,6 +109,7 @@ def routes(kit: Kit, outbox: Outbox, follow: Callable[[HubCode], None]) -> APIRo
     _add_events(router, shared)
     _add_accounts(router, shared)
     _add_quarantine(router, shared)
+    _add_quarantine_commands(router, shared)
     _add_prices(router, shared)
     _add_hubs(router, shared)
     _add_hub_commands(router, shared)
@@ -264,6 +263,10 @@ def _add_quarantine(router: APIRouter, shared: Endpoints) -> None:
             page = Page(len(shown), page.after)
             shown.append(shown[-1])
         return page_response(shown, page, lambda item: (int(item.quarantine_id),))
+
+
+def _add_quarantine_commands(router: APIRouter, shared: Endpoints) -> None:
+    kit = shared.kit
 
     @router.post(
         "/v1/quarantine/{quarantine_id}/replay",

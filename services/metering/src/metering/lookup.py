@@ -112,7 +112,7 @@ def source_from_row(row: Row) -> Source:
         hub=HubCode(row["hub"]),
         path=SourcePath(row["source"]),
         node_path=row["node_path"],
-        contiguous=row["contiguous"],
+        contiguous_sequence=row["contiguous"],
         beyond=_BEYOND.decode(row["beyond"]),
         watermark_ms=row["watermark_ms"],
         standing=row["standing"],

@@ -37,8 +37,8 @@ Standing = Literal["active", "closed", "retired"]
 class Seen(NamedTuple):
     """Sequences `[first, until)` seen beyond the first gap, with the watermarks among them."""
 
-    first: int
-    until: int
+    first_sequence: int
+    until_sequence: int
     first_watermark_ms: int | None = None
     last_watermark_ms: int | None = None
 
@@ -65,7 +65,7 @@ class Source:
     hub: HubCode
     path: SourcePath
     node_path: str
-    contiguous: int = 0
+    contiguous_sequence: int = 0
     """Everything up to this sequence was seen."""
     beyond: tuple[Seen, ...] = ()
     """Ascending; none touches its neighbour or the contiguous part."""
@@ -78,12 +78,14 @@ class Source:
     @property
     def gaps(self) -> list[tuple[int, int]]:
         """Return what is missing, as [first, until) in order."""
-        firsts = [self.contiguous + 1, *(seen.until for seen in self.beyond[:-1])]
-        return [(first, seen.first) for first, seen in zip(firsts, self.beyond, strict=False)]
+        firsts = [self.contiguous_sequence + 1, *(seen.until_sequence for seen in self.beyond[:-1])]
+        return [
+            (first, seen.first_sequence) for first, seen in zip(firsts, self.beyond, strict=False)
+        ]
 
     def has_seen(self, sequence: int) -> bool:
         """Say whether this sequence arrived before."""
-        return sequence <= self.contiguous or _holds(self.beyond, sequence)
+        return sequence <= self.contiguous_sequence or _holds(self.beyond, sequence)
 
 
 def observe(source: Source, events: Iterable[Said]) -> tuple[Source, list[GoesBack]]:
@@ -91,7 +93,7 @@ def observe(source: Source, events: Iterable[Said]) -> tuple[Source, list[GoesBa
 
     A sequence seen before changes nothing. The sequence of a refused watermark counts as seen.
     """
-    contiguous, watermark_ms = source.contiguous, source.watermark_ms
+    contiguous, watermark_ms = source.contiguous_sequence, source.watermark_ms
     beyond = list(source.beyond)
     standing = source.standing
     refused: list[GoesBack] = []
@@ -109,9 +111,9 @@ def observe(source: Source, events: Iterable[Said]) -> tuple[Source, list[GoesBa
             refused.append(GoesBack(said.sequence, detail))
             claimed_ms = None
         _insert(beyond, Seen(said.sequence, said.sequence + 1, claimed_ms, claimed_ms))
-        if beyond[0].first == contiguous + 1:
+        if beyond[0].first_sequence == contiguous + 1:
             reached = beyond.pop(0)
-            contiguous = reached.until - 1
+            contiguous = reached.until_sequence - 1
             if reached.last_watermark_ms == RETIREMENT_MS:
                 standing = "retired"
             elif reached.last_watermark_ms is not None:
@@ -119,7 +121,7 @@ def observe(source: Source, events: Iterable[Said]) -> tuple[Source, list[GoesBa
         del beyond[MAX_RANGES:]
     changed = replace(
         source,
-        contiguous=contiguous,
+        contiguous_sequence=contiguous,
         beyond=tuple(beyond),
         watermark_ms=watermark_ms,
         standing=standing,
@@ -148,11 +150,11 @@ def closed_by_newer(sources: Sequence[Source], newest: SourcePath) -> list[Sourc
 
 def _holds(beyond: Sequence[Seen], sequence: int) -> bool:
     at = bisect_right(beyond, sequence, key=_first)
-    return at > 0 and sequence < beyond[at - 1].until
+    return at > 0 and sequence < beyond[at - 1].until_sequence
 
 
 def _first(seen: Seen) -> int:
-    return seen.first
+    return seen.first_sequence
 
 
 def _contradiction(watermark_ms: int | None, beyond: Sequence[Seen], said: Said) -> str | None:
@@ -162,7 +164,7 @@ def _contradiction(watermark_ms: int | None, beyond: Sequence[Seen], said: Said)
         return None
     before_ms = watermark_ms
     for seen in beyond:
-        if seen.first > said.sequence:
+        if seen.first_sequence > said.sequence:
             if seen.first_watermark_ms is not None and claimed_ms > seen.first_watermark_ms:
                 return f"{claimed_ms} lies after {seen.first_watermark_ms}, said at a later place"
         elif seen.last_watermark_ms is not None:
@@ -174,11 +176,11 @@ def _contradiction(watermark_ms: int | None, beyond: Sequence[Seen], said: Said)
 
 def _insert(beyond: list[Seen], new: Seen) -> None:
     """Insert a range that overlaps none, joining it with those it touches."""
-    at = bisect_right(beyond, new.first, key=_first)
+    at = bisect_right(beyond, new.first_sequence, key=_first)
     beyond.insert(at, new)
-    if at + 1 < len(beyond) and beyond[at + 1].first == new.until:
+    if at + 1 < len(beyond) and beyond[at + 1].first_sequence == new.until_sequence:
         beyond[at : at + 2] = [_join(new, beyond[at + 1])]
-    if at > 0 and beyond[at - 1].until == beyond[at].first:
+    if at > 0 and beyond[at - 1].until_sequence == beyond[at].first_sequence:
         beyond[at - 1 : at + 1] = [_join(beyond[at - 1], beyond[at])]
 
 
@@ -186,8 +188,8 @@ def _join(lower: Seen, upper: Seen) -> Seen:
     first_ms = lower.first_watermark_ms
     last_ms = upper.last_watermark_ms
     return Seen(
-        lower.first,
-        upper.until,
+        lower.first_sequence,
+        upper.until_sequence,
         upper.first_watermark_ms if first_ms is None else first_ms,
         lower.last_watermark_ms if last_ms is None else last_ms,
     )
