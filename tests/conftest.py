@@ -16,8 +16,6 @@ from stack import Stack
 
 pytest_plugins = ["plugins.defects", "plugins.properties"]
 
-pytest_plugins = ["plugins.defects"]
-
 _PROVIDERS = pytest.StashKey[dict[str, str]]()
 
 

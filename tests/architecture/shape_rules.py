@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
-from architecture.source import PACKAGES, SERVICES, Finding, Module
+from architecture.source import PACKAGES, SERVICES, Finding, Module, stores
 
 LONGEST_MODULE = 600
 LONGEST_FUNCTION = 70
@@ -20,9 +20,7 @@ ONLY_IN: Mapping[str, tuple[str, ...]] = {
         "runtime.database",
         "runtime.http",
         "runtime.service",
-        "*.store",
-        "ledger.feed",
-        "ledger.registry",
+        *stores(),
     ),
     "fastapi": ("runtime.http", "runtime.service", "*.api"),
     "starlette": ("runtime.http", "runtime.service", "runtime.auth"),

@@ -116,13 +116,26 @@ def configuration() -> dict[str, Any]:
 
 def is_pure(name: str) -> bool:
     """Say whether a module is on the list of those that decide."""
-    patterns: list[str] = configuration()["tool"]["hisab"]["pure"]
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+    return any(fnmatchcase(name, pattern) for pattern in _listed("pure"))
+
+
+def is_store(name: str) -> bool:
+    """Say whether a module is on the list of those that hold SQL."""
+    return any(fnmatchcase(name, pattern) for pattern in stores())
+
+
+def stores() -> tuple[str, ...]:
+    """Return the patterns of the modules that hold SQL."""
+    return _listed("stores")
 
 
 def mutable() -> frozenset[str]:
     """Return the classes whose work is to change, by their dotted names."""
-    return frozenset(configuration()["tool"]["hisab"]["mutable"])
+    return frozenset(_listed("mutable"))
+
+
+def _listed(name: str) -> tuple[str, ...]:
+    return tuple(configuration()["tool"]["hisab"][name])
 
 
 @lru_cache(maxsize=1)
@@ -141,7 +154,7 @@ def deploy_modules() -> tuple[Module, ...]:
 
 
 @lru_cache(maxsize=1)
-def test_modules() -> tuple[Module, ...]:
+def modules_of_tests() -> tuple[Module, ...]:
     """Every module of tests/."""
     return tuple(_modules(ROOT / "tests", ROOT))
 

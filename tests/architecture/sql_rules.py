@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 
-from architecture.source import Finding, Module
+from architecture.source import Finding, Module, is_store
 
 STATEMENT = re.compile(
     r"^\s*(--[^\n]*\n\s*)*"
@@ -163,13 +163,46 @@ def _opens_transaction(node: ast.AsyncWith) -> bool:
 
 
 def driver_records(module: Module) -> Iterator[Finding]:
-    """Rule 23: a row becomes a fact in its store; driver records go no further."""
-    if module.leaf.endswith("store") or module.package == "runtime":
+    """Rule 23: a row becomes a fact in its store; driver records go no further.
+
+    `[tool.hisab] stores` lists the modules that may fetch. What they offer to others neither takes
+    nor returns a driver's record, but for the functions named `from_row` that turn one into a fact.
+    """
+    if module.package == "runtime":
+        return
+    if is_store(module.name):
+        yield from _offered_records(module)
         return
     for node in module.nodes:
         if isinstance(node, ast.Attribute) and node.attr in {"fetch", "fetchrow", "fetchval"}:
             yield Finding(
-                23, module.at(node), f".{node.attr} outside a store", "a function of store.py"
+                23, module.at(node), f".{node.attr} outside a store", "a function of a store"
+            )
+
+
+def _offered_records(module: Module) -> Iterator[Finding]:
+    records = {"asyncpg.Record"} | {
+        alias.asname or alias.name
+        for node in module.nodes
+        if isinstance(node, ast.ImportFrom) and node.module == "asyncpg"
+        for alias in node.names
+        if alias.name == "Record"
+    }
+    for function in module.functions():
+        if function.name.startswith("_") or function.name.endswith("from_row"):
+            continue
+        arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+        said = [function.returns, *(argument.annotation for argument in arguments)]
+        names = {
+            ast.unparse(node)
+            for annotation in said
+            if annotation is not None
+            for node in ast.walk(annotation)
+            if isinstance(node, ast.Name | ast.Attribute)
+        }
+        if names & records:
+            yield Finding(
+                23, module.at(function), f"{function.name} offers a driver's record", "a fact"
             )
 
 

@@ -8,7 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from architecture.source import ROOT, SERVICES, configuration, is_pure, package_modules
+from architecture.source import (
+    ROOT,
+    SERVICES,
+    configuration,
+    is_pure,
+    is_store,
+    package_modules,
+)
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -73,11 +80,15 @@ def layers(package: str) -> list[list[str]]:
 
 
 def test_what_lies_below_the_store_is_pure_and_nothing_else() -> None:
-    """Rule 3: a service's modules below its store are those that decide."""
+    """Rule 3: a service's modules below its stores are those that decide."""
     for package in SERVICES:
         order = layers(package)
-        store = next(place for place, names in enumerate(order) if "store" in names)
-        pure = {name for names in order[store + 1 :] for name in names}
+        lowest = max(
+            place
+            for place, names in enumerate(order)
+            if any(is_store(f"{package}.{name}") for name in names)
+        )
+        pure = {name for names in order[lowest + 1 :] for name in names}
         listed = {
             module.leaf
             for module in package_modules()

@@ -12,10 +12,10 @@ from architecture.source import (
     Finding,
     Module,
     deploy_modules,
+    modules_of_tests,
     package_modules,
     project_files,
     report,
-    test_modules,
 )
 
 Rule = Callable[[Module], Iterable[Finding]]
@@ -80,7 +80,7 @@ def test_deploy_keeps_rule(rule: Rule) -> None:
 @pytest.mark.parametrize("rule", TEST_RULES, ids=lambda rule: rule.__name__)
 def test_tests_keep_rule(rule: Rule) -> None:
     """Tests keep the rule."""
-    found = findings(rule, test_modules())
+    found = findings(rule, modules_of_tests())
     assert found == [], report(found)
 
 

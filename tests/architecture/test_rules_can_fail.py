@@ -52,6 +52,7 @@ BAD: list[tuple[Rule, str, dict[str, object]]] = [
     (word_rules.domain_words, "class Invoice: ...", {"name": "runtime.http"}),
     (word_rules.unit_suffixes, "class A:\n    amount: int", {}),
     (word_rules.unit_suffixes, "class A:\n    total: int | None", {}),
+    (word_rules.unit_suffixes, "class RecordCounts:\n    amount: Decimal", {}),
     (word_rules.unit_suffixes, "class A:\n    price: Decimal", {}),
     (word_rules.unit_suffixes, "class A:\n    created: dt.datetime", {}),
     (word_rules.unit_suffixes, "class A:\n    issued: dt.date", {}),
@@ -89,6 +90,16 @@ BAD: list[tuple[Rule, str, dict[str, object]]] = [
         {},
     ),
     (sql_rules.driver_records, "x = await c.fetch(Q)", {"name": "ledger.api"}),
+    (
+        sql_rules.driver_records,
+        "from asyncpg import Record as Row\nasync def all() -> list[Row]: ...",
+        {"name": "ledger.store"},
+    ),
+    (
+        sql_rules.driver_records,
+        "import asyncpg\ndef sum_of(row: asyncpg.Record) -> int: ...",
+        {"name": "ledger.store"},
+    ),
     (text_rules.settings, "x = os.environ['A']", {"name": "ledger.store"}),
     (text_rules.settings, "from os import getenv", {"name": "ledger.store"}),
     (text_rules.module_state, "_seen = []", {}),
@@ -114,6 +125,7 @@ GOOD: list[tuple[Rule, str, dict[str, object]]] = [
     (word_rules.float_ban, "def f(*, timeout: float = 2.0) -> None: ...", {}),
     (word_rules.unit_suffixes, "class A:\n    grant_micro: int\n    seq: int\n    name: str", {}),
     (word_rules.unit_suffixes, "class A:\n    valid_from: dt.datetime\n    issued_on: dt.date", {}),
+    (word_rules.unit_suffixes, "class RecordCounts:\n    read: int\n    accepted: int", {}),
     (word_rules.frozen_facts, "class A(Struct, frozen=True):\n    x: str", {}),
     (word_rules.frozen_facts, "@dataclass(frozen=True, slots=True)\nclass A:\n    x: str", {}),
     (word_rules.distinct_ids, "class A:\n    tenant_id: TenantId", PURE),
@@ -123,6 +135,11 @@ GOOD: list[tuple[Rule, str, dict[str, object]]] = [
     (sql_rules.sql_text, QUERY + 'x = "Select a colour from the list."', {}),
     (sql_rules.sql_text, 'x = "insert into a (b) select * from unnest($1::text[])"', {}),
     (sql_rules.sql_place, QUERY + LOADING, {}),
+    (
+        sql_rules.driver_records,
+        "from asyncpg import Record as Row\ndef lot_from_row(row: Row) -> Lot: ...",
+        {"name": "ledger.store"},
+    ),
     (
         sql_rules.outside_calls,
         TRANSACTION + "        await c.execute(Q)\n    await p.send(x)",
@@ -189,9 +206,14 @@ def test_machine_paths_and_registry_hosts_are_found() -> None:
         "/ho" + "me/amna/hisab",
         "see /wo" + "rk/x",
         "--index" + "-url http://x",
+        "UV_DEFAULT" + "_INDEX=https://mirror.example/simple",
+        "extra-index" + '-url = "https://mirror.example"',
+        "trusted" + "-host mirror.example",
         "py" + "pi.org",
     ]
     for line in bad:
         assert len(list(text_rules.forbidden_text("a.txt", line))) == 1, line
     good = "https://example.org/work/ and contracts/src and /usr/lib and /hubs/lhr/nodes/n1"
     assert list(text_rules.forbidden_text("a.txt", good)) == []
+    options = 'made with --no-emit-index-url; {"trusted-host": "UV_INSECURE_HOST"}'
+    assert list(text_rules.forbidden_text("a.txt", options)) == []

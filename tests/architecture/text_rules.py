@@ -15,10 +15,15 @@ MACHINE_PATH = re.compile(
 )
 REGISTRY = re.compile(
     r"pypi[.]org|pythonhosted[.]org|repo1?[.]maven[.](org|apache[.]org)|registry[.]npmjs"
-    r"|proxy[.]golang|(extra-)?index-[u]rl|trusted-[h]ost|artifactor[y]|nexus/repositor[y]",
+    r"|proxy[.]golang|artifactor[y]|nexus/repositor[y]"
+    r"|(index[-_]url|default[-_]index|uv[-_]index|find[-_]links)[\"']?[\s=:]+[\"']?[a-z+]+://"
+    r"|(trusted|insecure)[-_]host[\"']?[\s=:]+[\"']?[\w-]+[.:]\w",
     re.IGNORECASE,
 )
-"""Hosts of package registries: a lock or a file that names one ties the project to a mirror."""
+"""Hosts of package registries: a lock or a file that names one ties the project to a mirror.
+
+The options that take such a host may be spoken of; with a host behind them they are found.
+"""
 
 
 def settings(module: Module) -> Iterator[Finding]:

@@ -17,7 +17,8 @@ COUNT = re.compile(
     r"(^|_)(seq|sequence|sequences|revision|version|epoch|partition|partitions|offset|index|xid"
     r"|rows|records|count|counts|number|attempt|attempts|limit|size|length|priority|rank|status"
     r"|gpus|devices|until|expected|position|lag|depth|replication|step|port|level|generation|page"
-    r"|duplicates|gaps|pid|lines|months|connections|left|pauses|xmin|xmax|id|unpublished)$"
+    r"|duplicates|gaps|pid|lines|months|connections|left|pauses|xmin|xmax|id|unpublished"
+    r"|entries|buckets)$"
 )
 INSTANT = r"_(at|from|until)$|^(now|moment|instant)$"
 VAGUE = re.compile(r"(^|_)(amount|amounts|cost|costs|price|fee|value_int|duration|timestamp)$")
@@ -141,6 +142,7 @@ def unit_suffixes(module: Module) -> Iterator[Finding]:
     """Rule 9: a whole number says its unit in its name, or is a count; no bare `amount`.
 
     Looks at every field of a class, and at every parameter of a function in a module that decides.
+    A class named `...Counts` says of its whole numbers that they are counts.
     """
     for name, annotation, node in _named_values(module):
         kind = _kind(annotation)
@@ -168,7 +170,9 @@ def _named_values(module: Module) -> Iterator[tuple[str, ast.expr, ast.AST]]:
         for member in owner.body:
             match member:
                 case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation):
-                    yield name.strip("_").lower(), annotation, member
+                    counts = owner.name.endswith("Counts") and _kind(annotation) == "int"
+                    unit = "_count" if counts else ""
+                    yield f"{name.strip('_').lower()}{unit}", annotation, member
                 case _:
                     pass
     if module.pure:
