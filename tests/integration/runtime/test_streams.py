@@ -138,6 +138,24 @@ async def test_a_topic_added_while_running_is_read_from_its_first_record(
         assert 20 == len(await stored(bare))
 
 
+@pytest.mark.defect("M7")
+async def test_a_topic_added_while_the_process_was_down_is_read_when_it_returns(
+    bare: Bare, unique: Callable[[str], str]
+) -> None:
+    """A member that returns is not bound to what the group gave it before."""
+    await make_sink(bare)
+    first, second, group = unique("in"), unique("in"), unique("group")
+    async with bare.open_kit() as kit:
+        await kit.kafka.create_topics([Topic(first, 4), Topic(second, 4)])
+        await kit.kafka.publish(numbered(first, 0, 10))
+        await kit.kafka.publish(numbered(second, 0, 10))
+        for topics in ((first,), (first, second)):
+            consumer = Consumer(kit.kafka, kit.writer, Subscription(group, topics, Sink().handle))
+            async with reading(consumer):
+                await drained(consumer)
+        assert 20 == len(await stored(bare))
+
+
 @pytest.mark.defect("M6", "M19", "F23")
 async def test_a_record_the_handler_cannot_take_is_put_aside_and_the_rest_is_stored(
     bare: Bare, unique: Callable[[str], str]

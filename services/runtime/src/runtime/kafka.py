@@ -54,6 +54,7 @@ FEW_MESSAGES: Final = 32
 PRODUCE_BATCH_BYTES: Final = 262_144
 METADATA_MAX_AGE_MS: Final = 1_000
 REQUEST_TIMEOUT_MS: Final = 10_000
+SETTLE_S: Final = 0.02
 SESSION_TIMEOUT_MS: Final = 45_000
 REBALANCE_TIMEOUT_MS: Final = 60_000
 FETCH_WAIT_MS: Final = 100
@@ -441,10 +442,17 @@ class Feed:
         return self._flag.rebalances
 
     async def open(self, topics: Iterable[str]) -> None:
-        """Join the group; returns once partitions are assigned."""
+        """Join the group; returns once partitions are assigned.
+
+        It joins twice: a static member that returns is given what it had before, whatever it asks
+        for now; only the second time does the broker look at its topics.
+        """
         self.follow(topics)
         with _broker_errors():
             await self._consumer.start()
+        # aiokafka's fetcher wakes for the first assignment and must find it still standing.
+        await asyncio.sleep(SETTLE_S)
+        self.follow(topics)
 
     def follow(self, topics: Iterable[str]) -> None:
         """Read exactly these topics (they must exist) from now on."""
