@@ -138,7 +138,8 @@ def trace_usage(path: Path) -> list[dict[str, Any]]:
                 for i in range(gpus)
             ],
         }
-        for hour in range(start - start % HOUR_MS, end, HOUR_MS) if gpus > 0 else ():
+        billable = gpus > 0 and end > start
+        for hour in range(start - start % HOUR_MS, end, HOUR_MS) if billable else ():
             cut = {"start_ms": max(start, hour), "end_ms": min(end, hour + HOUR_MS)}
             usage.append(said | cut)
     return sorted(usage, key=lambda u: (u["end_ms"], u["allocation_id"], u["start_ms"]))

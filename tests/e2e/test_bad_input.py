@@ -97,7 +97,7 @@ async def test_bytes_that_are_no_event_are_kept_as_they_came(
 ) -> None:
     """With topic, partition, offset, headers and reason; a null value has no payload."""
     hub = await outside.hub()
-    partition, offset = await outside.raw(hub, value, headers=[("x-from", b"a test")])
+    partition, offset = await outside.raw(hub, value, key=b"n1", headers=[("x-from", b"a test")])
     await outside.read(hub, 1)
     (item,) = await outside.quarantined(hub)
     payload = None if value is None else base64.b64encode(value).decode()
