@@ -186,6 +186,7 @@ def _start(folder: Path, *, infrastructure_only: bool, ends_with: int | None) ->
             print(said.read(), end="", flush=True)
             if supervisor.poll() is not None:
                 print(said.read(), end="", flush=True)
+                down(folder)  # The sweeper may still be at work: nothing stays behind.
                 raise StackFailed(f"the stack did not start; its logs are in {logs}")
             time.sleep(_POLL_S)
         print(said.read(), end="", flush=True)
