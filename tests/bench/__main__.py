@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -19,13 +20,17 @@ import tempfile
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import ledger_charges
-import metering_events
-import path_freshness
-
-from stack import Stack, running
+import asyncpg
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(1, str(ROOT / "deploy" / "local"))
+
+import ledger_charges  # noqa: E402
+import metering_events  # noqa: E402
+import path_freshness  # noqa: E402
+
+from stack import Stack, running  # noqa: E402
+
 TARGET = ROOT / ".hisab" / "bench.json"
 
 Measure = Callable[[Stack], Coroutine[Any, Any, list[dict[str, Any]]]]
@@ -50,25 +55,40 @@ def main(names: list[str]) -> int:
         print(f"no figure {', '.join(unknown)}; there are {', '.join(FIGURES)}", file=sys.stderr)
         return 2
     rows: list[dict[str, Any]] = []
-    provider: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for name in names or list(FIGURES):
         print(f"{name}: starting a stack", flush=True)
         with tempfile.TemporaryDirectory() as folder, running(pathlib.Path(folder)) as stack:
-            provider = stack.provider
+            versions = asyncio.run(_versions(stack))
             for figure in asyncio.run(FIGURES[name](stack)):
                 figure.setdefault("peak_rss_mib", _peak_rss_mib())
                 rows.append(figure)
                 print(json.dumps(figure), flush=True)
-    _write(rows, provider)
+    _write(rows, versions)
     return 0
 
 
-def _write(rows: list[dict[str, Any]], provider: dict[str, str]) -> None:
+async def _versions(stack: Stack) -> dict[str, str]:
+    """Say which PostgreSQL and which Kafka answer; without Apache Kafka, what stands in for it."""
+    connection = await asyncpg.connect(stack.database("ledger", "reader"))
+    try:
+        postgres = str(await connection.fetchval("show server_version"))
+    finally:
+        await connection.close()
+    kafka = stack.provider["kafka"]
+    if kafka == "kraft":
+        pom = (ROOT / "deploy" / "local" / "pom.xml").read_text()
+        found = re.search(r"kafka[^<]*</artifactId>\s*<version>([^<]+)", pom)
+        kafka = found[1] if found else kafka
+    return {"postgres": postgres, "kafka": kafka}
+
+
+def _write(rows: list[dict[str, Any]], versions: dict[str, str]) -> None:
     """Merge the rows into bench.json and replace it in one step."""
     before = json.loads(TARGET.read_text())["figures"] if TARGET.exists() else []
     measured = {row["name"] for row in rows}
     figures = [row for row in before if row["name"] not in measured] + rows
-    content = {"format": 1, "machine": _machine(provider), "figures": figures}
+    content = {"format": 1, "machine": _machine(versions), "figures": figures}
     TARGET.parent.mkdir(exist_ok=True)
     partial = TARGET.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=1) + "\n")
@@ -76,14 +96,13 @@ def _write(rows: list[dict[str, Any]], provider: dict[str, str]) -> None:
     print(f"written: {TARGET.relative_to(ROOT)}")
 
 
-def _machine(provider: dict[str, str]) -> dict[str, Any]:
+def _machine(versions: dict[str, str]) -> dict[str, Any]:
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "cpus": os.cpu_count(),
         "memory_mib": pages // 2**20,
         "python": platform.python_version(),
-        "postgres": provider["postgres"],
-        "kafka": provider["kafka"],
+        **versions,
         "commit": _commit(),
     }
 

@@ -24,7 +24,7 @@ from hisab_contracts.ids import (
 from hisab_contracts.reference import TenantRecord
 from hisab_contracts.units import instant_text, rated_micro
 from ledger import registry
-from ledger.book import PROGRAMME_BOOK, Book, InvariantBroken, available_micro
+from ledger.book import INVOICED, PROGRAMME_BOOK, Book, InvariantBroken, available_micro
 from ledger.decisions import (
     AlreadyInvoiced,
     Command,
@@ -37,6 +37,7 @@ from ledger.decisions import (
     Refusal,
     ReleaseHold,
     SetBudget,
+    accounts_of,
 )
 from ledger.grants import (
     ApprovalRefused,
@@ -98,7 +99,7 @@ class Commands:
             raise Problem("already-exists", f"programme {programme_id} exists")
         book_id = TenantId(PROGRAMME_BOOK + programme_id)
         await open_new_book(connection, Book(book_id, "fund", "PKR", 0))
-        books = await open_books(connection, [book_id], whole=True)
+        books = await open_books(connection, [book_id], accounts=("authority", "budget"))
         self._enter(books, book_id, SetBudget(budget_micro, actor))
         await self._save(books, connection)
 
@@ -123,7 +124,9 @@ class Commands:
         if not isinstance(approved, Grant):
             _refuse_approval(approved)
         programme_book = PROGRAMME_BOOK + approved.programme_id
-        books = await open_books(connection, [programme_book, approved.tenant_id], whole=True)
+        books = await open_books(
+            connection, [programme_book, approved.tenant_id], accounts=accounts_of(approved)
+        )
         actor = f"key:{approver}"
         self._enter(books, programme_book, CommitBudget(approved, actor))
         self._enter(books, approved.tenant_id, GrantCredit(approved, actor))
@@ -177,7 +180,7 @@ class Commands:
         self, connection: Connection, tenant_id: str, document_id: str, micro: int, actor: str
     ) -> Entry:
         """Move what a finalised document bills out of receivable."""
-        books = await self._open(connection, tenant_id)
+        books = await self._open(connection, tenant_id, INVOICED + document_id)
         command = RecordInvoiced(DocumentId(document_id), micro, actor)
         (entry,) = self._enter(books, tenant_id, command)
         await self._save(books, connection)
@@ -189,7 +192,7 @@ class Commands:
             due = await expired_holds(connection, now_ms(), SWEEP_BATCH)
             if not due:
                 return
-            books = await open_books(connection, [tenant for tenant, _ in due], whole=False)
+            books = await open_books(connection, [tenant for tenant, _ in due])
             books.holds = await load_holds(connection, due)
             for (tenant_id, hold_id), hold in sorted(books.holds.items()):
                 if hold.end is None and hold.expires_ms <= now_ms():
@@ -197,8 +200,8 @@ class Commands:
                     self._enter(books, tenant_id, command, hold_id=hold_id)
             await self._save(books, connection)
 
-    async def _open(self, connection: Connection, tenant_id: str) -> OpenBooks:
-        books = await open_books(connection, [tenant_id], whole=True)
+    async def _open(self, connection: Connection, tenant_id: str, *accounts: str) -> OpenBooks:
+        books = await open_books(connection, [tenant_id], accounts=accounts)
         if tenant_id not in books.books or tenant_id.startswith(PROGRAMME_BOOK):
             raise Problem("not-found", "no such tenant")
         return books

@@ -95,7 +95,7 @@ async def _open(
     tenants = {total.tenant_id for total in totals} | {final.tenant_id for final in finals}
     if not tenants:
         return OpenBooks({})
-    books = await open_books(connection, tenants, whole=False)
+    books = await open_books(connection, tenants)
     books.buckets = await load_buckets(connection, totals)
     books.holds = await load_holds(
         connection,
@@ -105,7 +105,7 @@ async def _open(
     books.holds |= await load_holds_of_allocations(connection, ending)
     if any(_went_down(books, total) for total in totals):
         # Credit may return to a lot that is spent: this transaction holds the locks already.
-        whole = await open_books(connection, tenants, whole=True)
+        whole = await open_books(connection, tenants, spent_lots=True)
         whole.buckets, whole.holds = books.buckets, books.holds
         return whole
     return books

@@ -302,13 +302,16 @@ def _release_hold(page: Page, command: ReleaseHold, now_ms: int) -> tuple[Entry,
     )
 
 
+def accounts_of(grant: Grant) -> tuple[str, str, str]:
+    """Name what approving a grant moves: funding of the tenant; budget, granted of the fund."""
+    return f"funding:{grant.programme_id}", "budget", f"granted:{grant.tenant_id}"
+
+
 def _grant_credit(book: Book, command: GrantCredit, now_ms: int) -> tuple[Entry, ...]:
     """Enter a grant: funding falls, a lot appears."""
     grant = command.grant
-    movements = [
-        (f"funding:{grant.programme_id}", -grant.grant_micro),
-        (LOT + grant.grant_id, grant.grant_micro),
-    ]
+    funding, _, _ = accounts_of(grant)
+    movements = [(funding, -grant.grant_micro), (LOT + grant.grant_id, grant.grant_micro)]
     detail = GrantDetail(
         grant_id=grant.grant_id,
         programme_id=grant.programme_id,
@@ -371,10 +374,8 @@ def _commit_budget(book: Book, command: CommitBudget, now_ms: int) -> tuple[Entr
     refused = within_budget(balance_micro(book, "budget"), grant.grant_micro)
     if refused is not None:
         return refused
-    movements = [
-        ("budget", -grant.grant_micro),
-        (f"granted:{grant.tenant_id}", grant.grant_micro),
-    ]
+    _, budget, granted = accounts_of(grant)
+    movements = [(budget, -grant.grant_micro), (granted, grant.grant_micro)]
     return (
         _entry(
             book,

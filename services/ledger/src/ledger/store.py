@@ -9,13 +9,13 @@ were. Nothing here decides about money; `decisions` does.
 Whoever holds a book's row is the only one who appends to it: `seq` has no gap, `recorded_at` never
 falls and the hash chain has one head.
 
-For charges a book is opened lightly: lots with anything left and no other account; when a total
-went down, whole. For commands it is opened whole.
+A book is opened as far as a command needs it: the lots with anything left (the spent ones too when
+a total went down) and the accounts it names. So a book of many years is as quick as a new one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hisab_contracts.charges import BucketTotal
@@ -120,18 +120,22 @@ async def open_books(
     connection: Connection,
     tenant_ids: Iterable[str],
     *,
-    whole: bool,
+    spent_lots: bool = False,
+    accounts: Collection[str] = (),
 ) -> OpenBooks:
-    """Lock these books in id order and load them. Books that do not exist are left out."""
+    """Lock these books in id order and load them. Books that do not exist are left out.
+
+    `accounts` are those beside usage, lots, receivable and unfunded that entries will move.
+    """
     wanted = sorted(set(tenant_ids))
     rows = await connection.fetch(_LOCK_BOOKS, wanted)
-    lots = await _load_lots(connection, wanted, whole=whole)
-    accounts = await _load_accounts(connection, wanted) if whole else {}
+    lots = await _load_lots(connection, wanted, spent_lots=spent_lots)
+    named = await _load_accounts(connection, wanted, accounts) if accounts else {}
     books = {}
     for row in rows:
         tenant_id = row["tenant_id"]
         books[tenant_id] = book_from_row(
-            row, in_draw_order(lots.get(tenant_id, ())), accounts.get(tenant_id, {})
+            row, in_draw_order(lots.get(tenant_id, ())), named.get(tenant_id, {})
         )
     return OpenBooks(books)
 
@@ -168,10 +172,10 @@ select tenant_id, grant_id, programme_id, priority, effective_at, expires_at, gr
 
 
 async def _load_lots(
-    connection: Connection, tenant_ids: Sequence[str], *, whole: bool
+    connection: Connection, tenant_ids: Sequence[str], *, spent_lots: bool
 ) -> dict[str, list[Lot]]:
     found: dict[str, list[Lot]] = {}
-    for row in await connection.fetch(_LOAD_LOTS, tenant_ids, whole):
+    for row in await connection.fetch(_LOAD_LOTS, tenant_ids, spent_lots):
         found.setdefault(row["tenant_id"], []).append(lot_from_row(row))
     return found
 
@@ -192,15 +196,19 @@ def lot_from_row(row: Row) -> Lot:
 
 
 _LOAD_ACCOUNTS = """
-select tenant_id, account, balance_micro from accounts where tenant_id = any($1::text[])
+select tenant_id, account, balance_micro
+  from accounts
+ where tenant_id = any($1::text[]) and ($2::text[] is null or account = any($2::text[]))
 """
 
 
 async def _load_accounts(
-    connection: Connection, tenant_ids: Sequence[str]
+    connection: Connection, tenant_ids: Sequence[str], accounts: Collection[str] | None
 ) -> dict[str, dict[str, int]]:
+    """Read these accounts of these books, or all of them."""
+    named = None if accounts is None else list(accounts)
     found: dict[str, dict[str, int]] = {}
-    for row in await connection.fetch(_LOAD_ACCOUNTS, tenant_ids):
+    for row in await connection.fetch(_LOAD_ACCOUNTS, tenant_ids, named):
         found.setdefault(row["tenant_id"], {})[row["account"]] = row["balance_micro"]
     return found
 
@@ -320,8 +328,8 @@ async def projected_books(connection: Connection) -> dict[str, Book]:
     """Read every book as projected, whole. For audits: nothing is locked."""
     rows = await connection.fetch(_ALL_BOOKS)
     wanted = [row["tenant_id"] for row in rows]
-    lots = await _load_lots(connection, wanted, whole=True)
-    accounts = await _load_accounts(connection, wanted)
+    lots = await _load_lots(connection, wanted, spent_lots=True)
+    accounts = await _load_accounts(connection, wanted, None)
     return {
         row["tenant_id"]: book_from_row(
             row,
