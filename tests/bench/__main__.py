@@ -13,7 +13,6 @@ import os
 import pathlib
 import platform
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -61,7 +60,6 @@ def main(names: list[str]) -> int:
         with tempfile.TemporaryDirectory() as folder, running(pathlib.Path(folder)) as stack:
             versions = asyncio.run(_versions(stack))
             for figure in asyncio.run(FIGURES[name](stack)):
-                figure.setdefault("peak_rss_mib", _peak_rss_mib())
                 rows.append(figure)
                 print(json.dumps(figure), flush=True)
     _write(rows, versions)
@@ -116,10 +114,6 @@ def _commit() -> str:
         check=False,
     )
     return done.stdout.strip() or "unknown"
-
-
-def _peak_rss_mib() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import asyncpg
 import httpx2
 import msgspec
 from aiokafka import AIOKafkaProducer
+from metering_events import peak_rss_mib
 
 from hisab_contracts.charges import BucketTotal
 from hisab_contracts.entries import Entry
@@ -202,6 +203,7 @@ async def _booked(
         "unit": "1/s",
         "work": work,
         "seconds": round(seconds, 2),
+        "peak_rss_mib": peak_rss_mib(stack.pid("ledger")),
     }
 
 

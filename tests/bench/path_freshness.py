@@ -15,6 +15,7 @@ from typing import Any
 import httpx2
 import msgspec
 from aiokafka import AIOKafkaProducer
+from metering_events import peak_rss_mib
 
 from hisab_contracts.topics import hub_topic
 
@@ -86,6 +87,7 @@ async def measure(
         "samples": len(samples),
         "baseline": None,
         "ratio": None,
+        "peak_rss_mib": peak_rss_mib(stack["services"]["metering"]["pid"]),
     }
 
 

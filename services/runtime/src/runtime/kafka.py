@@ -140,6 +140,7 @@ class Kafka:
         self.client = client
         self.instance = instance
         self._replication = replication
+        self._in_memory: bool | None = None
         self._admin: AIOKafkaAdminClient | None = None
         self._probe: AIOKafkaConsumer | None = None
         self._producer: AIOKafkaProducer | None = None
@@ -176,8 +177,7 @@ class Kafka:
             return
         with _broker_errors():
             admin = await self._open_admin()
-            cluster = await admin.describe_cluster()
-            if str(cluster["cluster_id"]).startswith(IN_MEMORY_CLUSTER):
+            if await self.is_in_memory():
                 # It cannot create topics, but makes one when it is asked about.
                 await admin.describe_topics([topic.name for topic in missing])
                 return
@@ -186,6 +186,14 @@ class Kafka:
                 error = for_code(code)
                 if error not in (NoError, TopicAlreadyExistsError):
                     raise error(f"topic {name} was not created")
+
+    async def is_in_memory(self) -> bool:
+        """Say whether the cluster is librdkafka's in-memory one, which lacks some abilities."""
+        if self._in_memory is None:
+            with _broker_errors():
+                cluster = await (await self._open_admin()).describe_cluster()
+            self._in_memory = str(cluster["cluster_id"]).startswith(IN_MEMORY_CLUSTER)
+        return self._in_memory
 
     def _new_topic(self, topic: Topic) -> NewTopic:
         configs = {"min.insync.replicas": str(max(1, self._replication - 1))}
@@ -417,6 +425,8 @@ class Feed:
 
     def __init__(self, kafka: Kafka, group: str) -> None:
         """Describe the member; `open` joins the group."""
+        self._kafka = kafka
+        self._is_alone = False
         self._flag = _Flag()
         self._positions: dict[Partition, int] = {}
         self._consumer = AIOKafkaConsumer(
@@ -447,16 +457,24 @@ class Feed:
         It joins twice: a static member that returns is given what it had before, whatever it asks
         for now; only the second time does the broker look at its topics.
         """
-        self.follow(topics)
+        self._is_alone = await self._kafka.is_in_memory()
+        if not self._is_alone:
+            await self.follow(topics)
         with _broker_errors():
             await self._consumer.start()
         # aiokafka's fetcher wakes for the first assignment and must find it still standing.
         await asyncio.sleep(SETTLE_S)
-        self.follow(topics)
+        await self.follow(topics)
 
-    def follow(self, topics: Iterable[str]) -> None:
+    async def follow(self, topics: Iterable[str]) -> None:
         """Read exactly these topics (they must exist) from now on."""
-        self._consumer.subscribe(sorted(topics), listener=self._flag)
+        if self._is_alone:
+            # The in-memory broker needs most of a session's length to rebalance a group of one.
+            partitions = await self._kafka.partitions(topics)
+            self._consumer.assign([TopicPartition(*partition) for partition in partitions])
+            self._flag.rebalances += 1
+        else:
+            self._consumer.subscribe(sorted(topics), listener=self._flag)
 
     async def close(self) -> None:
         """Leave; bounded, because aiokafka's `stop` can hang."""

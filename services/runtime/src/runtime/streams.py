@@ -222,7 +222,7 @@ class Consumer:
                 found = await self._existing_topics()
                 if found != topics:
                     topics = found
-                    feed.follow(topics)
+                    await feed.follow(topics)
             if feed.rebalances != self._seen_rebalances:
                 self._seen_rebalances = feed.rebalances
                 assigned = feed.assigned()
