@@ -29,6 +29,7 @@ FAR_AWAY: Final = "2099-01-01T00:00:00.000Z"
 GRANT_UNTIL: Final = "2030-01-01T00:00:00.000Z"
 _PATIENCE_S: Final = 60
 _LOOK_S: Final = 0.1
+_IN_MEMORY_AT_ONCE: Final = 8_000
 
 
 class SceneError(Exception):
@@ -50,7 +51,10 @@ async def report_usage(stage: Stage, label: str, records: Sequence[Record]) -> N
     began = time.monotonic()
     counted = sum(record.counts for record in records)
     with stage.screen.progress(f"{label}: emitted", len(records)) as advance:
-        await stage.emitter.emit(records, lambda done, at_ms: advance(done, _day(at_ms)))
+        for part in _portions(stage, records):
+            await stage.emitter.emit(part, lambda done, at_ms: advance(done, _day(at_ms)))
+            if len(part) < len(records):
+                await readback.drained(stage.api, stage.emitter.sent)
         advance(len(records), _day(records[-1].order_ms) if records else "")
     with stage.screen.progress(f"{label}: metered", counted) as advance:
         last = before
@@ -63,6 +67,14 @@ async def report_usage(stage: Stage, label: str, records: Sequence[Record]) -> N
         await readback.drained(stage.api, stage.emitter.sent, heard)
     seconds = time.monotonic() - began
     stage.screen.say(f"{counted} intervals from {len(stage.api.hubs)} hubs in {seconds:.1f} s")
+
+
+def _portions(stage: Stage, records: Sequence[Record]) -> list[Sequence[Record]]:
+    """Cut a long stream for the in-memory broker, which keeps 5 MiB of a partition and no more."""
+    at_once = len(records) or 1
+    if stage.api.stack["provider"]["kafka"] == "memory":
+        at_once = _IN_MEMORY_AT_ONCE
+    return [records[at : at + at_once] for at in range(0, len(records), at_once)]
 
 
 async def show_identity(stage: Stage) -> None:

@@ -32,10 +32,11 @@ pod-month-edge,4,1000,Burstable,Running,0,2700000.5,2660000.25
 """
 
 
-def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def demo(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run the demo with its files in a folder of one's own."""
     command = [sys.executable, str(ROOT / "deploy" / "demo"), "--folder", str(folder), *arguments]
     environment = {k: v for k, v in os.environ.items() if k not in {"DATA", "CHAOS", "KEEP"}}
+    environment |= more
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
@@ -157,9 +158,10 @@ def test_the_recorded_trace_is_billed_as_published(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_simulated_month_shows_every_scene(tmp_path: Path) -> None:
+@pytest.mark.parametrize("broker", [{}, {"HISAB_KAFKA_PROVIDER": "memory"}], ids=["best", "memory"])
+def test_the_simulated_month_shows_every_scene(tmp_path: Path, broker: dict[str, str]) -> None:
     """Grants, a refusal, quarantine and release, a kill, a closed month, live freshness."""
-    done = demo(tmp_path, "--live-seconds", "4")
+    done = demo(tmp_path, "--live-seconds", "4", **broker)
     content = summary_of(tmp_path, done)
     records = content["records"]
     assert records["sent"] == records["read"]
