@@ -30,7 +30,7 @@ from typing import Final
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from children import Program, answer_of, free_port
+from children import Program, answer_of
 
 POM: Final = Path(__file__).with_name("pom.xml")
 OLDEST_JAVA: Final = 17
@@ -106,7 +106,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def prepare_kraft(
-    java: Path, jars: Path, data: Path, logs: Path, env: Mapping[str, str]
+    java: Path, jars: Path, data: Path, logs: Path, env: Mapping[str, str], ports: Iterator[int]
 ) -> tuple[Program, Broker]:
     """Lay out a single-node cluster under `data` and return the program that serves it.
 
@@ -120,7 +120,7 @@ def prepare_kraft(
     (log / "meta.properties").write_text(
         f"version=1\ncluster.id={cluster_id}\nnode.id=1\ndirectory.id={directory_id}\n"
     )
-    port, controller_port = free_port(), free_port()
+    port, controller_port = next(ports), next(ports)
     properties = home / "server.properties"
     properties.write_text(_properties(log, port, controller_port))
     broker = Broker("kraft", f"127.0.0.1:{port}")

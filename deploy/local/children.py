@@ -12,17 +12,18 @@ import contextlib
 import ctypes
 import os
 import pwd
-import secrets
 import signal
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 _POLL_S: Final = 0.1
+_PORTS: Final = 12_000
+_PORTS_OF_A_STACK: Final = 20
 _ANSWER_PATIENCE_S: Final = 60
 _OTHERS_MAY_PASS: Final = 0o001
 _TEMPORARY: Final = ("/tmp", "/var/tmp")  # noqa: S108  # Tried after the user's own.
@@ -92,17 +93,25 @@ def reachable_by_others(folder: Path) -> bool:
     return all(part.stat().st_mode & _OTHERS_MAY_PASS for part in (folder, *folder.parents))
 
 
-def free_port() -> int:
-    """Return a free TCP port of the loopback, below the range the kernel lends to clients.
+def free_ports(number: int) -> Iterator[int]:
+    """Yield free TCP ports of the loopback, below the range the kernel lends to clients.
 
-    Ports of that range could be taken by an outgoing connection while a service restarts.
+    Ports of that range could be taken by an outgoing connection while a service restarts. `number`
+    (the supervisor's pid) gives each stack a place of its own to begin at, so that stacks that
+    start together do not find the same port free.
     """
-    for _ in range(1000):
-        port = 20_000 + secrets.randbelow(12_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+    for step in range(_PORTS):
+        port = 20_000 + (number * _PORTS_OF_A_STACK + step) % _PORTS
+        if _is_free(port):
+            yield port
     raise StackError("no free TCP port between 20000 and 32000 on 127.0.0.1")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe, contextlib.suppress(OSError):
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 async def spawn(program: Program) -> asyncio.subprocess.Process:

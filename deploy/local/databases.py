@@ -23,7 +23,7 @@ import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -31,7 +31,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
 
-from children import Account, Program, StackError, free_port, reachable_by_others, run_to_end
+from children import Account, Program, StackError, reachable_by_others, run_to_end
 
 SERVICES: Final = ("metering", "ledger", "invoicing")
 PARTS: Final = ("owner", "api", "writer", "reader")
@@ -154,7 +154,12 @@ def _major_of(postgres: Path) -> int:
 
 
 async def prepare(
-    binaries: Binaries, data: Path, logs: Path, account: Account | None, env: Mapping[str, str]
+    binaries: Binaries,
+    data: Path,
+    logs: Path,
+    account: Account | None,
+    env: Mapping[str, str],
+    ports: Iterator[int],
 ) -> tuple[Program, Server]:
     """Create a cluster under `data` and return the program that serves it, not yet started."""
     home = data / "postgres"
@@ -193,7 +198,7 @@ async def prepare(
         )
     )
     password_file.unlink()
-    port = free_port()
+    port = next(ports)
     settings = (
         _SETTINGS | (_SETTINGS_SINCE_16 if binaries.major >= 16 else {}) | {"port": str(port)}
     )

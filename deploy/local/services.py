@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import seed
 from brokers import PARTITIONS, Broker
-from children import Program, answer_of, free_port
+from children import Program, answer_of
 from databases import SERVICES, Server
 from hisab_contracts import topics as names
 from hisab_contracts.ids import HubCode
@@ -66,15 +66,9 @@ class Plan:
     ports: Mapping[str, int]
 
     @classmethod
-    def new(cls, server: Server, env: Mapping[str, str], logs: Path) -> Plan:
+    def new(cls, server: Server, env: Mapping[str, str], logs: Path, ports: Iterator[int]) -> Plan:
         """Choose the ports: they stay with the services across restarts."""
-        ports: dict[str, int] = {}
-        for service in SERVICES:
-            port = free_port()
-            while port in ports.values():
-                port = free_port()
-            ports[service] = port
-        return cls(server, env, logs, ports)
+        return cls(server, env, logs, {service: next(ports) for service in SERVICES})
 
     def urls(self) -> dict[str, str]:
         """Return where each service answers."""

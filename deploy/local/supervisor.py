@@ -66,6 +66,7 @@ class Supervisor:
         self._settings = settings
         self._data = data
         self._logs = settings.folder / "logs"
+        self._ports = children.free_ports(os.getpid())
         self._pids: dict[str, int | None] = {}
         self._content: dict[str, Any] | None = None
         self._stopping = asyncio.Event()
@@ -127,7 +128,7 @@ class Supervisor:
         """Bring up the services: each needs its schema and the broker; invoicing a finance key."""
         server = await postgres
         await databases.create_databases(server)
-        plan = services.Plan.new(server, self._settings.env, self._logs)
+        plan = services.Plan.new(server, self._settings.env, self._logs, self._ports)
         migrations = [
             group.create_task(children.run_to_end(plan.migration(service)))
             for service in databases.SERVICES
@@ -170,7 +171,7 @@ class Supervisor:
             jars = await asyncio.to_thread(brokers.resolve_jars, settings.cache)
             if isinstance(jars, Path):
                 program, broker = brokers.prepare_kraft(
-                    java, jars, self._data, self._logs, settings.env
+                    java, jars, self._data, self._logs, settings.env, self._ports
                 )
                 await self._run(program)
                 say(f"kafka: kraft, {broker.bootstrap_servers}")
@@ -194,7 +195,7 @@ class Supervisor:
         binaries = databases.find_binaries(settings.postgres_provider)
         account = children.unprivileged_account()
         program, server = await databases.prepare(
-            binaries, self._data, self._logs, account, settings.env
+            binaries, self._data, self._logs, account, settings.env, self._ports
         )
         await self._run(program)
         who = "" if account is None else f", as user {account.name}"

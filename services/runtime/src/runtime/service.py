@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import hashlib
 import re
 import signal
@@ -63,6 +64,7 @@ RELAY_STOP_S: Final = 10
 RETRY_S: Final = 1
 API_CONNECTIONS: Final = 16
 WRITER_CONNECTIONS: Final = 24
+GARBAGE_THRESHOLDS: Final = (50_000, 20, 100)  # Batches make many objects and hardly a cycle.
 
 _log = structlog.get_logger("runtime.service")
 
@@ -184,6 +186,7 @@ def main(service: Service, arguments: Sequence[str], environ: Mapping[str, str])
             done = uvloop.run(migrate(service, owner, phase=chosen.phase, plan=chosen.plan))
             sys.stdout.writelines(f"{name}\n" for name in done)
         case "serve":
+            gc.set_threshold(*GARBAGE_THRESHOLDS)
             return uvloop.run(serve(service, read_settings(service, environ)))
         case "openapi":
             sys.stdout.buffer.write(openapi_document(service))
