@@ -340,7 +340,7 @@ def say_where(screen: Screen, stack: LocalStack) -> None:
     screen.scene("The stack stays up")
     content = Api(stack.description).stack
     for name, service in content["services"].items():
-        screen.say(f"{name:<10} {service['url']}/docs")
+        screen.say(f"{name:<10} {service['url']}/v1/status")
     screen.say(f"kafka      {content['kafka']['bootstrap_servers']}")
     screen.say(f"keys in    {stack.description}")
     screen.say(f"to end it  {stack.down_command}")

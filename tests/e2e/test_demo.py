@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +160,35 @@ def test_the_recorded_trace_is_billed_as_published(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.defect("F7")
+def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Ctrl-C in the middle: it says FAIL, and no process of its stack is left."""
+    command = [sys.executable, str(ROOT / "deploy" / "demo"), "--folder", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        said = ""
+        for line in running.stdout:
+            said += line
+            if "days of" in line:
+                running.send_signal(signal.SIGINT)
+    assert 1 == running.returncode
+    assert "interrupted" in said
+    assert "FAIL" in said
+    assert [] == processes_under(tmp_path)
+
+
+def processes_under(folder: Path) -> list[str]:
+    """Return the command lines of running processes that name a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            said = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if str(folder) in said:
+                found.append(said)
+    return found
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("broker", [{}, {"HISAB_KAFKA_PROVIDER": "memory"}], ids=["best", "memory"])
 def test_the_simulated_month_shows_every_scene(tmp_path: Path, broker: dict[str, str]) -> None:
     """Grants, a refusal, quarantine and release, a kill, a closed month, live freshness."""
@@ -179,6 +210,7 @@ def test_the_simulated_month_shows_every_scene(tmp_path: Path, broker: dict[str,
         "all differences are 0",
     ):
         assert said in done.stdout
+    assert "\x1b" not in done.stdout, "without a terminal lines are plain"
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "<svg" in page
     assert "://" not in page

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,85 @@ def test_a_changed_lock_is_noticed(checkout: Path) -> None:
         check=True,
     )
     assert "False" == answer.stdout.strip()
+
+
+@pytest.mark.slow
+def test_an_ordinary_user_needs_neither_venv_nor_a_pip_of_her_own(checkout: Path) -> None:
+    """On a Python that the system manages (PEP 668), without `venv` and `ensurepip`.
+
+    Outside the checkout only caches in the home are written, and nothing is re-permissioned.
+    """
+    python = Path("/usr/bin/python3")
+    if _says(python, "import sys; print(sys.version_info >= (3, 11))") != "True":
+        pytest.skip("needs a system Python 3.11 or later")
+    if not _says(python, "import pip; print(pip.__version__)"):
+        pytest.skip("needs the pip of the system Python")
+    with tempfile.TemporaryDirectory(prefix="hisab-", dir="/tmp") as place:
+        outside = Path(place)
+        home, blocked, mine = outside / "home", outside / "blocked", outside / "a checkout"
+        for folder in (home, blocked):
+            folder.mkdir()
+        for name in ("venv", "ensurepip"):
+            (blocked / f"{name}.py").write_text("raise ImportError('not on this system')\n")
+        (mine / "deploy" / "local").mkdir(parents=True)
+        ignored = shutil.ignore_patterns(".venv", ".hisab", "__pycache__", "*.egg-info")
+        shutil.copytree(checkout, mine, ignore=ignored, dirs_exist_ok=True)
+        (home / "kept").mkdir(mode=0o700)
+        user = _hand_to_somebody(outside)
+        before = _modes(outside, mine)
+        done = subprocess.run(
+            [python, "deploy/local/bootstrap.py"],
+            cwd=mine,
+            env=_plain_environment() | {"HOME": str(home), "PYTHONPATH": str(blocked)},
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        said = done.stdout + done.stderr
+        if done.returncode != 0 and any(sign in said for sign in _NO_NETWORK):
+            pytest.skip("no package index can be reached from here")
+        assert 0 == done.returncode, said
+        assert (mine / ".venv" / "bin" / "python").exists()
+        after = {
+            path: mode
+            for path, mode in _modes(outside, mine).items()
+            if not path.startswith(("home/.cache", "blocked/__pycache__"))
+        }
+        assert before == after
+
+
+def _says(python: Path, program: str) -> str:
+    """Return what a program of one line prints; nothing when it fails."""
+    try:
+        done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
+def _plain_environment() -> dict[str, str]:
+    """Return the settings of pip and of the network, and nothing of this project's."""
+    kept = ("PIP_", "UV_", "SSL_", "HTTP", "http", "NO_PROXY", "no_proxy", "LANG")
+    return {k: v for k, v in os.environ.items() if k.startswith(kept)} | {"PATH": "/usr/bin:/bin"}
+
+
+def _hand_to_somebody(folder: Path) -> int | None:
+    """Give a folder to an ordinary user, where we may; None when we are one ourselves."""
+    if os.geteuid() != 0:
+        return None
+    somebody = pwd.getpwnam("nobody").pw_uid
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, somebody, somebody, follow_symlinks=False)
+    return somebody
+
+
+def _modes(outside: Path, but: Path) -> dict[str, int]:
+    """Return the permissions of everything outside the checkout."""
+    return {
+        str(path.relative_to(outside)): path.lstat().st_mode
+        for path in (outside, *outside.rglob("*"))
+        if not path.is_relative_to(but)
+    }

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import anyio
+import asyncpg
 import httpx2
 import pytest
 
@@ -13,6 +18,7 @@ import seed
 import stack as local_stack
 from brokers import Broker, topic_names
 from databases import SERVICES
+from infrastructure import run_apart
 from stack import Stack
 
 _BACK_WITHIN_S = 5
@@ -106,3 +112,34 @@ async def _answers(url: str) -> None:
                 pass
             assert time.monotonic() < deadline, f"{url} did not answer"
             await anyio.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_stack_runs_on_the_servers_given_in_the_environment(tmp_path: Path) -> None:
+    """Addresses come first: nothing else is started, and the given servers are left as found."""
+    with local_stack.running(tmp_path / "given", infrastructure_only=True) as given:
+        admin = str(given.content()["infrastructure"]["postgres"]["admin"])
+        environment = {
+            "HISAB_STACK_KAFKA": given.bootstrap_servers,
+            "HISAB_STACK_POSTGRES": admin,
+        }
+        command = [sys.executable, local_stack.__file__, "up", "--dir", str(tmp_path / "on it")]
+        done = subprocess.run(
+            command, env=dict(os.environ) | environment, capture_output=True, text=True, check=False
+        )
+        assert 0 == done.returncode, done.stdout + done.stderr
+        stack = Stack(tmp_path / "on it")
+        provider = stack.provider
+        local_stack.down(stack.folder)
+        names = run_apart(database_names(admin))
+    assert {"kafka": "environment", "postgres": "environment"} == provider
+    assert set() == names & set(SERVICES)
+
+
+async def database_names(admin: str) -> set[str]:
+    """Return the databases of a server."""
+    connection = await asyncpg.connect(admin)
+    try:
+        return {row["datname"] for row in await connection.fetch("select datname from pg_database")}
+    finally:
+        await connection.close()
