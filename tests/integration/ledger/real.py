@@ -15,8 +15,9 @@ from hisab_contracts.reference import TenantKind, TenantRecord
 from infrastructure import Database as Addresses
 from ledger import registry
 from ledger.audit import audit
-from ledger.commands import Commands, HoldState, grant_from_proposal, now_ms
+from ledger.commands import Commands, grant_from_proposal, now_ms
 from ledger.consumer import Intake
+from ledger.holds import HoldState
 from ledger.statements import Balance, balance_of
 from runtime.database import ALL_TENANTS, Database
 from runtime.kafka import Record
@@ -116,11 +117,12 @@ class RealLedger:
         hold_micro: int,
         *,
         allocation_id: str | None = None,
+        hub: str = "lhr",
         expires_ms: int = FAR_MS,
     ) -> HoldState:
         """Place a hold; raises the problem when it is refused."""
         facts = registry.HoldFacts(
-            hold_id, tenant_id, "main", "job", allocation_id, "lhr", "sku", hold_micro, expires_ms
+            hold_id, tenant_id, "main", "job", allocation_id, hub, "sku", hold_micro, expires_ms
         )
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
             return await self.commands.place_hold(connection, facts, "key:scheduler")

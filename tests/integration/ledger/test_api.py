@@ -228,6 +228,20 @@ async def test_another_tenants_things_do_not_exist(api: Api, path: str) -> None:
     assert 200 == (await api.get(path, "two")).status_code
 
 
+async def test_a_hold_that_would_be_over_already_is_malformed(api: Api) -> None:
+    """There never was such a hold: nothing is closed, the request has no sense."""
+    over = hold_of("one", "1", expires_at="2020-01-01T00:00:00.000Z")
+    refused = await api.post("/v1/holds", over, "scheduler", key="h-over")
+    assert (422, "malformed") == (refused.status_code, refused.json()["code"])
+    assert "expires_at" in refused.json()["detail"]
+
+
+async def test_a_hold_read_back_says_what_its_placing_said(api: Api) -> None:
+    """The same amounts, what its tenant has available included."""
+    placed = (await api.post("/v1/holds", hold_of("two", "7"), "scheduler", key="h-7")).json()
+    assert placed == (await api.get(f"/v1/holds/{placed['hold_id']}", "scheduler")).json()
+
+
 @pytest.mark.defect("L26", "F64")
 async def test_another_tenants_hold_does_not_exist(api: Api) -> None:
     """A hold is found by its id only by who may see it."""

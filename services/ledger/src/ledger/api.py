@@ -18,7 +18,7 @@ from hisab_contracts.ids import KeyId, ProjectId, TenantId
 from hisab_contracts.reference import TenantRecord
 from hisab_contracts.units import MAX_MICRO, instant_text
 from ledger import registry
-from ledger.commands import Commands, HoldState, grant_from_proposal, now_ms
+from ledger.commands import Commands, grant_from_proposal, now_ms
 from ledger.feed import complete_until, count_unpublished, entries_after
 from ledger.forms import (
     AskHold,
@@ -150,7 +150,7 @@ class Endpoints:
             body=AskHold,
             answer=HoldAnswer,
             status=201,
-            problems=("insufficient-credit", "hold-closed", "no-price", "not-found"),
+            problems=("insufficient-credit", "no-price", "not-found"),
         )
         post(
             "/v1/holds/{hold_id}/release",
@@ -393,15 +393,10 @@ class Endpoints:
         """Where a hold stands."""
         principal = await self._kit.access.authorise(request, Role.SCHEDULER, *READERS)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
-            found = await hold_of(connection, hold_id)
-            if found is None:
-                raise Problem("not-found", "no such hold")
-            balance = await balance_of(connection, found.tenant_id, now_ms(), 0)
-        available_micro = 0 if balance is None else balance.available_micro
-        state = HoldState(
-            found.hold_id, found.state, found.hold_micro, found.open_micro, available_micro
-        )
-        return json_response(hold_answer(state))
+            found = await hold_of(connection, hold_id, now_ms())
+        if found is None:
+            raise Problem("not-found", "no such hold")
+        return json_response(hold_answer(found))
 
     async def release_hold(self, request: Request, hold_id: str) -> Response:
         """End a hold; what it still reserves is free again."""
@@ -465,7 +460,7 @@ class Endpoints:
             if await registry.tenant_of(connection, tenant_id) is None:
                 raise Problem("not-found", "no such tenant")
         body = await read_body(request, Invoiced)
-        invoiced_micro = micro_of(body.invoiced_micro, "invoiced_micro", least=0)
+        invoiced_micro = micro_of(body.invoiced_micro, "invoiced_micro", least=1)
         first_seq = micro_of(body.first_seq, "first_seq", least=0)
         micro_of(body.last_seq, "last_seq", least=first_seq)
         command = command_of(request, body, scope=tenant_id)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NoReturn, assert_never
 
-from msgspec import Struct
-
 from hisab_contracts.entries import Entry
 from hisab_contracts.ids import (
     AllocationId,
@@ -48,7 +46,7 @@ from ledger.grants import (
     MakerIsChecker,
     approve,
 )
-from ledger.holds import HoldClosed, HoldOver, InsufficientCredit
+from ledger.holds import HoldClosed, HoldOver, HoldState, InsufficientCredit
 from ledger.store import OpenBooks, expired_holds, load_holds, open_books, open_new_book
 from runtime.database import after_commit, transaction_on
 from runtime.http import Problem
@@ -64,16 +62,6 @@ SWEEP_BATCH = 200
 def now_ms() -> int:
     """The ledger's clock."""
     return time.time_ns() // 1_000_000
-
-
-class HoldState(Struct, frozen=True):
-    """A hold after a command, and what its tenant has available then."""
-
-    hold_id: str
-    state: str
-    hold_micro: int
-    open_micro: int
-    available_micro: int
 
 
 class Commands:
@@ -253,7 +241,9 @@ def _refuse(refusal: Refusal) -> NoReturn:
                 shortfall_micro=str(shortfall),
             )
         case HoldOver(expires_ms):
-            raise Problem("hold-closed", f"its expiry {instant_text(expires_ms)} has come")
+            raise Problem(
+                "malformed", f"expires_at: {instant_text(expires_ms)} is not ahead of now"
+            )
         case HoldClosed(end):
             raise Problem("hold-closed", f"it has ended: {end}", state=end)
         case AlreadyInvoiced(micro):

@@ -16,7 +16,7 @@ from hisab_contracts.events import EARLIEST_MS, LATEST_MS
 from hisab_contracts.ids import HUB_PATTERN, ID_PATTERN
 from hisab_contracts.reference import TenantKind
 from hisab_contracts.units import MAX_MICRO, instant_ms, instant_text
-from ledger.commands import HoldState
+from ledger.holds import HoldState
 from ledger.statements import Balance, TrialBalance
 from runtime.auth import Role
 from runtime.http import IntegerText, Model, Problem

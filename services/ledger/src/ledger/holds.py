@@ -48,6 +48,17 @@ class Hold(Struct, frozen=True):
         return sum(micro for _, micro in self.reserved)
 
 
+class HoldState(Struct, frozen=True):
+    """A hold as it stands, and what its tenant has available then."""
+
+    hold_id: HoldId
+    state: str
+    """open, final, released or expired."""
+    hold_micro: int
+    open_micro: int
+    available_micro: int
+
+
 class HoldOver(Struct, frozen=True):
     """The hold's own expiry has come already."""
 

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from hisab_contracts.ids import TenantId
+from hisab_contracts.ids import HoldId
 from ledger.book import Book, available_micro
 from ledger.feed import moment_of, ms_of
 from ledger.grants import Lot, in_draw_order
+from ledger.holds import HoldState
 from ledger.store import book_from_row, lot_from_row
 
 if TYPE_CHECKING:
@@ -71,35 +72,29 @@ async def balance_of(
     )
 
 
-class HoldView(Struct, frozen=True):
-    """A hold and what its tenant has available."""
-
-    hold_id: str
-    tenant_id: TenantId
-    state: str
-    hold_micro: int
-    open_micro: int
-
-
 _HOLD = """
-select h.hold_id, h.tenant_id, coalesce(h.ended, 'open') as state, h.hold_micro,
-       postings_sum(h.reserved) as open_micro
+select h.hold_id, coalesce(h.ended, 'open') as state, h.hold_micro,
+       postings_sum(h.reserved) as open_micro, b as book,
+       array(select l from lots l
+              where l.tenant_id = h.tenant_id and l.remaining_micro > 0) as lots
   from holds h
+  join books b on b.tenant_id = h.tenant_id
  where h.hold_id = $1
 """
 
 
-async def hold_of(connection: Connection, hold_id: str) -> HoldView | None:
-    """Find a hold that this transaction may see. State: open, final, released or expired."""
+async def hold_of(connection: Connection, hold_id: str, now_ms: int) -> HoldState | None:
+    """Find a hold that this transaction may see."""
     row = await connection.fetchrow(_HOLD, hold_id)
     if row is None:
         return None
-    return HoldView(
-        row["hold_id"],
-        TenantId(row["tenant_id"]),
+    book = book_from_row(row["book"], tuple(lot_from_row(lot) for lot in row["lots"]), {})
+    return HoldState(
+        HoldId(row["hold_id"]),
         row["state"],
         row["hold_micro"],
         int(row["open_micro"]),
+        available_micro(book, now_ms),
     )
 
 
