@@ -156,6 +156,30 @@ async def test_a_watermark_follows_every_entry_booked_before_it(
         assert [*[Entry] * (len(kinds) - 1), EntryWatermark] == kinds
 
 
+async def test_a_new_lease_publishes_watermarks_again_and_an_idle_one_never(
+    ledger: RealLedger, kafka: Kafka, published: Published
+) -> None:
+    """What was published is not even read again, until the lease changes hands."""
+    mark = HubWatermark(HubCode("isb"), 1, 1_753_920_000_000, False, [], [])
+    await ledger.book(mark)
+    sequencer = Sequencer(kafka, topic=published.topic)
+
+    async def published_marks() -> int:
+        found = await published.read()
+        marks = [said for part in found.values() for said, _ in part]
+        return sum(isinstance(said, EntryWatermark) and said.hub == "isb" for said in marks)
+
+    async with ledger.writer.connection() as first, ledger.writer.connection() as second:
+        for times, holder in enumerate((first, second), start=1):
+            async with asyncio.timeout(20):
+                while await published_marks() < times:
+                    await sequencer.run(holder)
+            horizon = await feed.horizon_of(holder)
+            assert [] == await feed.watermarks_between(holder, horizon, 2**62)
+            await sequencer.run(holder)
+            assert times == await published_marks()
+
+
 @pytest.mark.defect("L6", "F46")
 async def test_a_window_not_marked_published_is_published_again(
     ledger: RealLedger, kafka: Kafka, published: Published

@@ -1,4 +1,4 @@
-"""Run invoicing: `python -m invoicing migrate | serve | openapi`."""
+"""Run invoicing: `python -m invoicing migrate | serve | openapi | override-progress`."""
 
 from __future__ import annotations
 

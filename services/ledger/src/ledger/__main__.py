@@ -1,4 +1,4 @@
-"""Run the ledger: `python -m ledger migrate | serve | openapi | audit`."""
+"""Run the ledger: `python -m ledger migrate | serve | openapi | override-progress | audit`."""
 
 from __future__ import annotations
 

@@ -310,7 +310,8 @@ async def mark_published(connection: Connection, window: Window) -> None:
 _UNPUBLISHED = """
 select (select coalesce(sum(entries), 0) from sequence_windows where published_at is null)
        + (select count(*) from entries
-           where xid >= coalesce((select max(until_xid) from sequence_windows), '0'::xid8))
+           where xid >= coalesce((select until_xid from sequence_windows
+                                   order by window_id desc limit 1), '0'::xid8))
        as unpublished
 """
 
@@ -352,20 +353,20 @@ async def keep_watermarks(
     )
 
 
-_WATERMARKS_BEFORE = """
-select partition, hub, revision, message
+_WATERMARKS_BETWEEN = """
+select partition, message
   from hub_watermarks
- where xid < $1::text::xid8
+ where xid >= $1::text::xid8 and xid < $2::text::xid8
  order by partition, hub
 """
 
 
-async def watermarks_before(
-    connection: Connection, until_xid: int
-) -> list[tuple[int, str, int, bytes]]:
-    """Read the watermarks of ended transactions: (partition, hub, revision, message)."""
-    rows = await connection.fetch(_WATERMARKS_BEFORE, str(until_xid))
-    return [(row["partition"], row["hub"], row["revision"], row["message"]) for row in rows]
+async def watermarks_between(
+    connection: Connection, from_xid: int, until_xid: int
+) -> list[tuple[int, bytes]]:
+    """Read the watermarks kept by these ended transactions: (partition, message)."""
+    rows = await connection.fetch(_WATERMARKS_BETWEEN, str(from_xid), str(until_xid))
+    return [(row["partition"], row["message"]) for row in rows]
 
 
 _COMPLETE_UNTIL = """

@@ -37,7 +37,7 @@ from runtime.kafka import Kafka, Message
 if TYPE_CHECKING:
     from runtime.database import Connection
 
-POLL_S: Final = 0.05
+POLL_S: Final = 0.1
 PAGE: Final = 2_000
 _ENCODER: Final = msgspec.json.Encoder()
 
@@ -50,7 +50,8 @@ class Sequencer:
         self._kafka = kafka
         self._topic = topic
         self._committed = asyncio.Event()
-        self._sent: dict[tuple[int, str], int] = {}
+        self._marked_until = 0
+        """Watermarks of transactions below this id are out: they are never read again."""
         self._holder: object = None
 
     def wake(self) -> None:
@@ -62,7 +63,7 @@ class Sequencer:
         if self._holder is not connection:
             # A new lease: somebody else may have published less than we once did.
             self._holder = connection
-            self._sent.clear()
+            self._marked_until = 0
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(POLL_S):
                 await self._committed.wait()
@@ -106,23 +107,17 @@ class Sequencer:
 
     async def _publish_watermarks(self, connection: Connection, until_xid: int) -> None:
         """Publish each watermark below the horizon to its own partition, once per lease."""
-        due = [
-            (partition, hub, revision, message)
-            for partition, hub, revision, message in await feed.watermarks_before(
-                connection, until_xid
-            )
-            if self._sent.get((partition, hub), -1) < revision
-        ]
-        if not due:
+        if until_xid <= self._marked_until:
             return
-        await self._kafka.publish(
-            [
-                Message(self._topic, key=None, value=message, partition=partition)
-                for partition, _, _, message in due
-            ]
-        )
-        for partition, hub, revision, _ in due:
-            self._sent[partition, hub] = revision
+        due = await feed.watermarks_between(connection, self._marked_until, until_xid)
+        if due:
+            await self._kafka.publish(
+                [
+                    Message(self._topic, key=None, value=message, partition=partition)
+                    for partition, message in due
+                ]
+            )
+        self._marked_until = until_xid
 
     def _message(self, entry: Entry, trace_id: str | None) -> Message:
         """Write an entry as it leaves: keyed by tenant, in the trace of what it came from."""
