@@ -131,8 +131,22 @@ async def test_a_hold_ends_by_the_first_of_final_release_and_expiry(ledger: Real
         assert {"state": end} == refused.value.members
 
 
+@pytest.mark.defect("L11")
+async def test_a_final_releases_no_hold_of_another_hub(ledger: RealLedger) -> None:
+    """Allocation ids are unique within a hub only, even where a charge names the other's hold."""
+    await ledger.tenant("hubs", limit_micro=1_000)
+    for hub in ("lhr", "khi"):
+        await ledger.hold("hubs", f"at-{hub}", 300, allocation_id="job-1", hub=hub)
+    final = AllocationFinal(TenantId("hubs"), HubCode("khi"), AllocationId("job-1"), 0)
+    await ledger.book(total(1, tenant_id="hubs", hold_id="at-lhr", allocation_id="job-1"), final)
+    with pytest.raises(Problem) as refused:
+        await ledger.release("at-khi")
+    assert {"state": "final"} == refused.value.members
+    assert "released" == (await ledger.release("at-lhr")).state
+
+
 async def test_what_cannot_be_booked_is_parked_and_stops_nobody(ledger: RealLedger) -> None:
-    """An unknown tenant, a book beyond 64 bits, a refund."""
+    """An unknown tenant, a book beyond 64 bits, a refund; the audit names each."""
     await ledger.tenant("parks", limit_micro=10)
     refund = total(9, bucket="3", tenant_id="parks")
     await ledger.book(
@@ -147,6 +161,9 @@ async def test_what_cannot_be_booked_is_parked_and_stops_nobody(ledger: RealLedg
         reasons = await connection.fetch("select reason from parked_charges order by reason")
     assert ["out-of-range", "refund", "unknown-tenant"] == [row["reason"] for row in reasons]
     assert MAX_MICRO == (await ledger.balance("parks")).book.charged_micro
+    found = [line for line in await ledger.audit() if line.startswith("parked")]
+    assert 3 == len(found)
+    assert found[0].startswith("parked charge: unknown-tenant, metering.charges.v1/0@")
 
 
 async def test_completeness_is_the_lowest_watermark_of_every_hub_heard_of(
@@ -190,7 +207,7 @@ async def test_entries_read_back_as_they_were_hashed(ledger: RealLedger) -> None
     assert [1, 2, 3, 4] == [each.seq for each in entries]
     assert [each.hash for each in entries[:-1]] == [each.prev_hash for each in entries[1:]]
     assert sorted(each.recorded_ms for each in entries) == [each.recorded_ms for each in entries]
-    assert [] == await ledger.audit()
+    assert [] == [line for line in await ledger.audit() if not line.startswith("parked")]
 
 
 @pytest.mark.defect("L26", "F64")

@@ -20,7 +20,7 @@ QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("load lots", store._LOAD_LOTS, (["a"], False)),
     ("load buckets", store._LOAD_BUCKETS, (["a"], [NOW], BUCKET)),
     ("load holds", store._LOAD_HOLDS, (["a"], ["h"])),
-    ("holds of allocations", store._LOAD_HOLDS_OF_ALLOCATIONS, (["a"], ["x"])),
+    ("holds of allocations", store._LOAD_HOLDS_OF_ALLOCATIONS, (["a"], ["lhr"], ["x"])),
     ("expired holds", store._EXPIRED_HOLDS, (NOW, 10)),
     ("entries after", feed._ENTRIES_AFTER, ("a", 5, 100)),
     ("window entries", feed._WINDOW_ENTRIES, ("1", "2", "", 0, 100)),
@@ -29,7 +29,7 @@ QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("balance", statements._BALANCE, ("a", NOW, 0)),
     ("hold", statements._HOLD, ("h",)),
 ]
-BIG = {"entries", "buckets", "books", "lots", "holds"}
+BIG = {"entries", "buckets", "books", "lots", "holds", "sequence_windows"}
 
 
 def scanned(plan: dict[str, Any]) -> set[str]:

@@ -4,8 +4,8 @@ Theory. In one snapshot every book is read from its first entry to its last: eac
 computed again from what is stored (the hash of the row before included), and the entries are
 folded. An edit behind our back breaks the hash of the edited entry, or, when the forger wrote a
 matching hash, that of the entry after it, or the head that the book keeps. Then the fold is
-compared with the live projections: book, lots, accounts, buckets, holds. Last, the trial balance
-must be 0.
+compared with the live projections: book, lots, accounts, buckets, holds. The trial balance must be
+0. Last come the charges that could not be booked (`consumer`): usage that no bill will show.
 
 It reads as the `reader` role (HISAB_DB_READER) or, without one, as the writer. Exit status 1 and a
 line per finding when anything is wrong. What a forger could do who rewrites a whole chain and its
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from hisab_contracts.entries import entry_hash
 from ledger.book import Book, Folded, InvariantBroken, fold_on
 from ledger.feed import entries_after
+from ledger.registry import first_parked, parked_count
 from ledger.statements import trial_balance
 from ledger.store import every_bucket, every_hold, projected_books
 from runtime.database import Database, Limits
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from runtime.database import Connection
 
 PAGE = 5_000
+PARKED_SHOWN = 100
 _SNAPSHOT = "set transaction isolation level repeatable read, read only"
 
 
@@ -43,7 +45,19 @@ async def audit(connection: Connection) -> list[str]:
     total_micro = sum(found.accounts.values())
     if total_micro:
         findings.append(f"trial balance: sums to {total_micro} instead of 0")
-    return findings
+    return findings + await _parked(connection)
+
+
+async def _parked(connection: Connection) -> list[str]:
+    """Name the charges that could not be booked: how many, and the first of them one by one."""
+    count = await parked_count(connection)
+    shown = [
+        f"parked charge: {each.reason}, {each.topic}/{each.partition}@{each.offset}"
+        for each in await first_parked(connection, PARKED_SHOWN)
+    ]
+    if count > len(shown):
+        shown.append(f"parked charges: {count - len(shown)} more")
+    return shown
 
 
 async def _audit_book(connection: Connection, live: Book) -> list[str]:

@@ -101,12 +101,14 @@ async def _open(
         connection,
         [(total.tenant_id, total.hold_id) for total in totals if total.hold_id is not None],
     )
-    ending = [(final.tenant_id, final.allocation_id) for final in finals]
-    books.holds |= await load_holds_of_allocations(connection, ending)
+    ending = [(final.tenant_id, final.hub, final.allocation_id) for final in finals]
+    for key, holds in (await load_holds_of_allocations(connection, ending)).items():
+        books.holds |= {(key[0], hold.hold_id): hold for hold in holds}
+        books.waiting[key] = [hold.hold_id for hold in holds]
     if any(_went_down(books, total) for total in totals):
         # Credit may return to a lot that is spent: this transaction holds the locks already.
         whole = await open_books(connection, tenants, spent_lots=True)
-        whole.buckets, whole.holds = books.buckets, books.holds
+        whole.buckets, whole.holds, whole.waiting = books.buckets, books.holds, books.waiting
         return whole
     return books
 
@@ -141,9 +143,9 @@ def _trace_id(record: Record) -> str | None:
 
 def _end_holds(books: OpenBooks, final: AllocationFinal, now_ms: int) -> None:
     """Release the open holds that waited for this allocation's end."""
-    for (tenant_id, hold_id), hold in list(books.holds.items()):
-        waits = tenant_id == final.tenant_id and hold.allocation_id == final.allocation_id
-        if waits and hold.end is None:
+    tenant_id = final.tenant_id
+    for hold_id in books.waiting.get((tenant_id, final.hub, final.allocation_id), ()):
+        if books.holds[tenant_id, hold_id].end is None:
             command = ReleaseHold("final", f"final:{final.hub}/{final.allocation_id}", "metering")
             books.enter(tenant_id, command, now_ms, hold_id=hold_id)
 

@@ -296,6 +296,30 @@ async def park(connection: Connection, parked: Sequence[Parked]) -> None:
     )
 
 
+_PARKED_COUNT = "select count(*) from parked_charges"
+
+
+async def parked_count(connection: Connection) -> int:
+    """Count the charges that could not be booked."""
+    return int(await connection.fetchval(_PARKED_COUNT))
+
+
+_FIRST_PARKED = """
+select topic, partition, "offset", reason, message
+  from parked_charges
+ order by topic, partition, "offset"
+ limit $1
+"""
+
+
+async def first_parked(connection: Connection, limit: int) -> list[Parked]:
+    """Read charges that could not be booked, in the order in which they came per partition."""
+    return [
+        Parked(row["topic"], row["partition"], row["offset"], row["reason"], row["message"])
+        for row in await connection.fetch(_FIRST_PARKED, limit)
+    ]
+
+
 _HAS_OPERATOR = """
 select exists (select from access_keys where role = 'operator') as known
 """

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from runtime.database import Connection
 
 
+AllocationKey = tuple[str, str, str]
+"""(tenant, hub, allocation): a hub numbers its allocations by itself, two may use one id."""
+
+
 class OpenBooks:
     """Books held by this transaction, and all that was decided on them so far."""
 
@@ -40,6 +44,8 @@ class OpenBooks:
         self.books = dict(books)
         self.buckets: dict[tuple[str, str], Bucket] = {}
         self.holds: dict[tuple[str, str], Hold] = {}
+        self.waiting: dict[AllocationKey, list[str]] = {}
+        """Open holds by the allocation whose final ends them."""
         self.entries: list[Entry] = []
         self._traces: list[str | None] = []
         self._touched_buckets: set[tuple[str, str]] = set()
@@ -268,26 +274,34 @@ async def load_holds(
 
 
 _LOAD_HOLDS_OF_ALLOCATIONS = """
-select h.tenant_id, h.hold_id, h.hold_micro, h.allocation_id, h.expires_at, h.ended, h.places,
-       h.reserved
-  from unnest($1::text[], $2::text[]) as n (tenant_id, allocation_id)
+select h.tenant_id, h.hub, h.hold_id, h.hold_micro, h.allocation_id, h.expires_at, h.ended,
+       h.places, h.reserved
+  from unnest($1::text[], $2::text[], $3::text[]) as n (tenant_id, hub, allocation_id)
   join holds h
-    on h.tenant_id = n.tenant_id and h.allocation_id = n.allocation_id and h.ended is null
+    on h.tenant_id = n.tenant_id and h.hub = n.hub and h.allocation_id = n.allocation_id
+   and h.ended is null
  order by h.tenant_id, h.hold_id
 """
 
 
 async def load_holds_of_allocations(
-    connection: Connection, allocations: Iterable[tuple[str, str]]
-) -> dict[tuple[str, str], Hold]:
-    """Load the open holds that wait for the final of one of these (tenant, allocation)."""
+    connection: Connection, allocations: Iterable[AllocationKey]
+) -> dict[AllocationKey, list[Hold]]:
+    """Load the open holds that wait for the final of one of these allocations."""
     wanted = sorted(set(allocations))
     if not wanted:
         return {}
     rows = await connection.fetch(
-        _LOAD_HOLDS_OF_ALLOCATIONS, [tenant for tenant, _ in wanted], [a for _, a in wanted]
+        _LOAD_HOLDS_OF_ALLOCATIONS,
+        [tenant for tenant, _, _ in wanted],
+        [hub for _, hub, _ in wanted],
+        [allocation for _, _, allocation in wanted],
     )
-    return {(row["tenant_id"], row["hold_id"]): _hold_from_row(row) for row in rows}
+    found: dict[AllocationKey, list[Hold]] = {}
+    for row in rows:
+        key = row["tenant_id"], row["hub"], row["allocation_id"]
+        found.setdefault(key, []).append(_hold_from_row(row))
+    return found
 
 
 _EXPIRED_HOLDS = """

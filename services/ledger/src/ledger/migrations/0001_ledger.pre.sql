@@ -134,7 +134,8 @@ create table holds (
   check (postings_sum(reserved) <= hold_micro),
   check (ended is null or cardinality(places) = 0)
 ) with (fillfactor = 70);
-create index holds_open_by_allocation on holds (tenant_id, allocation_id) where ended is null;
+create index holds_open_by_allocation on holds (tenant_id, hub, allocation_id)
+  where ended is null;
 create index holds_open_by_expiry on holds (expires_at) where ended is null;
 
 create table buckets (
@@ -228,7 +229,7 @@ create unique index sequence_windows_open on sequence_windows (window_id)
   where published_at is null;
 comment on table sequence_windows is
   'The global index: entries whose transaction lies in [from_xid, until_xid), by (tenant_id, seq), '
-  'have the indexes from first_index on.';
+  'have the indexes from first_index on. Rows stay: they are the index.';
 
 create table price_lines (
   rate_line_id       text        primary key,
