@@ -106,7 +106,7 @@ def test_statement_is_told_again_only_when_something_matters() -> None:
     """At once for the watermark and open time; throttled for the rest; never for nothing."""
     first = restated(view(source("a", None)), None, 0, NOW_MS)
     assert first is not None
-    assert (1, None, "no watermark yet") == (
+    assert (NOW_MS, None, "no watermark yet") == (
         first.revision,
         first.watermark_ms,
         first.behind[0].reason,
@@ -115,7 +115,7 @@ def test_statement_is_told_again_only_when_something_matters() -> None:
     assert restated(same, first, NOW_MS, NOW_MS + 9_999) is None
     moved = restated(view(source("a", 5), watermark_ms=5), first, NOW_MS, NOW_MS)
     assert moved is not None
-    assert (2, 5, ["the furthest behind"]) == (
+    assert (NOW_MS + 1, 5, ["the furthest behind"]) == (
         moved.revision,
         moved.watermark_ms,
         [one.reason for one in moved.behind],
@@ -126,3 +126,20 @@ def test_statement_is_told_again_only_when_something_matters() -> None:
     assert restated(other, first, NOW_MS, NOW_MS + 999) is None
     assert restated(other, first, NOW_MS, NOW_MS + 1_000) is not None
     assert restated(view(emitted=False), None, 0, NOW_MS) is None
+
+
+@pytest.mark.defect("F22")
+def test_what_restored_metering_tells_is_newer_than_all_it_has_forgotten() -> None:
+    """Readers take only a higher revision; it follows the clock, and counts up if that stands."""
+    before = restated(view(source("a", 5), watermark_ms=5), None, 0, NOW_MS)
+    forgotten = restated(view(source("a", 6), watermark_ms=6), before, NOW_MS, NOW_MS + 500)
+    restored = restated(view(source("a", 7), watermark_ms=7), before, NOW_MS, NOW_MS + 1_000)
+    rebuilt = restated(view(source("a", 7), watermark_ms=7), None, 0, NOW_MS + 1_000)
+    assert before is not None
+    assert forgotten is not None
+    assert restored is not None
+    assert rebuilt is not None
+    assert before.revision < forgotten.revision < restored.revision == rebuilt.revision
+    clock_went_back = restated(view(source("a", 8), watermark_ms=8), restored, NOW_MS, NOW_MS)
+    assert clock_went_back is not None
+    assert restored.revision + 1 == clock_went_back.revision

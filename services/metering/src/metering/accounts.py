@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from hisab_contracts.charges import BucketTotal
 from hisab_contracts.events import Device, Interval
 from hisab_contracts.ids import AllocationId, DeviceId, HubCode, NodeId, TenantId
 from hisab_contracts.units import (
@@ -262,6 +263,27 @@ class Accounts:
 def charge_micro(bucket: Bucket) -> int:
     """Return what a bucket costs: a pure function of what is covered in its hour."""
     return rated_micro(bucket.gpu_ns, bucket.line.micro_per_gpu_hour)
+
+
+def total_of(bucket: Bucket) -> BucketTotal:
+    """Return what is stated downstream of a bucket: its total, never what was added to it."""
+    usage = bucket.interval
+    return BucketTotal(
+        tenant_id=usage.tenant_id,
+        bucket_id=bucket.bucket_id,
+        project_id=usage.project_id,
+        allocation_id=usage.allocation_id,
+        hold_id=bucket.hold_id,
+        hub=usage.hub,
+        node_id=usage.node_id,
+        sku=usage.sku,
+        price_class=usage.price_class,
+        price_version=bucket.line.price_version,
+        hour_ms=bucket.hour_ms,
+        revision=0,
+        total_gpu_ns=bucket.gpu_ns,
+        total_micro=charge_micro(bucket),
+    )
 
 
 def _parts_of(job: Job) -> Iterable[Part]:

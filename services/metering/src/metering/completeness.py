@@ -11,7 +11,9 @@ A hub none of whose sources is active any more (all retired) holds nobody up: it
 the present hour. Undecodable records belong to no source and block nobody.
 
 What is told downstream is a `HubWatermark`; it is told again when the watermark or the open
-quarantined time changes, and otherwise at most every second.
+quarantined time changes, and otherwise at most every second. Readers take only a higher revision
+than they know, so revisions follow the clock: metering that was restored from a backup, or rebuilt,
+has forgotten the latest ones, and what it tells must be heard all the same.
 """
 
 from __future__ import annotations
@@ -96,12 +98,15 @@ def is_silent(view: HubView, now_ms: int) -> bool:
 def restated(
     view: HubView, told: HubWatermark | None, told_at_ms: int, now_ms: int
 ) -> HubWatermark | None:
-    """Return what must be told downstream now, or None when nothing that matters has changed."""
+    """Return what must be told downstream now, or None when nothing that matters has changed.
+
+    Its revision is above every one told before, those that a restored database forgot included.
+    """
     if not view.emitted:
         return None
     statement = HubWatermark(
         hub=view.hub,
-        revision=1 if told is None else told.revision + 1,
+        revision=now_ms if told is None else max(told.revision + 1, now_ms),
         watermark_ms=view.watermark_ms,
         silent=is_silent(view, now_ms),
         quarantined=list(view.quarantined),

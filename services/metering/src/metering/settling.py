@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from hisab_contracts.charges import BucketTotal
 from hisab_contracts.topics import CHARGES, QUARANTINE
 from metering import store, waiting
-from metering.accounts import Accounts, DeviceKey, Quarantined, charge_micro
+from metering.accounts import Accounts, DeviceKey, Quarantined, total_of
 from metering.coverage import DAY_MS, DeviceCoverage
 from metering.hearing import hear
 from metering.reading import Bucket, Job, Origin, Reading, device_spans
@@ -172,22 +171,6 @@ def _notice(opened: Opened, trace_of: Callable[[Origin], Headers]) -> Message:
 
 def _total_message(bucket: Bucket, trace_of: Callable[[Origin], Headers]) -> Message:
     """State the new total of a bucket."""
-    usage = bucket.interval
-    total = BucketTotal(
-        tenant_id=usage.tenant_id,
-        bucket_id=bucket.bucket_id,
-        project_id=usage.project_id,
-        allocation_id=usage.allocation_id,
-        hold_id=bucket.hold_id,
-        hub=usage.hub,
-        node_id=usage.node_id,
-        sku=usage.sku,
-        price_class=usage.price_class,
-        price_version=bucket.line.price_version,
-        hour_ms=bucket.hour_ms,
-        revision=0,
-        total_gpu_ns=bucket.gpu_ns,
-        total_micro=charge_micro(bucket),
-    )
+    total = total_of(bucket)
     headers = () if bucket.filled_by is None else trace_of(bucket.filled_by)
-    return Message(CHARGES, usage.tenant_id.encode(), msgspec.json.encode(total), headers)
+    return Message(CHARGES, total.tenant_id.encode(), msgspec.json.encode(total), headers)
