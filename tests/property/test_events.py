@@ -21,7 +21,7 @@ RECORDS = [(record.value, record.headers) for record in valid_records()]
 header = st.tuples(
     st.text(max_size=12)
     | st.sampled_from(["ce_specversion", "ce_type", "ce_source", "ce_id", "ce_sequence"]),
-    st.binary(max_size=24),
+    st.none() | st.binary(max_size=24),
 )
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
@@ -49,10 +49,26 @@ def answers(value: bytes | None, headers: Any) -> HubEvent | Refused:
 @given(st.none() | st.binary(max_size=400), st.lists(header, max_size=6))
 @pytest.mark.defect("F6", "M17")
 def test_arbitrary_bytes_and_headers_get_an_answer(
-    value: bytes | None, headers: list[tuple[str, bytes]]
+    value: bytes | None, headers: list[tuple[str, bytes | None]]
 ) -> None:
     """Garbage in value or headers is refused, and nothing else happens."""
     answers(value, headers)
+
+
+@given(st.sampled_from([r for r in RECORDS if r[1] != STRUCTURED]), st.data())
+@pytest.mark.defect("F6", "M17")
+def test_null_or_unreadable_attribute_is_refused(
+    record: tuple[bytes, tuple[tuple[str, bytes], ...]], data: st.DataObject
+) -> None:
+    """A `ce_` header without a value, or one that is not UTF-8: the record waits as `schema`."""
+    value, headers = record
+    spoiled: list[tuple[str, bytes | None]] = [*headers]
+    at = data.draw(st.sampled_from([n for n, (name, _) in enumerate(headers) if name[:3] == "ce_"]))
+    other = data.draw(st.sampled_from([None, b"\xff", b"\xed\xa0\x80"]))
+    spoiled[at] = (headers[at][0], other)
+    answer = answers(value, spoiled)
+    assert isinstance(answer, Refused)
+    assert "schema" == answer.reason
 
 
 @given(st.sampled_from(RECORDS), st.data())

@@ -214,12 +214,13 @@ _source_of = lru_cache(maxsize=65_536)(parse_source)
 
 
 def read_event(
-    value: bytes | None, headers: Sequence[tuple[str, bytes]], topic_hub: HubCode
+    value: bytes | None, headers: Sequence[tuple[str, bytes | None]], topic_hub: HubCode
 ) -> HubEvent | Refused:
     """Read one record of a hub's topic.
 
-    `headers` are the record's, in order; `topic_hub` is the hub whose topic it came in. Binary mode
-    is recognised by a `ce_specversion` header, anything else is read as structured mode.
+    `headers` are the record's, in order (Kafka lets a value be null); `topic_hub` is the hub whose
+    topic it came in. Binary mode is recognised by a `ce_specversion` header, anything else is read
+    as structured mode.
     """
     if value is None:
         return Refused("undecodable", "the record has no value")
@@ -237,7 +238,7 @@ def read_event(
 
 
 def _read_slowly(
-    value: bytes, binary_headers: Sequence[tuple[str, bytes]] | None, topic_hub: HubCode
+    value: bytes, binary_headers: Sequence[tuple[str, bytes | None]] | None, topic_hub: HubCode
 ) -> HubEvent | Refused:
     """Read in two passes, so that a refusal keeps source and sequence."""
     try:
@@ -343,11 +344,14 @@ def _sequence_of(text: str | int) -> int | str:
     return number
 
 
-def _binary_envelope(value: bytes, headers: Sequence[tuple[str, bytes]]) -> _Envelope:
-    """Build the envelope from `ce_` headers; ValidationError when a required one is missing."""
-    attributes: dict[str, object] = {
-        name[3:]: text.decode() for name, text in headers if name.startswith("ce_")
-    }
+def _binary_envelope(value: bytes, headers: Sequence[tuple[str, bytes | None]]) -> _Envelope:
+    """Build the envelope from `ce_` headers; ValidationError when one is missing or null."""
+    attributes: dict[str, object] = {}
+    for name, text in headers:
+        if name.startswith("ce_"):
+            if text is None:
+                raise msgspec.ValidationError(f"header {name[:32]} has no value")
+            attributes[name[3:]] = text.decode()
     envelope = msgspec.convert(attributes, _Envelope)
     envelope.data = msgspec.Raw(value)
     return envelope

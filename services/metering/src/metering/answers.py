@@ -117,7 +117,7 @@ class HeaderView(msgspec.Struct, frozen=True):
     """One header of a record."""
 
     name: str
-    value_base64: str
+    value_base64: str | None
 
 
 class QuarantineItem(msgspec.Struct, frozen=True):
@@ -326,7 +326,8 @@ def quarantine_item(item: lookup.Item) -> QuarantineItem:
         detail=item.detail,
         payload_base64=payload,
         headers=[
-            HeaderView(name, base64.b64encode(value).decode()) for name, value in item.headers
+            HeaderView(name, None if value is None else base64.b64encode(value).decode())
+            for name, value in item.headers
         ],
         state=item.state,
     )

@@ -423,7 +423,7 @@ class Item(NamedTuple):
     detail: str
     state: str
     payload: bytes | None
-    headers: list[tuple[str, bytes]]
+    headers: list[tuple[str, bytes | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -485,7 +485,7 @@ def _item(row: Row) -> Item:
     )
 
 
-_HEADERS: Final = msgspec.msgpack.Decoder(list[tuple[str, bytes]])
+_HEADERS: Final = msgspec.msgpack.Decoder(list[tuple[str, bytes | None]])
 
 
 _QUARANTINE_STATE = "select state from quarantine where quarantine_id = $1"

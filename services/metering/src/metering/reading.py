@@ -35,7 +35,7 @@ from hisab_contracts.ids import AllocationId, BucketId, HoldId, HubCode, SourceP
 from hisab_contracts.reference import PriceLine
 from hisab_contracts.units import instant_text
 from metering.rating import PriceBook, Series, hours_of
-from metering.sources import RETIREMENT_MS, Said
+from metering.sources import Said
 
 CLOCK_SKEW_MS: Final = 300_000
 """How far past its Kafka timestamp a record may speak: 5 minutes."""
@@ -135,13 +135,14 @@ class SourceEvents:
     last_seen_ms: int
     said: list[Said] = field(default_factory=list)
     origins: dict[int, tuple[Origin, Watermark]] = field(default_factory=dict)
-    """By sequence: the watermark said there, and the record that says it."""
+    """By sequence: the watermark said there first, and the record that says it."""
 
 
 class Vouched(NamedTuple):
     """A quarantined watermark that is judged again."""
 
     path: SourcePath
+    said: Said
     watermark: Watermark
     origin: Origin
     prior: Prior
@@ -192,7 +193,7 @@ class Reading:
         self,
         origin: Origin,
         value: bytes | None,
-        headers: Sequence[tuple[str, bytes]],
+        headers: Sequence[tuple[str, bytes | None]],
         prior: Prior | None = None,
         spoken_ms: int | None = None,
     ) -> None:
@@ -217,11 +218,12 @@ class Reading:
                     origin, _skewed("watermark_ms", data.watermark_ms, until_ms), data, prior
                 )
             case Watermark() if prior is not None:
-                self.vouched.append(Vouched(event.source.path, data, origin, prior))
+                vouched = Said(event.sequence, data.watermark_ms)
+                self.vouched.append(Vouched(event.source.path, vouched, data, origin, prior))
             case Watermark():
                 said = Said(event.sequence, data.watermark_ms)
             case Retired():
-                said = Said(event.sequence, RETIREMENT_MS)
+                said = Said(event.sequence, retires=True)
             case Started():
                 self.started[_allocation_of(data)] = data
             case Ended():
@@ -248,7 +250,7 @@ class Reading:
         events.said.append(said)
         events.last_seen_ms = max(events.last_seen_ms, origin.record_ms)
         if isinstance(data, Watermark):
-            events.origins[said.sequence] = (origin, data)
+            events.origins.setdefault(said.sequence, (origin, data))
 
     def _park(
         self, origin: Origin, waits: Waits, data: HubFact | None, prior: Prior | None

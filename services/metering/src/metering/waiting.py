@@ -29,7 +29,7 @@ class Payload(NamedTuple):
 
     key: bytes | None
     value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
+    headers: Sequence[tuple[str, bytes | None]]
 
 
 class Stored(NamedTuple):
@@ -334,7 +334,7 @@ async def lock_quarantined(connection: Connection, quarantine_ids: Sequence[int]
 
 
 _PARTS: Final = msgspec.json.Decoder(list[tuple[str, str, int, int, int]] | None)
-_HEADERS: Final = msgspec.msgpack.Decoder(list[tuple[str, bytes]])
+_HEADERS: Final = msgspec.msgpack.Decoder(list[tuple[str, bytes | None]])
 
 
 def _stored(row: Row) -> Stored:
@@ -360,7 +360,7 @@ def _stored(row: Row) -> Stored:
     return Stored(origin, payload, prior, row["reason"], row["detail"], row["state"])
 
 
-def read_headers(stored: bytes) -> list[tuple[str, bytes]]:
+def read_headers(stored: bytes) -> list[tuple[str, bytes | None]]:
     """Read a record's headers as they were stored with it."""
     return _HEADERS.decode(stored)
 

@@ -580,7 +580,7 @@ async def lowest_messages(
     return OutboxRows(ids, messages, snapshot["xmin"], snapshot["xmax"])
 
 
-_HEADERS: Final = msgspec.msgpack.Decoder(tuple[tuple[str, bytes], ...])
+_HEADERS: Final = msgspec.msgpack.Decoder(tuple[tuple[str, bytes | None], ...])
 
 _DELETE_MESSAGES = "delete from outbox where topic = $1 and outbox_id = any($2::bigint[])"
 

@@ -42,7 +42,7 @@ from aiokafka.errors import (
 from hisab_contracts.topics import partition_of
 from runtime.machine import Partition
 
-Headers = Sequence[tuple[str, bytes]]
+Headers = Sequence[tuple[str, bytes | None]]
 
 MAX_MESSAGE_BYTES: Final = 1_048_588
 """What a topic takes by default, as a record batch of one."""
@@ -77,7 +77,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     """The broker's time on topics with LogAppendTime, else the producer's."""
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes], ...]
+    headers: tuple[tuple[str, bytes | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,7 +392,7 @@ def _appended(batch: Any, message: Message) -> bool:
 
 def _size(message: Message) -> int:
     """Bound the bytes a message takes as a record batch of its own."""
-    headers = sum(len(name) + len(value) + 16 for name, value in message.headers)
+    headers = sum(len(name) + len(value or b"") + 16 for name, value in message.headers)
     return len(message.key or b"") + len(message.value or b"") + headers + 128
 
 

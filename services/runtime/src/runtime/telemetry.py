@@ -100,7 +100,7 @@ def trace_of(record: Record) -> str | None:
     """Return the `traceparent` a record carries, if it is well-formed."""
     for name, value in record.headers:
         if name == TRACEPARENT:
-            text = value.decode("ascii", "replace")
+            text = (value or b"").decode("ascii", "replace")
             return text if _TRACEPARENT.fullmatch(text) else None
     return None
 

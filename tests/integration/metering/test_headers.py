@@ -1,0 +1,60 @@
+"""Whatever stands in a record's headers, the record is read or waits, and the others go on."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from integration.metering.service import Hub
+from unit.metering.said import HEADERS, NOON_MS, event, interval
+
+MINUTE_MS = 60_000
+Headers = list[tuple[str, str | bytes | None]]
+
+BINARY: Headers = [
+    ("ce_specversion", b"1.0"),
+    ("ce_type", b"pk.hisab.usage.interval.v1"),
+    ("ce_id", None),
+    ("ce_sequence", b"1"),
+]
+
+
+def minute(hub: Hub, number: int) -> dict[str, Any]:
+    """One minute of the hub's usage, by its number."""
+    start_ms = NOON_MS + number * MINUTE_MS
+    return interval(start_ms, start_ms + MINUTE_MS) | {"hub": hub.code}
+
+
+def send(hub: Hub, value: bytes, headers: Headers) -> None:
+    """Produce a record with headers of its own."""
+    hub._producer.produce(hub.topic, value, f"/hubs/{hub.code}/nodes/n1", headers=headers)
+
+
+def billed(said: dict[str, Any]) -> int:
+    """The seconds that were billed."""
+    return int(said["billed_gpu_ns"]) // 10**9
+
+
+@pytest.mark.defect("F6", "M17", "F23")
+def test_header_without_a_value_stops_nobody(hub: Hub) -> None:
+    """Kafka lets a header be null: a trace is then absent, an attribute wrong, others ignored."""
+    hub.say(minute(hub, 0))
+    send(hub, event(minute(hub, 1), 2), [*HEADERS, ("traceparent", None)])
+    send(hub, json.dumps(minute(hub, 2)).encode(), BINARY)
+    send(hub, b"not JSON", [("traceparent", None), ("x-empty", None), ("x-full", b"1")])
+    hub.say(minute(hub, 3), sequence=3)
+    said = hub.accounts(5)
+    assert 180 == billed(said)
+    items = {item["reason"]: item for item in hub.quarantined(count=2)}
+    assert {"schema", "undecodable"} == set(items)
+    assert [
+        {"name": "traceparent", "value_base64": None},
+        {"name": "x-empty", "value_base64": None},
+        {"name": "x-full", "value_base64": base64.b64encode(b"1").decode()},
+    ] == items["undecodable"]["headers"]
+    for item in items.values():
+        path = f"/v1/quarantine/{item['quarantine_id']}/replay"
+        assert 202 == hub.metering.request("POST", path).status_code
