@@ -256,6 +256,30 @@ def test_newer_epoch_closes_the_older_and_watermarks_that_go_back_wait() -> None
     assert {} == {key: one for key, one in account(reading).tallies.items() if one != Tally()}
 
 
+@pytest.mark.defect("M17")
+def test_retirement_behind_a_later_watermark_waits_for_nothing() -> None:
+    """It arrives late, at a lower sequence: the source is retired, nothing is quarantined."""
+    retired = {"hub": "lhr", "node_id": "n1", "reason": "node removed"}
+    reading = read(
+        event(watermark(NOON_MS), 3, "watermark"),
+        event(retired, 2, "retired"),
+        event(watermark(NOON_MS - HOUR_MS), 1, "watermark"),
+    )
+    heard = hear(reading, [])
+    assert [] == heard.parked
+    assert [("retired", NOON_MS)] == [(one.standing, one.watermark_ms) for one in heard.changed]
+
+
+def test_first_watermark_at_a_sequence_is_the_one_that_waits() -> None:
+    """Sequence 2 comes twice and the first goes back: that one is parked, the other ignored."""
+    reading = read(
+        event(watermark(NOON_MS), 1, "watermark"),
+        event(watermark(NOON_MS - 1), 2, "watermark"),
+        event(watermark(NOON_MS + 1), 2, "watermark"),
+    )
+    assert [origin(1)] == [parked.origin for parked in hear(reading, []).parked]
+
+
 def test_vouched_watermark_is_accepted_or_waits_on() -> None:
     """An operator's replay of a watermark that was ahead of its time."""
     prior = Prior(1, None, False, False, NOON_MS, {})
@@ -272,3 +296,17 @@ def test_vouched_watermark_is_accepted_or_waits_on() -> None:
     back = Reading(facts())
     back.take(origin(), event(watermark(NOON_MS), 1, "watermark"), HEADERS, prior, RECORD_MS)
     assert ["watermark"] == [one.waits.reason for one in hear(back, [after]).parked]
+
+
+@pytest.mark.defect("F4")
+def test_vouched_watermark_jumps_no_gap() -> None:
+    """Replayed at sequence 3 while 2 is missing: the hub must not be declared complete."""
+    prior = Prior(1, None, False, False, NOON_MS, {})
+    reading = Reading(facts())
+    reading.take(origin(), event(watermark(NOON_MS), 3, "watermark"), HEADERS, prior, RECORD_MS)
+    first = Source(
+        HubCode("lhr"), SourcePath("/hubs/lhr/nodes/n1/epochs/e1"), "/hubs/lhr/nodes/n1", 1
+    )
+    heard = hear(reading, [first])
+    assert [(None, [(2, 3)])] == [(one.watermark_ms, one.gaps) for one in heard.changed]
+    assert 1 == len(heard.accepted)

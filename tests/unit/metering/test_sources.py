@@ -9,9 +9,9 @@ import pytest
 from hisab_contracts.ids import HubCode, SourcePath
 from metering.sources import (
     MAX_RANGES,
-    RETIREMENT_MS,
     GoesBack,
     Said,
+    Seen,
     Source,
     accept_watermark,
     closed_by_newer,
@@ -92,10 +92,19 @@ def test_lower_watermark_beyond_a_gap_is_refused() -> None:
 
 def test_retirement_takes_effect_in_its_place() -> None:
     """With an event before it missing the source still counts."""
-    source, _ = observe(fresh(), said(1, (3, RETIREMENT_MS)))
+    source, _ = observe(fresh(), [*said(1), Said(3, retires=True)])
     assert "active" == source.standing
     source, _ = observe(source, said(2))
     assert ("retired", None) == (source.standing, source.watermark_ms)
+
+
+def test_retirement_contradicts_no_watermark_in_whatever_order_they_arrive() -> None:
+    """Watermarks on both sides of it: the source is retired, the last of them is its watermark."""
+    events = [*said(1, (2, 100)), Said(3, retires=True), *said((4, 200), 5)]
+    expected = observe(fresh(), events)
+    assert ("retired", 200, []) == (expected[0].standing, expected[0].watermark_ms, expected[1])
+    for order in permutations(events):
+        assert expected == observe(fresh(), order)
 
 
 def test_ranges_beyond_the_gap_are_bounded() -> None:
@@ -113,10 +122,38 @@ def test_newer_epoch_closes_the_older_ones() -> None:
 
 def test_vouched_watermark_counts_unless_it_contradicts() -> None:
     """An operator's replay moves a watermark forward, never back, never past a later one."""
-    source, _ = observe(fresh(), said((1, 100), 3, (4, 300)))
-    forward = accept_watermark(source, 200)
+    source, _ = observe(fresh(), said((1, 100), 2, (4, 300)))
+    forward = accept_watermark(source, Said(2, 200))
     assert isinstance(forward, Source)
     assert 200 == forward.watermark_ms
-    assert isinstance(accept_watermark(source, 50), GoesBack)
-    assert isinstance(accept_watermark(source, 400), GoesBack)
-    assert isinstance(accept_watermark(fresh(), 1), Source)
+    assert isinstance(accept_watermark(source, Said(2, 50)), GoesBack)
+    assert isinstance(accept_watermark(source, Said(2, 400)), GoesBack)
+    alone, _ = observe(fresh(), said(1))
+    assert isinstance(accept_watermark(alone, Said(1, 1)), Source)
+
+
+@pytest.mark.defect("F4")
+def test_vouched_watermark_beyond_a_gap_waits_until_it_closes() -> None:
+    """Sequence 1 and 10 seen: what is vouched for at 10 counts only once 2 to 9 have arrived."""
+    source, _ = observe(fresh(), said((1, 100), 10))
+    vouched = accept_watermark(source, Said(10, 900))
+    assert isinstance(vouched, Source)
+    assert (100, (Seen(10, 11, 900, 900),)) == (vouched.watermark_ms, vouched.beyond)
+    closed, refused = observe(vouched, said(*range(2, 10)))
+    assert (10, 900, []) == (closed.contiguous_sequence, closed.watermark_ms, refused)
+
+
+def test_vouched_watermark_beyond_a_gap_fits_what_was_said_around_it() -> None:
+    """Its own range does not say which of two watermarks came first; the others do."""
+    source, _ = observe(fresh(), said(1, (3, 200), 4, (5, 300), 8, (10, 500)))
+    [range_of_three, eighth, tenth] = source.beyond
+    between = accept_watermark(source, Said(4, 250))
+    assert source == between
+    assert isinstance(accept_watermark(source, Said(4, 350)), GoesBack)
+    assert isinstance(accept_watermark(source, Said(8, 250)), GoesBack)
+    assert isinstance(accept_watermark(source, Said(8, 550)), GoesBack)
+    eighth_vouched = eighth._replace(first_watermark_ms=400, last_watermark_ms=400)
+    placed = accept_watermark(source, Said(8, 400))
+    assert isinstance(placed, Source)
+    assert (range_of_three, eighth_vouched, tenth) == placed.beyond
+    assert isinstance(accept_watermark(source, Said(7, 400)), GoesBack)

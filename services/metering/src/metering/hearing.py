@@ -46,7 +46,7 @@ def hear(reading: Reading, stored: Iterable[Source]) -> Heard:
             waits = Waits("watermark", goes_back.detail)
             parked.append(Parked(origin, waits, watermark, counts=False))
     for vouched in reading.vouched:
-        source_then = accept_watermark(sources[vouched.path], vouched.watermark.watermark_ms)
+        source_then = accept_watermark(sources[vouched.path], vouched.said)
         if isinstance(source_then, GoesBack):
             waits = Waits("watermark", source_then.detail)
             parked.append(Parked(vouched.origin, waits, vouched.watermark, False, vouched.prior))

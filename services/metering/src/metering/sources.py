@@ -4,8 +4,8 @@ Theory. A source numbers all its events 1, 2, 3 …. We keep the length of the u
 (the *contiguous* sequence) and, beyond the first gap, the ranges seen. A watermark counts once all
 before it in the source's own order was seen: until then it waits in its range. Of a range only the
 first and the last watermark matter: the last is what counts once the gap before it closes, and
-both say whether another watermark goes back. A retirement is a watermark at the end of time; it
-takes effect in the same order, so nothing that is still missing before it is forgotten.
+both say whether another watermark goes back. A retirement takes effect in the same order, so
+nothing that is still missing before it is forgotten; it contradicts no watermark, wherever it lies.
 
 Epochs of one node are ordered by first arrival. A new one closes the older ones: they no longer
 count for completeness, and what is missing in them stays listed as a gap of the hub. Their usage is
@@ -23,9 +23,6 @@ from typing import Final, Literal, NamedTuple
 
 from hisab_contracts.ids import HubCode, SourcePath
 
-RETIREMENT_MS: Final = 2**62
-"""Stands for the end of time: after it a source says nothing more."""
-
 MAX_RANGES: Final = 1_000
 """Ranges kept beyond the first gap. What lies past them counts as not seen yet: it is billed, and
 the source stays incomplete until its gaps close or a new epoch begins."""
@@ -41,18 +38,21 @@ class Seen(NamedTuple):
     until_sequence: int
     first_watermark_ms: int | None = None
     last_watermark_ms: int | None = None
+    retires: bool = False
+    """Whether a retirement is among them."""
 
 
 class Said(NamedTuple):
-    """One event of a source: its place, and the watermark (or retirement) it carries, if any."""
+    """One event of a source: its place, and the watermark or retirement it carries, if any."""
 
     sequence: int
     watermark_ms: int | None = None
+    retires: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class GoesBack:
-    """A watermark lower than one said before it, or higher than one said after it."""
+    """A watermark that does not fit its place: what was said before it, or after it."""
 
     sequence: int
     detail: str
@@ -100,7 +100,7 @@ def observe(source: Source, events: Iterable[Said]) -> tuple[Source, list[GoesBa
     for said in events:
         if said.sequence <= contiguous:
             continue
-        if said.sequence == contiguous + 1 and not beyond and said.watermark_ms is None:
+        if said == (contiguous + 1, None, False) and not beyond:
             contiguous += 1  # Nearly always: the next one, and nothing is missing.
             continue
         if _holds(beyond, said.sequence):
@@ -110,13 +110,15 @@ def observe(source: Source, events: Iterable[Said]) -> tuple[Source, list[GoesBa
         if detail is not None:
             refused.append(GoesBack(said.sequence, detail))
             claimed_ms = None
-        _insert(beyond, Seen(said.sequence, said.sequence + 1, claimed_ms, claimed_ms))
+        _insert(
+            beyond, Seen(said.sequence, said.sequence + 1, claimed_ms, claimed_ms, said.retires)
+        )
         if beyond[0].first_sequence == contiguous + 1:
             reached = beyond.pop(0)
             contiguous = reached.until_sequence - 1
-            if reached.last_watermark_ms == RETIREMENT_MS:
+            if reached.retires:
                 standing = "retired"
-            elif reached.last_watermark_ms is not None:
+            if reached.last_watermark_ms is not None:
                 watermark_ms = reached.last_watermark_ms
         del beyond[MAX_RANGES:]
     changed = replace(
@@ -129,14 +131,27 @@ def observe(source: Source, events: Iterable[Said]) -> tuple[Source, list[GoesBa
     return changed, refused
 
 
-def accept_watermark(source: Source, watermark_ms: int) -> Source | GoesBack:
-    """Take a watermark again that waited in quarantine, now that an operator vouches for it."""
-    if source.watermark_ms is not None and watermark_ms < source.watermark_ms:
-        return GoesBack(0, f"{watermark_ms} lies before {source.watermark_ms}, said since")
-    for seen in source.beyond:
-        if seen.first_watermark_ms is not None and watermark_ms > seen.first_watermark_ms:
-            return GoesBack(0, f"{watermark_ms} lies after {seen.first_watermark_ms}, said later")
-    return replace(source, watermark_ms=watermark_ms)
+def accept_watermark(source: Source, said: Said) -> Source | GoesBack:
+    """Take a watermark again that waited in quarantine, now that an operator vouches for it.
+
+    Its sequence was seen when it first arrived. Beyond the first gap it waits there, as it would
+    have then. Which side of other watermarks of its range it lies on is not kept: while the gap is
+    open, it is taken only if it lies between them and so changes nothing.
+    """
+    places = range(len(source.beyond))
+    own = [place for place in places if _holds(source.beyond[place : place + 1], said.sequence)]
+    others = [source.beyond[place] for place in places if place not in own]
+    detail = _contradiction(source.watermark_ms, others, said)
+    if detail is not None:
+        return GoesBack(said.sequence, detail)
+    if said.sequence <= source.contiguous_sequence:
+        return replace(source, watermark_ms=said.watermark_ms)
+    for place in own:
+        seen = _with_watermark(source.beyond[place], said.watermark_ms)
+        if seen is not None:
+            beyond = (*source.beyond[:place], seen, *source.beyond[place + 1 :])
+            return replace(source, beyond=beyond)
+    return GoesBack(said.sequence, "it has no place while a sequence before it is missing")
 
 
 def closed_by_newer(sources: Sequence[Source], newest: SourcePath) -> list[Source]:
@@ -174,6 +189,14 @@ def _contradiction(watermark_ms: int | None, beyond: Sequence[Seen], said: Said)
     return None
 
 
+def _with_watermark(seen: Seen, watermark_ms: int | None) -> Seen | None:
+    """Put a watermark at an unknown place of a range; None unless it fits any place."""
+    first_ms, last_ms = seen.first_watermark_ms, seen.last_watermark_ms
+    if watermark_ms is None or first_ms is None or last_ms is None:
+        return seen._replace(first_watermark_ms=watermark_ms, last_watermark_ms=watermark_ms)
+    return seen if first_ms <= watermark_ms <= last_ms else None
+
+
 def _insert(beyond: list[Seen], new: Seen) -> None:
     """Insert a range that overlaps none, joining it with those it touches."""
     at = bisect_right(beyond, new.first_sequence, key=_first)
@@ -192,4 +215,5 @@ def _join(lower: Seen, upper: Seen) -> Seen:
         upper.until_sequence,
         upper.first_watermark_ms if first_ms is None else first_ms,
         lower.last_watermark_ms if last_ms is None else last_ms,
+        lower.retires or upper.retires,
     )
