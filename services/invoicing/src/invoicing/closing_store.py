@@ -102,9 +102,9 @@ select c.period, c.legal_entity_id, b.tenant_id, b.contiguous_seq
  cross join books b
   join tenants t on t.tenant_id = b.tenant_id and t.kind = 'commercial'
  where c.period = $1
-   and exists (select from entries e
-                where e.tenant_id = b.tenant_id and e.kind = 'charge' and e.period = c.period
-                  and e.seq <= b.contiguous_seq)
+   and exists (select from month_usage m
+                where m.period = c.period and m.tenant_id = b.tenant_id
+                  and m.first_seq <= b.contiguous_seq)
  order by b.tenant_id
 """
 
@@ -169,21 +169,35 @@ class BookUsage:
 
 
 _USAGE_SUMS = """
-select e.tenant_id, e.hub, e.sku, e.price_class, min(e.seq) as first_seq,
-       sum(e.used_gpu_ns) as used_gpu_ns, sum(e.funded_micro) as funded_micro,
-       sum(e.receivable_micro) as receivable_micro, sum(e.unfunded_micro) as unfunded_micro
+select m.tenant_id, m.hub, m.sku, m.price_class, m.first_seq,
+       m.used_gpu_ns - late.used_gpu_ns as used_gpu_ns,
+       m.funded_micro - late.funded_micro as funded_micro,
+       m.receivable_micro - late.receivable_micro as receivable_micro,
+       m.unfunded_micro - late.unfunded_micro as unfunded_micro
   from unnest($2::text[], $3::bigint[]) as b (tenant_id, last_seq)
-  join entries e on e.tenant_id = b.tenant_id and e.kind = 'charge' and e.period = $1
-                and e.seq <= b.last_seq
- group by e.tenant_id, e.hub, e.sku, e.price_class
- order by e.tenant_id, e.hub, e.sku, e.price_class
+  join month_usage m on m.period = $1 and m.tenant_id = b.tenant_id and m.first_seq <= b.last_seq
+ cross join lateral (
+       select coalesce(sum(e.used_gpu_ns), 0) as used_gpu_ns,
+              coalesce(sum(e.funded_micro), 0) as funded_micro,
+              coalesce(sum(e.receivable_micro), 0) as receivable_micro,
+              coalesce(sum(e.unfunded_micro), 0) as unfunded_micro
+         from entries e
+        where m.last_seq > b.last_seq
+          and e.tenant_id = m.tenant_id and e.kind = 'charge' and e.period = $1
+          and e.seq > b.last_seq
+          and e.hub = m.hub and e.sku = m.sku and e.price_class = m.price_class) as late
+ order by m.tenant_id, m.hub, m.sku, m.price_class
 """
 
 
 async def usage_sums(
     connection: Connection, period: str, bills: Sequence[Facts]
 ) -> Mapping[TenantId, BookUsage]:
-    """Sum the charges of these bills: the month's, up to each book's position."""
+    """Sum the charges of these bills: the month's, up to each book's position.
+
+    That is the month's sums without what came after the position, so late usage is all that is read
+    charge by charge.
+    """
     rows = await connection.fetch(
         _USAGE_SUMS, period, [bill.tenant_id for bill in bills], [bill.last_seq for bill in bills]
     )

@@ -263,13 +263,20 @@ async def month_facts(connection: Connection, period: str) -> MonthFacts:
 
 
 _LATE = """
-select coalesce(sum(e.funded_micro::numeric + e.receivable_micro + e.unfunded_micro), 0)
-  from closings c
-  join tenants t on t.kind = 'commercial'
-  left join bills b on b.period = c.period and b.tenant_id = t.tenant_id
-  join entries e on e.tenant_id = t.tenant_id and e.kind = 'charge' and e.period = c.period
-                and e.seq > coalesce(b.last_seq, 0)
- where c.period = $1
+select coalesce(sum(late.charge_micro), 0)
+  from (select c.period, m.tenant_id, coalesce(b.last_seq, 0) as last_seq
+          from closings c
+          join month_usage m on m.period = c.period
+          join tenants t on t.tenant_id = m.tenant_id and t.kind = 'commercial'
+          left join bills b on b.period = c.period and b.tenant_id = m.tenant_id
+         where c.period = $1
+         group by c.period, m.tenant_id, b.last_seq
+        having max(m.last_seq) > coalesce(b.last_seq, 0)) as behind
+ cross join lateral (
+       select sum(e.funded_micro::numeric + e.receivable_micro + e.unfunded_micro) as charge_micro
+         from entries e
+        where e.tenant_id = behind.tenant_id and e.kind = 'charge' and e.period = $1
+          and e.seq > behind.last_seq) as late
 """
 
 

@@ -4,6 +4,10 @@ Entries are inserted whole batches at a time and never changed. `books` says, pe
 which seq there is no gap (`contiguous_seq`) and the highest seen; they differ only while a gap is
 being fetched. Whoever moves a book on holds its row, so the consumer and the fetcher cannot miss
 each other's entries.
+
+`month_usage` holds the sums of the charges per (month, tenant, line). The statement that inserts
+entries adds those that are new to it, so the sums are always those of the entries; what a month
+needs is read from them, and costs what it has lines, however many charges there are.
 """
 
 from __future__ import annotations
@@ -32,24 +36,46 @@ _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 _INSERT_ENTRIES = """
-insert into entries (tenant_id, seq, kind, entry_hash, period, hour_at, hub, sku, price_class,
-                     used_gpu_ns, funded_micro, receivable_micro, unfunded_micro, document_id,
-                     moved_micro)
-select n.tenant_id, n.seq, n.kind, n.entry_hash, n.period, n.hour_at, n.hub, n.sku, n.price_class,
-       n.used_gpu_ns, n.funded_micro, n.receivable_micro, n.unfunded_micro, n.document_id,
-       n.moved_micro
-  from unnest($1::text[], $2::bigint[], $3::text[], $4::bytea[], $5::text[], $6::timestamptz[],
-              $7::text[], $8::text[], $9::text[], $10::bigint[], $11::bigint[], $12::bigint[],
-              $13::bigint[], $14::text[], $15::bigint[])
-       as n (tenant_id, seq, kind, entry_hash, period, hour_at, hub, sku, price_class, used_gpu_ns,
-             funded_micro, receivable_micro, unfunded_micro, document_id, moved_micro)
- order by n.tenant_id, n.seq
-on conflict (tenant_id, seq) do nothing
+with kept as (
+  insert into entries (tenant_id, seq, kind, entry_hash, period, hour_at, hub, sku, price_class,
+                       used_gpu_ns, funded_micro, receivable_micro, unfunded_micro, document_id,
+                       moved_micro)
+  select n.tenant_id, n.seq, n.kind, n.entry_hash, n.period, n.hour_at, n.hub, n.sku,
+         n.price_class, n.used_gpu_ns, n.funded_micro, n.receivable_micro, n.unfunded_micro,
+         n.document_id, n.moved_micro
+    from unnest($1::text[], $2::bigint[], $3::text[], $4::bytea[], $5::text[], $6::timestamptz[],
+                $7::text[], $8::text[], $9::text[], $10::bigint[], $11::bigint[], $12::bigint[],
+                $13::bigint[], $14::text[], $15::bigint[])
+         as n (tenant_id, seq, kind, entry_hash, period, hour_at, hub, sku, price_class,
+               used_gpu_ns, funded_micro, receivable_micro, unfunded_micro, document_id,
+               moved_micro)
+   order by n.tenant_id, n.seq
+  on conflict (tenant_id, seq) do nothing
+  returning tenant_id, seq, kind, period, hub, sku, price_class, used_gpu_ns, funded_micro,
+            receivable_micro, unfunded_micro
+), summed as (
+  insert into month_usage as m (period, tenant_id, hub, sku, price_class, first_seq, last_seq,
+                                used_gpu_ns, funded_micro, receivable_micro, unfunded_micro)
+  select period, tenant_id, hub, sku, price_class, min(seq), max(seq), sum(used_gpu_ns),
+         sum(funded_micro), sum(receivable_micro), sum(unfunded_micro)
+    from kept
+   where kind = 'charge'
+   group by period, tenant_id, hub, sku, price_class
+   order by period, tenant_id, hub, sku, price_class
+  on conflict (period, tenant_id, hub, sku, price_class) do update
+     set first_seq = least(m.first_seq, excluded.first_seq),
+         last_seq = greatest(m.last_seq, excluded.last_seq),
+         used_gpu_ns = m.used_gpu_ns + excluded.used_gpu_ns,
+         funded_micro = m.funded_micro + excluded.funded_micro,
+         receivable_micro = m.receivable_micro + excluded.receivable_micro,
+         unfunded_micro = m.unfunded_micro + excluded.unfunded_micro
+)
+select count(*) from kept
 """
 
 
 async def keep_entries(connection: Connection, entries: Sequence[KeptEntry]) -> None:
-    """Insert entries, ignoring those that are here already, and move their books on.
+    """Insert entries, ignoring those that are here already; add to their sums, move books on.
 
     Raises `ForkedError` when one that is here already has another hash.
     """
@@ -58,7 +84,7 @@ async def keep_entries(connection: Connection, entries: Sequence[KeptEntry]) -> 
     charges = [e.detail if isinstance(e.detail, KeptCharge) else None for e in entries]
     moves = [e.detail if isinstance(e.detail, KeptMove) else None for e in entries]
     usages = [charge.usage if charge else None for charge in charges]
-    status = await connection.execute(
+    kept_count = await connection.fetchval(
         _INSERT_ENTRIES,
         [entry.tenant_id for entry in entries],
         [entry.seq for entry in entries],
@@ -76,7 +102,7 @@ async def keep_entries(connection: Connection, entries: Sequence[KeptEntry]) -> 
         [move and move.document_id for move in moves],
         [move and move.moved_micro for move in moves],
     )
-    if status != f"INSERT 0 {len(entries)}":
+    if kept_count != len(entries):
         await _refuse_forks(connection, entries)
     await _move_books_on(connection, entries)
 
@@ -348,12 +374,10 @@ async def known_tenants(connection: Connection, tenants: Iterable[TenantId]) -> 
 
 
 _UNKNOWN_TENANTS = """
-select b.tenant_id
-  from books b
- where not exists (select from tenants t where t.tenant_id = b.tenant_id)
-   and exists (select from entries e
-                where e.tenant_id = b.tenant_id and e.kind = 'charge' and e.period = $1)
- order by b.tenant_id
+select distinct m.tenant_id
+  from month_usage m
+ where m.period = $1 and not exists (select from tenants t where t.tenant_id = m.tenant_id)
+ order by m.tenant_id
  limit 100
 """
 
@@ -365,11 +389,11 @@ async def unknown_tenants(connection: Connection, month: str) -> tuple[TenantId,
 
 
 _BILLED_HUBS = """
-select distinct e.hub
-  from tenants t
-  join entries e on e.tenant_id = t.tenant_id
- where t.kind = 'commercial' and e.kind = 'charge' and e.period = $1
- order by e.hub
+select distinct m.hub
+  from month_usage m
+  join tenants t on t.tenant_id = m.tenant_id and t.kind = 'commercial'
+ where m.period = $1
+ order by m.hub
 """
 
 

@@ -100,7 +100,7 @@ create table entries_1 partition of entries for values with (modulus 4, remainde
 create table entries_2 partition of entries for values with (modulus 4, remainder 2);
 create table entries_3 partition of entries for values with (modulus 4, remainder 3);
 
-create index entries_of_month on entries (tenant_id, period, seq) where kind = 'charge';
+create index entries_of_month on entries (period, tenant_id, seq) where kind = 'charge';
 create index entries_invoiced on entries (document_id) where kind = 'invoiced';
 
 create trigger entries_only_grow before update or delete on entries
@@ -115,6 +115,24 @@ begin
   end loop;
 end
 $$;
+
+create table month_usage (
+  period           text   not null,
+  tenant_id        text   not null,
+  hub              text   not null,
+  sku              text   not null,
+  price_class      text   not null,
+  first_seq        bigint not null,
+  last_seq         bigint not null check (last_seq >= first_seq),
+  used_gpu_ns      numeric(38, 0) not null,
+  funded_micro     numeric(38, 0) not null,
+  receivable_micro numeric(38, 0) not null,
+  unfunded_micro   numeric(38, 0) not null,
+  primary key (period, tenant_id, hub, sku, price_class)
+) with (fillfactor = 50);
+comment on table month_usage is
+  'What the charges in entries come to per month, book and line: kept in the transaction that keeps '
+  'them, so that bills cost what they have lines. Reruns and the reconciliation read the entries.';
 
 -- Closing a month ---------------------------------------------------------------------------------
 
@@ -260,11 +278,11 @@ create index invoice_steps_open on invoice_steps (step, retry_at) where done_at 
 
 -- Who may what ------------------------------------------------------------------------------------
 
-grant select on tenants, legal_entities, tax_rates, watermarks, books, entries, closings, bills,
-  invoice_counters, invoices, invoice_pdfs, invoice_steps
+grant select on tenants, legal_entities, tax_rates, watermarks, books, entries, month_usage,
+  closings, bills, invoice_counters, invoices, invoice_pdfs, invoice_steps
   to :service_api, :service_writer, :service_reader;
 grant insert on legal_entities, tax_rates, closings, bills to :service_api;
-grant insert, update on tenants, watermarks, books to :service_writer;
+grant insert, update on tenants, watermarks, books, month_usage to :service_writer;
 grant insert on entries, invoices, invoice_pdfs to :service_writer;
 grant update on closings, bills to :service_writer;
 grant insert, update on invoice_counters, invoice_steps to :service_writer;
@@ -273,8 +291,8 @@ do $$
 declare
   of_tenant text;
 begin
-  foreach of_tenant in array array['tenants', 'books', 'entries', 'bills', 'invoices',
-                                   'invoice_pdfs', 'invoice_steps']
+  foreach of_tenant in array array['tenants', 'books', 'entries', 'month_usage', 'bills',
+                                   'invoices', 'invoice_pdfs', 'invoice_steps']
   loop
     execute format('alter table %I enable row level security', of_tenant);
     execute format('alter table %I force row level security', of_tenant);
