@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -13,9 +14,12 @@ from hisab_contracts.charges import OpenQuarantine
 from hisab_contracts.ids import TenantId
 from hisab_contracts.units import month_bounds_ms
 from integration.invoicing.months import MONTH, Served, charge, served
+from invoicing import invoice_store, store
+from invoicing.billing import RatedUsage
 from invoicing.closing import LedgerTeller, Renderer
 from invoicing.ledger_client import LedgerClient
 from invoicing.rendering import PressClient
+from invoicing.rerun import Ground, Rerun, RerunBusy, Reruns
 
 Migrated = Callable[[str], infrastructure.Database]
 END_MS = month_bounds_ms(MONTH)[1]
@@ -88,6 +92,36 @@ async def test_a_month_closes_and_its_invoice_can_be_checked_by_an_outsider(
             "pdf_sha256": found["pdf_sha256"],
             "identical": True,
         } == rerun.json()
+
+
+async def test_two_reruns_run_at_a_time_and_who_waits_too_long_is_told(migrated: Migrated) -> None:
+    """Five at once: two work, three are refused; the next one finds a place."""
+    async with served(migrated("invoicing")) as service:
+        await plant(service)
+        await service.post(f"/v1/periods/{MONTH}/close", "finance", CLOSE)
+        await finish(service)
+        (found,) = (await service.get("/v1/invoices", "finance", period=MONTH)).json()["items"]
+        async with service.books.api.transaction(tenant="*") as connection:
+            stored = await invoice_store.rerun_facts(connection, found["invoice_id"])
+            assert stored is not None
+            ground = Ground(stored.facts, await store.tax_rows(connection), stored.position)
+            usage, _ = await invoice_store.charges(connection, stored.facts, 0)
+        may_end, at_work = asyncio.Event(), []
+
+        async def charges() -> AsyncIterator[list[RatedUsage]]:
+            at_work.append(1)
+            await may_end.wait()
+            yield usage
+
+        reruns = Reruns(wait_s=1)
+        five = [asyncio.create_task(reruns.run(ground, charges())) for _ in range(5)]
+        done, _ = await asyncio.wait(five, timeout=3)
+        assert [RerunBusy] * 3 == [type(one.exception()) for one in done]
+        assert 2 == len(at_work)
+        may_end.set()
+        ended = await asyncio.gather(*five, reruns.run(ground, charges()), return_exceptions=True)
+        again = [one for one in ended if isinstance(one, Rerun)]
+        assert [found["pdf_sha256"]] * 3 == [one.pdf_sha256 for one in again]
 
 
 async def test_with_the_ledger_down_a_close_waits_and_says_so(migrated: Migrated) -> None:

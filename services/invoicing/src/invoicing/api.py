@@ -44,7 +44,7 @@ from invoicing.forms import (
 from invoicing.invoice_store import StoredInvoice, Wanted
 from invoicing.periods import LASTING, Blocker, blockers
 from invoicing.rendering import RenderFailed
-from invoicing.rerun import Ground, rerun
+from invoicing.rerun import Ground, RerunBusy, Reruns
 from invoicing.tax import TaxRow, tax_point_on
 from runtime.auth import Principal, Role, own_tenant
 from runtime.database import ALL_TENANTS
@@ -352,6 +352,8 @@ def _step(step: Step) -> StepAnswer:
 
 
 def _invoice_routes(kit: Kit, router: APIRouter) -> None:
+    reruns = Reruns()
+
     @router.get(
         "/v1/invoices",
         **operation(
@@ -411,7 +413,7 @@ def _invoice_routes(kit: Kit, router: APIRouter) -> None:
     async def recompute(request: Request, invoice_id: str) -> Response:
         """Compute an invoice again in a fresh process, from the entries; changes nothing."""
         await kit.access.authorise(request, Role.AUDITOR)
-        return json_response(await _recompute(kit, invoice_id))
+        return json_response(await _recompute(kit, reruns, invoice_id))
 
 
 def _wanted(request: Request, limit: int, after: tuple[str | int, ...] | None) -> Wanted:
@@ -452,7 +454,7 @@ def _invoice(stored: StoredInvoice) -> InvoiceAnswer:
     )
 
 
-async def _recompute(kit: Kit, invoice_id: str) -> RecomputeAnswer:
+async def _recompute(kit: Kit, reruns: Reruns, invoice_id: str) -> RecomputeAnswer:
     async with kit.api.transaction(tenant=ALL_TENANTS) as connection:
         stored = await invoice_store.rerun_facts(connection, invoice_id)
         tax_rows = await store.tax_rows(connection)
@@ -469,8 +471,8 @@ async def _recompute(kit: Kit, invoice_id: str) -> RecomputeAnswer:
             yield some
 
     try:
-        again = await rerun(Ground(stored.facts, tax_rows, stored.position), charges())
-    except RenderFailed as error:
+        again = await reruns.run(Ground(stored.facts, tax_rows, stored.position), charges())
+    except (RerunBusy, RenderFailed) as error:
         raise Problem("unavailable", str(error)) from error
     identical = again.content_sha256 == stored.content_sha256 and stored.pdf_sha256 in (
         None,

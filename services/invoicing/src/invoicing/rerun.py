@@ -4,6 +4,9 @@
 position), then single charges, some thousands a line. It computes the bill from those charges, one
 by one, where the close let the database sum them: so a rerun is also a second computation. It
 answers with the hashes of the content and of the PDF it arrives at.
+
+A fresh process costs a second of a core and its memory, so a service has two at a time (`Reruns`);
+who waits too long for a place is refused and asks again.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from invoicing.rendering import Press, RenderFailed
 from invoicing.tax import TaxRow, rows_in_force
 
 RERUN_TIMEOUT_S: Final = 120
+RERUNS_AT_ONCE: Final = 2
+RERUN_WAIT_S: Final = 10
 
 
 class Ground(msgspec.Struct, frozen=True):
@@ -39,6 +44,31 @@ class Rerun(msgspec.Struct, frozen=True):
 
     content_sha256: str
     pdf_sha256: str
+
+
+class RerunBusy(Exception):
+    """All places are taken, and none became free in time."""
+
+
+class Reruns:
+    """The reruns of a service: a few fresh processes at a time, a bounded wait for a place."""
+
+    def __init__(self, wait_s: float = RERUN_WAIT_S) -> None:
+        """Take turns in this process; nothing runs before the first rerun."""
+        self._places = asyncio.Semaphore(RERUNS_AT_ONCE)
+        self._wait_s = wait_s
+
+    async def run(self, ground: Ground, charges: AsyncIterator[list[RatedUsage]]) -> Rerun:
+        """Compute an invoice again; raises `RerunBusy`, and `RenderFailed` when it cannot."""
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await self._places.acquire()
+        except TimeoutError as error:
+            raise RerunBusy(f"{RERUNS_AT_ONCE} reruns are at work") from error
+        try:
+            return await rerun(ground, charges)
+        finally:
+            self._places.release()
 
 
 async def rerun(ground: Ground, charges: AsyncIterator[list[RatedUsage]]) -> Rerun:
