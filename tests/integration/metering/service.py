@@ -20,12 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import asyncpg
 import httpx2
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from infrastructure import Database, Infrastructure
+from infrastructure import Database, Infrastructure, run_apart
 from unit.metering.said import HEADERS, HOUR_MS, NOON_MS, event, watermark
 
 T = TypeVar("T")
@@ -106,6 +107,18 @@ class Metering:
         except httpx2.TransportError:
             return None
         return None if answer.status_code in {401, 503} else answer.json()
+
+    def rows(self, query: str, *values: Any) -> list[Any]:
+        """Look into its tables."""
+
+        async def ask() -> list[Any]:
+            connection = await asyncpg.connect(self.database.admin)
+            try:
+                return [tuple(row) for row in await connection.fetch(query, *values)]
+            finally:
+                await connection.close()
+
+        return run_apart(ask())
 
     def add_hub(self, heartbeat_ms: int = 60_000) -> Hub:
         """Register a hub that no other test uses."""

@@ -212,3 +212,23 @@ def test_final_is_stated_when_the_totals_match(hub: Hub) -> None:
     hub.flush()
     both = eventually(finals, lambda found: len(found) > 1)
     assert {"job-1", "short"} == set(both)
+
+
+def test_end_of_an_unknown_tenants_allocation_is_looked_at_ever_more_rarely(hub: Hub) -> None:
+    """No final before its tenant is known, and until then not looked at twice a second for ever."""
+    tenant = f"late-end-{hub.code}"
+    hub.say(interval(tenant_id=tenant))
+    hub.say(ended(NOON_MS + HOUR_MS, 3_600_000, tenant_id=tenant), "ended")
+    hub.accounts(1)
+
+    def noted() -> tuple[bool, int, bool]:
+        [(final, checks, put_off)] = hub.metering.rows(
+            "select final, checks, check_at > clock_timestamp() from allocations where hub = $1",
+            hub.code,
+        )
+        return final, checks, put_off
+
+    final, _, put_off = eventually(noted, lambda found: found[1] >= 2 and found[2])
+    assert (False, True) == (final, put_off)
+    send_tenant(hub.metering.infrastructure, tenant)
+    assert eventually(noted, lambda found: found[0])[0]

@@ -480,20 +480,21 @@ class Ending(NamedTuple):
 
 _ENDINGS = """
 with due as (
-  select a.hub, a.allocation_id, a.tenant_id, a.ended_ms, a.reserved_gpu_ms, h.watermark_ms
+  select a.hub, a.allocation_id, a.tenant_id, a.ended_ms, a.reserved_gpu_ms, h.watermark_ms,
+         exists (select from tenants t where t.tenant_id = a.tenant_id) as is_known
     from allocations a
     join hubs h on h.hub = a.hub
    where a.ended_ms is not null and not a.final and a.check_at <= clock_timestamp()
-     and exists (select from tenants t where t.tenant_id = a.tenant_id)
    order by a.check_at
    limit $1
      for update of a skip locked
 ), judged as (
   select d.hub, d.allocation_id, d.tenant_id, d.ended_ms,
-         coalesce(d.watermark_ms >= d.ended_ms, false)
-         or div((select coalesce(sum(b.gpu_ns), 0) from buckets b
-                  where b.allocation_id = d.allocation_id and b.hub = d.hub
-                    and b.tenant_id = d.tenant_id), 1000000) = d.reserved_gpu_ms as is_final
+         d.is_known
+         and (coalesce(d.watermark_ms >= d.ended_ms, false)
+              or div((select coalesce(sum(b.gpu_ns), 0) from buckets b
+                       where b.allocation_id = d.allocation_id and b.hub = d.hub
+                         and b.tenant_id = d.tenant_id), 1000000) = d.reserved_gpu_ms) as is_final
     from due d
 ), noted as (
   update allocations a
@@ -508,7 +509,10 @@ select j.hub, j.allocation_id, j.tenant_id, j.ended_ms from judged j where j.is_
 
 
 async def take_endings(connection: Connection, most: int) -> list[Ending]:
-    """Mark allocations final whose totals match or whose hub is complete past their end."""
+    """Mark allocations final whose totals match or whose hub is complete past their end.
+
+    Those that are not final yet, or whose tenant nobody knows, are looked at later and later.
+    """
     return [
         Ending(AllocationKey(row["hub"], row["allocation_id"], row["tenant_id"]), row["ended_ms"])
         for row in await connection.fetch(_ENDINGS, most)
