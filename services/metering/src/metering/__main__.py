@@ -43,7 +43,9 @@ def build(kit: Kit) -> Parts:
 
     async def status() -> Status:
         async with kit.writer.connection() as connection:
-            return Status(complete_until=answers.complete_until(await lookup.views(connection)))
+            return Status(
+                complete_until=answers.complete_until(await lookup.completeness(connection))
+            )
 
     def follow(hub: HubCode) -> None:
         usage.extend([hub_topic(hub)])

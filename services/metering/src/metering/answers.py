@@ -256,9 +256,10 @@ class RetirementAnswer(msgspec.Struct, frozen=True):
 
 
 def reconciliation(
-    found: lookup.Reconciliation, complete: list[int | None]
+    found: lookup.Reconciliation, hubs: Sequence[lookup.Complete]
 ) -> ReconciliationAnswer:
     """Show the accounts of hubs; complete while every one that has emitted is."""
+    complete = [hub.watermark_ms for hub in hubs if hub.emitted]
     known = [watermark_ms for watermark_ms in complete if watermark_ms is not None]
     until = min(known) if known and len(known) == len(complete) else None
     explained = found.billed_gpu_ns + found.duplicate_gpu_ns + found.quarantined_gpu_ns
@@ -356,9 +357,9 @@ def source_view(source: Source) -> SourceView:
     )
 
 
-def complete_until(hubs: Sequence[lookup.Told]) -> dict[str, str | None]:
+def complete_until(hubs: Sequence[lookup.Complete]) -> dict[str, str | None]:
     """Say per hub up to when it is complete."""
-    return {one.view.hub: _optional_text(one.view.watermark_ms) for one in hubs}
+    return {one.hub: _optional_text(one.watermark_ms) for one in hubs}
 
 
 def _optional_text(moment_ms: int | None) -> str | None:

@@ -94,12 +94,12 @@ class Endpoints:
         self.follow = follow
         self.known = Known()
 
-    async def hub_of(self, connection: Connection, hub: str) -> lookup.Told:
-        """Look a hub up; raises `Problem` 404 when nobody registered it."""
-        found = await lookup.views(connection, HubCode(hub))
-        if not found:
-            raise Problem("not-found", f"no hub {hub} is registered")
-        return found[0]
+
+async def _registered(connection: Connection, hub: str) -> HubCode:
+    """Return the code of a hub; raises `Problem` 404 when nobody registered it."""
+    if not await lookup.is_hub(connection, HubCode(hub)):
+        raise Problem("not-found", f"no hub {hub} is registered")
+    return HubCode(hub)
 
 
 def routes(kit: Kit, outbox: Outbox, follow: Callable[[HubCode], None]) -> APIRouter:
@@ -125,7 +125,7 @@ def _add_events(router: APIRouter, shared: Endpoints) -> None:
     async def take_events(request: Request) -> Response:
         """Take events of the caller's own hub: one, a JSON array, or one per line."""
         principal = await kit.access.authorise(request, Role.HUB)
-        hub = HubCode(principal.hub or "")
+        own_hub = principal.hub or ""
         body = await read_bytes(request, max_bytes=gateway.MAX_BODY_BYTES)
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type not in _EVENT_MEDIA_TYPES:
@@ -135,9 +135,9 @@ def _add_events(router: APIRouter, shared: Endpoints) -> None:
         if not events or len(events) > gateway.MAX_EVENTS:
             raise Problem("malformed", f"send 1 to {gateway.MAX_EVENTS} events as JSON")
         trace = trace_headers()
-        verdicts = [gateway.judge(event, hub, trace) for event in events]
+        verdicts = [gateway.judge(event, HubCode(own_hub), trace) for event in events]
         async with kit.api.connection() as connection:
-            await shared.hub_of(connection, hub)
+            hub = await _registered(connection, own_hub)
             paths = sorted({one.path for one in verdicts if one.path is not None})
             known = await lookup.sources_named(connection, hub, paths)
         outcomes = gateway.outcomes(verdicts, known)
@@ -189,14 +189,12 @@ def _add_accounts(router: APIRouter, shared: Endpoints) -> None:
         if asked is not None:
             _own_hub(principal, asked)
         async with kit.api.transaction(tenant=principal.sees) as connection:
-            if asked is not None:
-                await shared.hub_of(connection, asked)
+            hub = None if asked is None else await _registered(connection, asked)
             from_ms = _hour_of(request, "from", _WHOLE_TIME[0])
             until_ms = _hour_of(request, "until", _WHOLE_TIME[1])
-            told = await lookup.views(connection, None if asked is None else HubCode(asked))
-            hubs = [one.view.hub for one in told]
+            complete = await lookup.completeness(connection, hub)
+            hubs = [one.hub for one in complete]
             found = await lookup.reconcile(connection, hubs, from_ms, until_ms)
-        complete = [one.view.watermark_ms for one in told if one.view.emitted]
         return json_response(answers.reconciliation(found, complete))
 
     @router.get("/v1/allocations/{hub}/{allocation_id}", **operation(answer=AllocationAnswer))
@@ -379,13 +377,16 @@ def _add_prices(router: APIRouter, shared: Endpoints) -> None:
     @router.post("/v1/quotes", **operation(answer=Quote, body=QuoteRequest, problems=("no-price",)))
     async def quote(request: Request) -> Response:
         """Price whole devices for a duration at what is in force now."""
-        principal = await kit.access.authorise(request)
+        principal = await kit.access.authorise(
+            request, Role.OPERATOR, Role.AUDITOR, Role.SCHEDULER, Role.TENANT
+        )
         body = await read_body(request, QuoteRequest)
+        hour_ms = hour_floor_ms(_now_ms())
         async with kit.api.transaction(tenant=principal.sees) as connection:
-            book = PriceBook(await store.load_price_lines(connection))
-            currency = await store.currency_of(connection, principal.tenant_id)
-        series = Series(currency or DEFAULT_CURRENCY, Sku(body.sku), PriceClass(body.price_class))
-        line = book.line_at(series, hour_floor_ms(_now_ms()))
+            currency = await store.currency_of(connection, principal.tenant_id) or DEFAULT_CURRENCY
+            series = Series(currency, Sku(body.sku), PriceClass(body.price_class))
+            lines = await store.last_price_line(connection, series, hour_ms)
+        line = PriceBook(lines).line_at(series, hour_ms)
         if line is None:
             raise Problem("no-price", f"no price for {body.sku}, {body.price_class} now")
         amount = quote_micro(line, body.gpus, body.duration_ms)
@@ -421,7 +422,7 @@ def _add_hubs(router: APIRouter, shared: Endpoints) -> None:
         principal = await kit.access.authorise(request, Role.HUB, Role.OPERATOR, Role.AUDITOR)
         _own_hub(principal, hub)
         async with kit.api.transaction(tenant=principal.sees) as connection:
-            told = await shared.hub_of(connection, hub)
+            [told] = await lookup.views(connection, await _registered(connection, hub))
         return json_response(answers.hub_state(told, _now_ms()))
 
     @router.get("/v1/hubs/{hub}/sources", **operation(answer=SourceView, paged=True))
@@ -432,8 +433,8 @@ def _add_hubs(router: APIRouter, shared: Endpoints) -> None:
         page = page_of(request)
         after = str(page.after[0]) if page.after else ""
         async with kit.api.transaction(tenant=principal.sees) as connection:
-            await shared.hub_of(connection, hub)
-            found = await lookup.sources(connection, HubCode(hub), after, page.limit + 1)
+            code = await _registered(connection, hub)
+            found = await lookup.sources(connection, code, after, page.limit + 1)
         shown = [answers.source_view(source) for source in found]
         return page_response(shown, page, lambda source: (source.source,))
 
@@ -487,14 +488,14 @@ def _add_hub_commands(router: APIRouter, shared: Endpoints) -> None:
         """Have a source count no longer for its hub's completeness."""
         principal = await kit.access.authorise(request, Role.OPERATOR)
         async with kit.api.transaction(tenant=principal.sees) as connection:
-            await shared.hub_of(connection, hub)
+            code = await _registered(connection, hub)
         body = await read_body(request, Retirement)
         command = command_of(request, body, scope=principal.role)
 
         async def run(connection: Connection) -> Answer:
             source = SourcePath(body.source)
             because = f"key:{principal.key_id}: {body.reason}"
-            if not await store.retire_source(connection, HubCode(hub), source, because):
+            if not await store.retire_source(connection, code, source, because):
                 raise Problem("source-unknown", f"{hub} has no active source {body.source}")
             return Answer(200, RetirementAnswer(body.source, "retired"))
 

@@ -1,7 +1,10 @@
 """What is asked of metering: hubs and their completeness, accounts, allocations, quarantine.
 
-Every question is one statement, so that its parts belong to one instant. Questions about tenants'
-rows run on the `api` role: row-level security shows a tenant's key only what is the tenant's.
+What must add up is one statement, so that its parts belong to one instant: the reconciliation.
+Other questions take several, each on what is committed when it runs. `views` reads sources before
+the time in quarantine: whatever a source's watermark covers was committed with it or before it, so
+that none of it is missed. Questions about tenants' rows run on the `api` role: row-level security
+shows a tenant's key only what is the tenant's.
 """
 
 from __future__ import annotations
@@ -42,6 +45,35 @@ async def hubs(connection: Connection) -> list[HubCode]:
     return [HubCode(row[0]) for row in await connection.fetch(_HUBS)]
 
 
+_IS_HUB = "select exists (select from hubs where hub = $1)"
+
+
+async def is_hub(connection: Connection, hub: HubCode) -> bool:
+    """Say whether a hub is registered."""
+    return bool(await connection.fetchval(_IS_HUB, hub))
+
+
+class Complete(NamedTuple):
+    """Up to when a hub is complete, and whether it counts: only once it has emitted."""
+
+    hub: HubCode
+    watermark_ms: int | None
+    emitted: bool
+
+
+_COMPLETE = """
+select h.hub, h.watermark_ms, exists (select from sources s where s.hub = h.hub) as emitted
+  from hubs h
+ where $1::text is null or h.hub = $1
+ order by h.hub
+"""
+
+
+async def completeness(connection: Connection, hub: HubCode | None = None) -> list[Complete]:
+    """Return up to when hubs are complete."""
+    return [Complete(*row.values()) for row in await connection.fetch(_COMPLETE, hub)]
+
+
 _BATCHES = "select coalesce(sum(batches), 0)::bigint from hub_partitions"
 
 
@@ -63,7 +95,7 @@ select h.hub, h.heartbeat_ms, h.watermark_ms, h.statement, h.stated_ms,
 
 
 async def views(connection: Connection, hub: HubCode | None = None) -> list[Told]:
-    """Look at hubs: their active sources, their open quarantined time. Within one snapshot."""
+    """Look at hubs: their active sources, then their open quarantined time."""
     rows = await connection.fetch(_VIEWS, hub)
     active = await _active_sources(connection, hub)
     waiting = await _open_time(connection, hub)

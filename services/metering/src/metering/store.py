@@ -30,7 +30,7 @@ from hisab_contracts.ids import (
 from hisab_contracts.reference import PriceLine
 from metering.accounts import DeviceKey, Tally, TallyKey, charge_micro
 from metering.coverage import Claim, Covered, DeviceCoverage, day_floor_ms
-from metering.rating import Displaced, PriceBook
+from metering.rating import Displaced, PriceBook, Series
 from metering.reading import AllocationKey, Bucket, Facts
 
 if TYPE_CHECKING:
@@ -90,6 +90,22 @@ select rate_line_id, price_version, currency, sku, price_class, micro_per_gpu_ho
 async def load_price_lines(connection: Connection) -> list[PriceLine]:
     """Read every price line there is."""
     return [_price_line(row) for row in await connection.fetch(_PRICE_LINES)]
+
+
+_LAST_PRICE_LINE = """
+select rate_line_id, price_version, currency, sku, price_class, micro_per_gpu_hour, valid_from_ms,
+       valid_until_ms
+  from price_lines
+ where currency = $1 and sku = $2 and price_class = $3 and valid_from_ms <= $4
+ order by valid_from_ms desc
+ limit 1
+"""
+
+
+async def last_price_line(connection: Connection, series: Series, at_ms: int) -> list[PriceLine]:
+    """Read the line of a series that began last by then, if any: no other can rate that instant."""
+    rows = await connection.fetch(_LAST_PRICE_LINE, *series, at_ms)
+    return [_price_line(row) for row in rows]
 
 
 def _price_line(row: Row) -> PriceLine:

@@ -1,0 +1,131 @@
+"""Who may ask metering what, and what a tenant's key sees of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from integration.metering.service import Hub, Metering, secret, send_key
+from unit.metering.said import HOUR_MS, NOON_MS, interval
+
+ROLES = (
+    "operator",
+    "auditor",
+    "scheduler",
+    "finance",
+    "officer",
+    "approver",
+    "ravi-health",
+    "own hub",
+    "other hub",
+)
+HUBS_OWN = {"operator", "auditor", "own hub"}
+MATRIX = {
+    ("GET", "/v1/reconciliation?hub={hub}"): HUBS_OWN,
+    ("GET", "/v1/allocations/{hub}/job-1"): HUBS_OWN | {"ravi-health"},
+    ("GET", "/v1/quarantine?hub={hub}"): HUBS_OWN,
+    ("GET", "/v1/hubs/{hub}"): HUBS_OWN,
+    ("GET", "/v1/hubs/{hub}/sources"): HUBS_OWN,
+    ("POST", "/v1/quarantine/1/replay"): {"operator"},
+    ("POST", "/v1/quarantine/1/dismiss"): {"operator"},
+    ("POST", "/v1/price-lists"): {"operator"},
+    ("POST", "/v1/hubs"): {"operator"},
+    ("POST", "/v1/hubs/{hub}/sources/retire"): {"operator"},
+    ("POST", "/v1/events"): {"own hub", "other hub"},
+    ("POST", "/v1/quotes"): {"operator", "auditor", "scheduler", "ravi-health"},
+    ("GET", "/v1/status"): set(ROLES),
+}
+
+
+@pytest.mark.defect("F64")
+def test_every_endpoint_takes_the_keys_it_is_for_and_no_other(metering: Metering, hub: Hub) -> None:
+    """403 for a role without the right and for another hub's key, before anything else is read."""
+    send_key(metering.infrastructure, "approver")
+    keys = dict(zip(ROLES, ROLES, strict=True))
+    keys |= {"own hub": secret(hub.code), "other hub": secret(metering.add_hub().code)}
+    hub.say(interval())
+    hub.accounts(1)
+    for (method, path), allowed in MATRIX.items():
+        refused = set()
+        for role, key in keys.items():
+            body = {"content": "no JSON"} if method == "POST" else {}
+            answer = metering.request(method, path.format(hub=hub.code), key, **body)
+            assert answer.status_code != 401, (path, role)
+            if answer.status_code == 403:
+                refused.add(role)
+        assert set(ROLES) - allowed == refused, path
+
+
+def test_hub_key_asks_for_no_other_hub_wherever_it_is_named(metering: Metering, hub: Hub) -> None:
+    """Reconciliation and quarantine without `hub` are the key's own."""
+    other = metering.add_hub()
+    hub.produce(b"garbage")
+    assert 1 == hub.accounts(1)["records"]["read"]
+    own = metering.get("/v1/reconciliation", secret(hub.code))
+    assert 1 == own["records"]["read"]
+    assert 1 == len(metering.get("/v1/quarantine", secret(hub.code))["items"])
+    assert 0 == metering.get("/v1/reconciliation", secret(other.code))["records"]["read"]
+    assert [] == metering.get("/v1/quarantine", secret(other.code))["items"]
+
+
+@pytest.mark.defect("F64")
+def test_allocation_of_another_tenant_does_not_exist_for_a_tenant(hub: Hub) -> None:
+    """404 like one that nobody ever heard of."""
+    hub.say(interval(tenant_id="indus-foundry"))
+    hub.accounts(1)
+    for name in ("job-1", "never"):
+        answer = hub.metering.request("GET", f"/v1/allocations/{hub.code}/{name}", "ravi-health")
+        assert (404, "not-found") == (answer.status_code, answer.json()["code"])
+
+
+@pytest.mark.defect("F64")
+def test_tenant_sees_its_own_time_of_an_allocation_id_that_two_tenants_use(hub: Hub) -> None:
+    """Coverage, buckets, duplicates and what waits: of each only the caller's rows."""
+    hub.say(interval())
+    hub.say(interval())
+    later = {"start_ms": NOON_MS + HOUR_MS, "end_ms": NOON_MS + 3 * HOUR_MS}
+    hub.say(interval(tenant_id="indus-foundry", **later))
+    hub.say(interval(tenant_id="indus-foundry"))
+    hub.accounts(4)
+    path = f"/v1/allocations/{hub.code}/job-1"
+    ravi, indus = (hub.metering.get(path, key) for key in ("ravi-health", "indus-foundry"))
+    assert ["ravi-health", "indus-foundry"] == [ravi["tenant_id"], indus["tenant_id"]]
+    assert [1, 2] == [len(one["buckets"]) for one in (ravi, indus)]
+    assert [[NOON_MS], [NOON_MS + HOUR_MS]] == [
+        [stretch["start_ms"] for stretch in one["intervals"]] for one in (ravi, indus)
+    ]
+    assert ["3600000", "0"] == [one["duplicate_gpu_ms"] for one in (ravi, indus)]
+    assert [[], ["conflict"]] == [
+        [waits["reason"] for waits in one["quarantined"]] for one in (ravi, indus)
+    ]
+
+
+def test_hub_that_nobody_registered_does_not_exist(metering: Metering) -> None:
+    """Its key may be older than its registration: 404, and its events are not taken."""
+    key = send_key(metering.infrastructure, "hub", hub="nowhere")
+    paths = ("/v1/hubs/nowhere", "/v1/hubs/nowhere/sources", "/v1/reconciliation?hub=nowhere")
+    for path in paths:
+        assert 404 == metering.request("GET", path).status_code
+    body = {"source": "/hubs/nowhere/nodes/n1/epochs/e1", "reason": "gone"}
+    retired = metering.request("POST", "/v1/hubs/nowhere/sources/retire", json=body)
+    assert 404 == retired.status_code
+    events = metering.request("POST", "/v1/events", key, json=[{"id": "1"}])
+    assert (404, "not-found") == (events.status_code, events.json()["code"])
+
+
+def test_quote_is_at_the_price_in_force_now(metering: Metering) -> None:
+    """A line that has ended or is yet to begin prices nothing; amounts are text."""
+    asked = {"sku": "h100-sxm-80", "price_class": "on_demand", "gpus": 2, "duration_ms": HOUR_MS}
+    for key in ("ravi-health", "scheduler"):
+        said = metering.request("POST", "/v1/quotes", key, json=asked).json()
+        assert "1680000000" == said["quote_micro"]
+    windows = {
+        "ended-sku": ("2025-01-01T00:00:00.000Z", "2025-02-01T00:00:00.000Z"),
+        "later-sku": ("2099-01-01T00:00:00.000Z", None),
+    }
+    for sku, (valid_from, valid_until) in windows.items():
+        prices = [{"sku": sku, "price_class": "on_demand", "micro_per_gpu_hour": "1"}]
+        body = {"currency": "PKR", "valid_from": valid_from, "valid_until": valid_until}
+        added = metering.request("POST", "/v1/price-lists", json=body | {"prices": prices})
+        assert 201 == added.status_code
+        answer = metering.request("POST", "/v1/quotes", json=asked | {"sku": sku})
+        assert (409, "no-price") == (answer.status_code, answer.json()["code"])
