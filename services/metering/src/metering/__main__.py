@@ -23,7 +23,7 @@ def build(kit: Kit) -> Parts:
     """Wire the parts; nothing is connected."""
     outbox = Outbox((CHARGES, QUARANTINE, PRICES, HUBS))
     intake = Intake(outbox)
-    usage = Consumer(
+    usage = upkeep.HubConsumer(
         kit.kafka,
         kit.writer,
         Subscription(
@@ -38,8 +38,6 @@ def build(kit: Kit) -> Parts:
         ),
     )
     watermarks = upkeep.Watermarks(kit.kafka, outbox, kit.settings.partitions)
-
-    registry = upkeep.Registry(kit.writer, usage)
 
     async def status() -> Status:
         async with kit.writer.connection() as connection:
@@ -66,7 +64,7 @@ def build(kit: Kit) -> Parts:
             Task("releases", 500, upkeep.Releases(outbox).run),
         ),
         status=status,
-        start=registry.start,
+        start=usage.look,
     )
 
 

@@ -4,7 +4,7 @@ Watermarks: a hub's candidate is taken, then the broker is asked how far its top
 candidate counts once all of that has been metered (`completeness`). What downstream must know is
 written to every partition of the charges topic, after the charges it covers. Endings: allocations
 that have ended are declared final once nothing more can come. Releases: what waited for a tenant or
-a price is judged again when it has arrived. Registry: hubs added by other processes are read too.
+a price is judged again when it has arrived. Registry: hubs of other processes are read too.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from metering import lookup, waiting
 from metering.completeness import Barrier, candidate_ms, has_passed, passed_ms, restated
 from metering.release import judge_again
 from metering.store import Known
-from runtime.database import Database, is_infrastructure, transaction_on
+from runtime.database import Database, is_infrastructure, pause, transaction_on
 from runtime.kafka import Kafka, Message
-from runtime.streams import Consumer, Outbox
+from runtime.streams import Consumer, Outbox, Subscription
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -166,32 +166,36 @@ class Releases:
                 await waiting.give_up(connection, quarantine_id, repr(error))
 
 
-class Registry:
-    """Has this process read the topic of every registered hub. One per process, without a lease."""
+class HubConsumer(Consumer):
+    """Reads the topic of every hub, whichever process registered it. Every process has one.
 
-    def __init__(self, database: Database, usage: Consumer) -> None:
-        """Look the registry up here; have this consumer read."""
-        self._database = database
-        self._usage = usage
-        self._following: asyncio.Task[None] | None = None
+    Following the registry is part of reading: when it fails, this part of the process ends.
+    """
 
-    async def start(self) -> None:
-        """Follow what is registered now, and from then on whatever any process registers."""
-        await self._look()
-        self._following = asyncio.create_task(self._follow(), name="registry")
+    def __init__(self, kafka: Kafka, database: Database, subscription: Subscription) -> None:
+        """Take the kit's parts as a consumer does; the registry is in the same database."""
+        super().__init__(kafka, database, subscription)
+        self._registry = database
 
-    async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(REGISTRY_PAUSE_S)
+    async def look(self) -> None:
+        """Read what is registered now, too."""
+        async with self._registry.connection() as connection:
+            self.extend([hub_topic(hub) for hub in await lookup.hubs(connection)])
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Read until `stop`, and look for new hubs all the while."""
+        async with asyncio.TaskGroup() as together:
+            together.create_task(self._follow(stop), name="registry")
+            await super().run(stop)
+
+    async def _follow(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await pause(stop, REGISTRY_PAUSE_S)
             try:
-                await self._look()
+                await self.look()
             except Exception as error:
                 if not is_infrastructure(error):
                     raise
-
-    async def _look(self) -> None:
-        async with self._database.connection() as connection:
-            self._usage.extend([hub_topic(hub) for hub in await lookup.hubs(connection)])
 
 
 def _final(ending: waiting.Ending) -> Message:
