@@ -15,7 +15,7 @@ VAGUE_NAMES = frozenset(
 )
 
 ONLY_IN: Mapping[str, tuple[str, ...]] = {
-    "aiokafka": ("runtime.kafka",),
+    "aiokafka": ("runtime.kafka", "runtime.records"),
     "asyncpg": (
         "runtime.database",
         "runtime.http",

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from runtime.database import Database
-from runtime.kafka import Kafka, Record
+from runtime.kafka import Kafka
+from runtime.records import Record
 from runtime.streams import Batch, Consumer, Subscription
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from ledger.consumer import Intake
 from ledger.holds import HoldState
 from ledger.statements import Balance, balance_of
 from runtime.database import ALL_TENANTS, Database
-from runtime.kafka import Record
+from runtime.records import Record
 from runtime.streams import Batch
 
 if TYPE_CHECKING:

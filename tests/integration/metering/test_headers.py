@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from integration.metering.service import Hub
+from infrastructure import run_apart
+from integration.metering.service import Hub, eventually
+from integration.runtime.raw import RawName, send_raw
 from unit.metering.said import HEADERS, NOON_MS, event, interval
 
 MINUTE_MS = 60_000
@@ -58,3 +60,26 @@ def test_header_without_a_value_stops_nobody(hub: Hub) -> None:
     for item in items.values():
         path = f"/v1/quarantine/{item['quarantine_id']}/replay"
         assert 202 == hub.metering.request("POST", path).status_code
+
+
+@pytest.mark.defect("F6", "M17", "F23")
+def test_header_name_that_is_no_text_waits_and_can_be_replayed(hub: Hub) -> None:
+    """Kafka takes any bytes as a name: the record waits whole, the others are billed."""
+    servers = hub.metering.infrastructure.bootstrap_servers
+    hub.say(minute(hub, 0))
+    hub.flush()
+    odd = event(minute(hub, 1), 2)
+    good = event(minute(hub, 2), 3)
+    content = "content-type"
+    run_apart(send_raw(servers, hub.topic, [(odd, [content, RawName("x")]), (good, [content])]))
+    hub.say(minute(hub, 3), sequence=4)
+    assert 180 == billed(hub.accounts(4))
+    [item] = hub.quarantined(count=1)
+    assert ("undecodable", base64.b64encode(odd).decode()) == (
+        item["reason"],
+        item["payload_base64"],
+    )
+    assert [content, "\\xffx"] == [header["name"] for header in item["headers"]]
+    path = f"/v1/quarantine/{item['quarantine_id']}/replay"
+    assert 202 == hub.metering.request("POST", path).status_code
+    assert 240 == eventually(lambda: billed(hub.reconcile()), lambda seconds: seconds == 240)

@@ -11,10 +11,12 @@ import pytest
 
 from e2e.outside import until
 from integration.runtime.bare import Bare
+from integration.runtime.raw import RawName, send_raw
 from runtime import telemetry
 from runtime.database import transaction_on
-from runtime.kafka import Message, MessageTooLarge, Record, Topic
+from runtime.kafka import Message, MessageTooLarge, Topic
 from runtime.machine import Partition
+from runtime.records import Record
 from runtime.service import Kit
 from runtime.streams import Batch, Consumer, Halted, Outbox, Relay, Subscription
 
@@ -279,6 +281,29 @@ async def test_a_message_of_900_kb_passes_and_a_larger_one_is_refused_before_any
         await kit.kafka.publish([Message(topic, b"k", b"\xff" * 900_000)])
         (record,) = await read_all(kit, topic, unique("group"), 1)
         assert b"\xff" * 900_000 == record.value
+
+
+@pytest.mark.defect("F6", "M17", "F23")
+async def test_a_header_name_that_is_not_utf8_is_escaped_and_nothing_else_suffers(
+    bare: Bare, unique: Callable[[str], str]
+) -> None:
+    """Records before, beside and after such ones arrive once, in order; those say what they are."""
+    topic = unique("in")
+    odd = {3, 4, 9}
+    async with bare.open_kit() as kit:
+        await kit.kafka.create_topics([Topic(topic, 2)])
+        await kit.kafka.publish([Message(topic, b"k", b"other", partition=1) for _ in range(3)])
+        names = {n: [RawName("x"), "plain"] if n in odd else ["plain"] for n in range(10)}
+        for codec, start in enumerate((0, 5)):
+            values = [(b"%d" % n, names[n]) for n in range(start, start + 5)]
+            await send_raw(kit.kafka.bootstrap, topic, values, codec)
+        await kit.kafka.publish([Message(topic, b"k", b"last", partition=0)])
+        seen = await read_all(kit, topic, unique("group"), 14)
+        mine = [record for record in seen if record.partition == 0]
+        assert [*(b"%d" % n for n in range(10)), b"last"] == [record.value for record in mine]
+        assert odd == {n for n, record in enumerate(mine) if record.is_escaped}
+        assert (("\\xffx", b"1"), ("plain", b"1")) == mine[3].headers
+        assert 3 == sum(record.partition == 1 for record in seen)
 
 
 async def read_all(kit: Kit, topic: str, group: str, count: int) -> list[Record]:

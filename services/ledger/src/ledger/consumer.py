@@ -35,7 +35,7 @@ from runtime.database import after_commit
 
 if TYPE_CHECKING:
     from runtime.database import Connection
-    from runtime.kafka import Record
+    from runtime.records import Record
     from runtime.streams import Batch
 
 _log = structlog.get_logger("ledger.consumer")

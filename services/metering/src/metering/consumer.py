@@ -17,11 +17,12 @@ from hisab_contracts.ids import HubCode
 from hisab_contracts.reference import TenantRecord
 from hisab_contracts.topics import TENANTS, hub_of_topic
 from metering import store, waiting
-from metering.reading import Facts, Origin, Reading, missing_tenants
+from metering.reading import Facts, Origin, Reading, Waits, missing_tenants
 from metering.settling import Paper, settle
 from metering.waiting import Payload
 from runtime.auth import keep_access_keys
-from runtime.kafka import Headers, Record
+from runtime.kafka import Headers
+from runtime.records import Record
 from runtime.streams import Batch, Outbox
 from runtime.telemetry import trace_headers, trace_of
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 RECORDS_PER_TURN: Final = 500
 """Records read before other work of the process has its turn."""
+ESCAPED: Final = Waits("undecodable", "a header's name is not UTF-8; it is shown escaped")
 
 _TENANT: Final = msgspec.json.Decoder(TenantRecord)
 
@@ -117,6 +119,8 @@ async def _read(facts: Facts, records: Sequence[tuple[Origin, Record]], *, unrea
         for origin, record in records[at : at + RECORDS_PER_TURN]:
             if unread:
                 reading.take_unread(origin)
+            elif record.is_escaped:
+                reading.take_unread(origin, ESCAPED)
             else:
                 reading.take(origin, record.value, record.headers)
         await asyncio.sleep(0)

@@ -62,6 +62,12 @@ class Waits(NamedTuple):
     detail: str
 
 
+KILLED: Final = Waits(
+    "killed-process",
+    "reading or metering this record ended the process: it was set aside unread",
+)
+
+
 class Part(NamedTuple):
     """A reported stretch of one device slice."""
 
@@ -236,10 +242,9 @@ class Reading:
             self.resolved.append((origin, prior))
         self._note(event.source, said, origin, data)
 
-    def take_unread(self, origin: Origin) -> None:
-        """Have a record wait that killed the process when it was read."""
-        detail = "reading or metering this record ended the process: it was set aside unread"
-        self._park(origin, Waits("killed-process", detail), None, None)
+    def take_unread(self, origin: Origin, waits: Waits = KILLED) -> None:
+        """Have a record wait for a reason that lies outside of it, without reading it."""
+        self._park(origin, waits, None, None)
 
     def _note(
         self, source: ids.Source, said: Said, origin: Origin, data: HubFact | None = None

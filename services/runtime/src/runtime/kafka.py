@@ -1,4 +1,4 @@
-"""The only module that sees aiokafka: topics and offsets, a publisher, a feed of records.
+"""What we ask of Kafka, through aiokafka: topics and offsets, a publisher, a feed of records.
 
 Theory. `Kafka` is what one process asks of the cluster. Its publisher is idempotent with `acks=all`
 and places keys by murmur2; after any failure it begins with a fresh producer, because an idempotent
@@ -19,7 +19,6 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, TypeVar
 
-import msgspec
 import structlog
 from aiokafka import (
     AIOKafkaConsumer,
@@ -41,6 +40,7 @@ from aiokafka.errors import (
 
 from hisab_contracts.topics import partition_of
 from runtime.machine import Partition
+from runtime.records import Record, Reread, record_of, reread
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -65,19 +65,6 @@ HINT_TIMEOUT_S: Final = 5
 CLOSE_TIMEOUT_S: Final = 5
 
 _log = structlog.get_logger("runtime.kafka")
-
-
-class Record(msgspec.Struct, frozen=True, gc=False):
-    """One message as the broker gave it. Bytes are not decoded and not checked."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp_ms: int
-    """The broker's time on topics with LogAppendTime, else the producer's."""
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,6 +416,7 @@ class Feed:
         self._is_alone = False
         self._flag = _Flag()
         self._positions: dict[Partition, int] = {}
+        self._refused: set[TopicPartition] = set()
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=kafka.bootstrap,
             client_id=kafka.client,
@@ -502,18 +490,21 @@ class Feed:
         before = self._flag.rebalances
         with _broker_errors():
             try:
-                brought = await self._consumer.getmany(
-                    *asked, timeout_ms=wait_ms, max_records=max_records
-                )
+                again = await self._reread(asked, max_records)
+                brought = await self._brought(asked, 0 if again else wait_ms, max_records)
                 if self._flag.rebalances != before:
                     return ()
                 for where in asked:
                     partition = Partition(*where)
-                    until = await self._consumer.position(where)
                     begun_offset = self._positions.get(partition, -1)
+                    if where in again:
+                        until, records = again[where].until, again[where].records
+                        self._consumer.seek(where, until)
+                    else:
+                        until = await self._consumer.position(where)
+                        records = [record_of(message) for message in brought.get(where, ())]
                     if until != begun_offset:
                         self._positions[partition] = until
-                        records = [_record(message) for message in brought.get(where, ())]
                         fetched.append(Fetch(partition, begun_offset, until, records))
             except OffsetOutOfRangeError as error:
                 raise OutOfRangeError(Partition(*next(iter(error.args[0])))) from error
@@ -522,17 +513,37 @@ class Feed:
                 return ()
         return tuple(fetched)
 
+    async def _brought(
+        self, asked: Sequence[TopicPartition], wait_ms: int, max_records: int
+    ) -> Mapping[TopicPartition, Sequence[Any]]:
+        """Return what aiokafka has fetched; what it refuses to read is left for `_reread`."""
+        plain = [where for where in asked if where not in self._refused]
+        if not plain:
+            return {}
+        try:
+            brought: Mapping[TopicPartition, Sequence[Any]] = await self._consumer.getmany(
+                *plain, timeout_ms=wait_ms, max_records=max_records
+            )
+        except UnicodeDecodeError:
+            # It does not say in which partition, and has lost what it took from the others.
+            for where in plain:
+                self._consumer.seek(where, self._positions[Partition(*where)])
+            self._refused.update(plain)
+            return {}
+        return brought
 
-def _record(message: Any) -> Record:
-    return Record(
-        message.topic,
-        message.partition,
-        message.offset,
-        message.timestamp,
-        message.key,
-        message.value,
-        message.headers,
-    )
+    async def _reread(
+        self, asked: Sequence[TopicPartition], max_records: int
+    ) -> dict[TopicPartition, Reread]:
+        """Read refused partitions past aiokafka; those that prove readable are refused no more."""
+        refused = [where for where in asked if where in self._refused]
+        found: dict[TopicPartition, Reread] = {}
+        for where in refused:
+            offset, most = self._positions[Partition(*where)], max_records // len(refused) + 1
+            found[where] = await reread(self._consumer, where, offset, max_records=most)
+            if not any(record.is_escaped for record in found[where].records):
+                self._refused.discard(where)
+        return found
 
 
 class Hints:

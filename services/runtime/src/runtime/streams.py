@@ -41,7 +41,6 @@ from runtime.kafka import (
     Kafka,
     Message,
     OutOfRangeError,
-    Record,
 )
 from runtime.machine import (
     STUCK_AFTER_MS,
@@ -66,6 +65,7 @@ from runtime.machine import (
     Slice,
     Watch,
 )
+from runtime.records import Record
 
 if TYPE_CHECKING:
     from runtime.database import Connection

@@ -29,7 +29,8 @@ from prometheus_client import Counter, Gauge, Histogram
 if TYPE_CHECKING:
     from structlog.typing import EventDict, WrappedLogger
 
-    from runtime.kafka import Headers, Record
+    from runtime.kafka import Headers
+    from runtime.records import Record
 
 TRACEPARENT: Final = "traceparent"
 MAX_LINKS: Final = 32
