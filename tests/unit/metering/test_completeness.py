@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
+import msgspec
 import pytest
 
-from hisab_contracts.charges import OpenQuarantine
+from hisab_contracts.charges import OpenQuarantine, read_charge
 from hisab_contracts.ids import HubCode, SourcePath, TenantId
 from metering.completeness import (
+    MAX_QUARANTINED,
     Barrier,
     HubView,
     blockers,
+    bounded,
     candidate_ms,
     has_passed,
     is_silent,
@@ -143,3 +147,30 @@ def test_what_restored_metering_tells_is_newer_than_all_it_has_forgotten() -> No
     clock_went_back = restated(view(source("a", 8), watermark_ms=8), restored, NOW_MS, NOW_MS)
     assert clock_went_back is not None
     assert restored.revision + 1 == clock_went_back.revision
+
+
+@pytest.mark.defect("F63")
+def test_statement_fits_a_message_however_much_waits() -> None:
+    """200 tenants in 67 months: every month is held open for all that waits in it."""
+    months = [f"{2020 + number // 12}-{number % 12 + 1:02d}" for number in range(67)]
+    waiting = [
+        OpenQuarantine(TenantId(f"t{tenant:03d}".ljust(128, "x")), month, 2**62)
+        for tenant in range(200)
+        for month in months
+    ]
+    statement = restated(replace(view(), quarantined=waiting), None, 0, NOW_MS)
+    assert statement is not None
+    assert MAX_QUARANTINED == len(statement.quarantined)
+    value = msgspec.json.encode(statement)
+    assert len(value) < 600_000
+    assert statement == read_charge(value)
+    for of in (waiting, statement.quarantined):
+        sums = Counter[str]()
+        for item in of:
+            sums[item.month] += item.quarantined_gpu_ns
+        assert dict.fromkeys(months, 200 * 2**62) == sums
+    named = {(item.tenant_id, item.month) for item in statement.quarantined}
+    assert len(named) == len(statement.quarantined)
+    assert bounded(waiting) == statement.quarantined
+    few = waiting[:MAX_QUARANTINED]
+    assert few == bounded(few)

@@ -18,6 +18,7 @@ has forgotten the latest ones, and what it tells must be heard all the same.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -28,6 +29,8 @@ from hisab_contracts.units import hour_floor_ms, instant_text
 from metering.sources import Source
 
 MAX_BEHIND: Final = 20
+MAX_QUARANTINED: Final = 2_000
+"""Items of open quarantined time in one statement: what surely fits a message of the broker."""
 RESTATE_AFTER_MS: Final = 1_000
 SILENT_HEARTBEATS: Final = 2
 
@@ -109,7 +112,7 @@ def restated(
         revision=now_ms if told is None else max(told.revision + 1, now_ms),
         watermark_ms=view.watermark_ms,
         silent=is_silent(view, now_ms),
-        quarantined=list(view.quarantined),
+        quarantined=bounded(view.quarantined),
         behind=[
             SourceBehind(source.path, source.watermark_ms, trouble or "the furthest behind")
             for source, trouble in _deciding(view, now_ms)
@@ -122,6 +125,32 @@ def restated(
     if (statement.silent, statement.behind) == (told.silent, told.behind):
         return None
     return statement if now_ms - told_at_ms >= RESTATE_AFTER_MS else None
+
+
+def bounded(quarantined: Sequence[OpenQuarantine]) -> list[OpenQuarantine]:
+    """Return at most `MAX_QUARANTINED` items that hold the same months open for the same sums.
+
+    Conserves the time of every month: what is left out is added to the first tenant of its month,
+    so that the month waits until all of it is settled. A pure function of the items and their
+    order, of which there are fewer months (2020 to 2100) than may be stated.
+    """
+    if len(quarantined) <= MAX_QUARANTINED:
+        return list(quarantined)
+    firsts: dict[str, OpenQuarantine] = {}
+    for item in quarantined:
+        firsts.setdefault(item.month, item)
+    others = [item for item in quarantined if firsts[item.month] is not item]
+    kept = MAX_QUARANTINED - len(firsts)
+    more: Counter[str] = Counter()
+    for item in others[kept:]:
+        more[item.month] += item.quarantined_gpu_ns
+    return [
+        *(
+            OpenQuarantine(item.tenant_id, month, item.quarantined_gpu_ns + more[month])
+            for month, item in firsts.items()
+        ),
+        *others[:kept],
+    ]
 
 
 def blockers(view: HubView, now_ms: int) -> list[SourceBehind]:
