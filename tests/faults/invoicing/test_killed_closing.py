@@ -1,0 +1,111 @@
+"""Invoicing killed with -9 while it closes a month: every invoice once, no number missing."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import count
+
+import asyncpg
+import msgspec
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from demo.api import Json
+from e2e.outside import Outside, outside_of, until
+from hisab_contracts.charges import HubWatermark
+from hisab_contracts.ids import HubCode
+from hisab_contracts.topics import CHARGES, partition_of
+from hisab_contracts.units import month_bounds_ms
+from stack import Stack
+from unit.ledger.values import total
+
+BILLED = 150
+MONTH = "2025-07"
+JULY_MS, END_MS = month_bounds_ms(MONTH)
+CHARGE_MICRO = 840_000_000
+INVOICES = "select count(*) from invoices"
+PDFS = "select count(*) from invoice_pdfs"
+
+
+async def book_july(outside: Outside, tenants: list[str]) -> None:
+    """Say one charge per tenant, and that July is complete, as metering would."""
+    producer: AIOKafkaProducer = outside.producer
+    partitions = len(await producer.partitions_for(CHARGES))
+    for number, tenant_id in enumerate(tenants):
+        said = total(
+            CHARGE_MICRO + number, bucket=f"{number:x}", tenant_id=tenant_id, hour_ms=JULY_MS
+        )
+        key = tenant_id.encode()
+        await producer.send(
+            CHARGES, msgspec.json.encode(said), key=key, partition=partition_of(key, partitions)
+        )
+    mark = msgspec.json.encode(HubWatermark(HubCode("lhr"), 10**6, END_MS, False, [], []))
+    for partition in range(partitions):
+        await producer.send(CHARGES, mark, partition=partition)
+    await producer.flush()
+
+
+async def kill_at(stack: Stack, numbered: int, rendered: int) -> None:
+    """Kill invoicing as soon as it has come this far, and wait for its successor."""
+    database = await asyncpg.connect(stack.database("invoicing", "reader"))
+    try:
+        async with asyncio.timeout(120):
+            while await database.fetchval(INVOICES) < numbered:
+                pass
+            while (done := await database.fetchval(PDFS)) < rendered:
+                pass
+    finally:
+        await database.close()
+    assert done < BILLED, "too late: nothing is left to interrupt"
+    killed = stack.kill("invoicing")
+    await asyncio.to_thread(stack.wait_back, "invoicing", killed)
+
+
+async def moved(stack: Stack) -> list[str]:
+    """The documents that the ledger entered, one by one."""
+    database = await asyncpg.connect(stack.database("ledger", "reader"))
+    try:
+        rows = await database.fetch("select caused_by from entries where kind = 'invoiced'")
+    finally:
+        await database.close()
+    return [row["caused_by"] for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.defect("I8", "I11", "F49")
+async def test_a_close_survives_invoicing_being_killed_again_and_again(own_stack: Stack) -> None:
+    """Killed when asked, between numbers and between PDFs; then the month is as if never killed."""
+    own_stack.stop("metering")
+    async with outside_of(own_stack) as outside:
+        tenants = [await outside.tenant() for _ in range(BILLED)]
+        await book_july(outside, tenants)
+        path = f"/v1/periods/{MONTH}"
+
+        async def july() -> Json:
+            return await outside.api.get("invoicing", path, "finance")
+
+        await until(july, lambda x: x["state"] == "closable")
+        body: Json = {"issued_on": None, "override": None}
+        await outside.api.post("invoicing", f"{path}/close", "finance", body)
+        for numbered, rendered in ((0, 0), (1, 0), (BILLED, 10), (BILLED, 60)):
+            await kill_at(own_stack, numbered, rendered)
+        await until(july, lambda x: x["state"] == "closed")
+        found = await outside.api.items("invoicing", "/v1/invoices", "finance", period=MONTH)
+        proof = await outside.api.get("invoicing", f"{path}/reconciliation", "finance")
+        accounts = (await outside.api.get("ledger", "/v1/trial-balance", "auditor"))["accounts"]
+    assert sorted(tenants) == [one["tenant_id"] for one in found]
+    numbers = [f"INV-2025-26-{n:06d}" for n, _ in zip(count(1), found, strict=False)]
+    assert numbers == sorted(one["number"] for one in found)
+    assert {"finalised"} == {one["state"] for one in found}
+    documents = await moved(own_stack)
+    assert sorted(f"document:{one['invoice_id']}" for one in found) == sorted(documents)
+    assert (BILLED, "0", "0", 0) == (
+        proof["invoices_count"],
+        proof["difference_micro"],
+        proof["receivable_difference_micro"],
+        proof["number_gaps"],
+    )
+    charged_micro = sum(CHARGE_MICRO + number for number in range(BILLED))
+    assert -charged_micro == next(
+        int(one["balance_micro"]) for one in accounts if one["account"] == "invoiced"
+    )
