@@ -4,7 +4,7 @@ Finance's command writes down the closing and one bill per tenant with its posit
 What follows is this job's, in leased tasks that look for work in the database and record each
 outcome there, so that whichever process runs next goes on where the last one stopped:
 
-1. *compute* every bill of the month from its entries (set-based, no locks held);
+1. *compute* every bill from the sums of the month's entries (`store`; no locks held);
 2. *number* the computed bills in order of tenant, a block per short transaction, once none of the
    month is left to compute; a zero bill is skipped and burns no number;
 3. *pdf* and *ledger*, side by side, per numbered invoice: act outside any transaction, record;
