@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from hisab_contracts.units import month_of
 from integration.metering.service import JULY_END_MS, Hub, Metering, charges, eventually
 from unit.metering.said import HOUR_MS, NOON_MS, interval
 
@@ -120,3 +123,47 @@ def test_silent_hub_says_so(metering: Metering) -> None:
     state = eventually(hub.state, lambda one: one["silent"] and one["complete_until"])
     assert (True, NOON) == (state["silent"], state["complete_until"])
     assert state["blocked_by"][0]["reason"].startswith("silent since")
+
+
+def test_open_time_is_what_waits_in_each_billing_month(hub: Hub) -> None:
+    """Kept beside the records: across the end of a month, a conflict, a dismissal, a release."""
+    sku = f"open-{hub.code}"
+    hub.say(interval(JULY_END_MS - HOUR_MS, JULY_END_MS + HOUR_MS, sku=sku))
+    hub.say(interval(NOON_MS, NOON_MS + HOUR_MS, allocation_id="first"))
+    hub.say(interval(NOON_MS, NOON_MS + 2 * HOUR_MS, allocation_id="second"))
+    hub.accounts(3)
+    hour_gpu_ns = 3_600_000_000_000
+    assert {"2025-07": 2 * hour_gpu_ns, "2025-08": hour_gpu_ns} == open_time(hub)
+    [conflict] = hub.quarantined(count=1, reason="conflict")
+    path = f"/v1/quarantine/{conflict['quarantine_id']}"
+    assert "open" == hub.metering.request("POST", f"{path}/replay", json={}).json()["state"]
+    assert {"2025-07": 2 * hour_gpu_ns, "2025-08": hour_gpu_ns} == open_time(hub)
+    hub.metering.request("POST", f"{path}/dismiss", json={"reason": "agreed"})
+    assert {"2025-07": hour_gpu_ns, "2025-08": hour_gpu_ns} == open_time(hub)
+    prices = [{"sku": sku, "price_class": "on_demand", "micro_per_gpu_hour": "1"}]
+    body = {"currency": "PKR", "valid_from": None, "valid_until": None, "prices": prices}
+    assert 201 == hub.metering.request("POST", "/v1/price-lists", json=body).status_code
+    assert {} == eventually(lambda: open_time(hub), lambda found: not found)
+
+    def changes() -> list[tuple[int]]:
+        query = "select waiting_gpu_ns from open_time where hub = $1"
+        return hub.metering.rows(query, hub.code)
+
+    assert [] == eventually(changes, lambda found: not found)
+
+
+def open_time(hub: Hub) -> dict[str, int]:
+    """What is open per month of the only tenant, which must be what its records say."""
+    [(kept, records)] = hub.metering.rows(
+        """select (select json_object_agg(month, gpu_ns)
+                     from (select month, sum(waiting_gpu_ns) as gpu_ns from open_time
+                            where hub = $1 group by month having sum(waiting_gpu_ns) <> 0) o),
+                  (select json_agg(json_build_array(hour_ms, waiting_gpu_ns))
+                     from quarantine_time where hub = $1 and not dismissed)""",
+        hub.code,
+    )
+    sums: dict[str, int] = {}
+    for hour_ms, gpu_ns in json.loads(records or "[]"):
+        sums[month_of(hour_ms)] = sums.get(month_of(hour_ms), 0) + gpu_ns
+    assert sums == json.loads(kept or "{}")
+    return sums

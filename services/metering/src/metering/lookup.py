@@ -16,7 +16,6 @@ import msgspec
 
 from hisab_contracts.charges import HubWatermark, OpenQuarantine
 from hisab_contracts.ids import HubCode, SourcePath, TenantId
-from hisab_contracts.units import month_of
 from metering.completeness import HubView
 from metering.sources import Seen, Source
 
@@ -153,12 +152,13 @@ def source_from_row(row: Row) -> Source:
 
 
 _OPEN_TIME = """
-select t.hub, t.tenant_id, t.hour_ms, sum(t.waiting_gpu_ns) as waiting_gpu_ns
-  from quarantine_time t
-  join tenants known on known.tenant_id = t.tenant_id
- where not t.dismissed and ($1::text is null or t.hub = $1)
- group by t.hub, t.tenant_id, t.hour_ms
- order by t.hub, t.tenant_id, t.hour_ms
+select o.hub, o.tenant_id, o.month, sum(o.waiting_gpu_ns) as waiting_gpu_ns
+  from open_time o
+  join tenants known on known.tenant_id = o.tenant_id
+ where $1::text is null or o.hub = $1
+ group by o.hub, o.tenant_id, o.month
+having sum(o.waiting_gpu_ns) <> 0
+ order by o.hub, o.tenant_id, o.month
 """
 
 
@@ -166,14 +166,12 @@ async def _open_time(
     connection: Connection, hub: HubCode | None
 ) -> dict[str, list[OpenQuarantine]]:
     """Return open quarantined time per hub, tenant we know, and billing month."""
-    sums: dict[tuple[str, str, str], int] = {}
-    for row in await connection.fetch(_OPEN_TIME, hub):
-        key = (row["hub"], row["tenant_id"], month_of(row["hour_ms"]))
-        sums[key] = sums.get(key, 0) + row["waiting_gpu_ns"]
     found: dict[str, list[OpenQuarantine]] = {}
-    for (of_hub, tenant_id, month), gpu_ns in sums.items():
-        waiting = OpenQuarantine(TenantId(tenant_id), month, gpu_ns)
-        found.setdefault(of_hub, []).append(waiting)
+    for row in await connection.fetch(_OPEN_TIME, hub):
+        waiting = OpenQuarantine(
+            TenantId(row["tenant_id"]), row["month"], int(row["waiting_gpu_ns"])
+        )
+        found.setdefault(row["hub"], []).append(waiting)
     return found
 
 

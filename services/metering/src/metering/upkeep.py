@@ -37,6 +37,8 @@ ENDINGS_AT_ONCE: Final = 500
 RELEASES_AT_ONCE: Final = 500
 REGISTRY_PAUSE_S: Final = 1
 IDLE_LOOK_MS: Final = 1_000
+FOLD_EVERY_MS: Final = 10_000
+"""Changes of open time that gathered for so long are put together: looks stay short."""
 
 
 class Watermarks:
@@ -50,6 +52,7 @@ class Watermarks:
         self._barriers: dict[HubCode, Barrier] = {}
         self._batches = -1
         self._looked_ms = 0
+        self._folded_ms = 0
 
     async def run(self, connection: Connection) -> None:
         """Look at every hub once; while nothing comes in, only every second."""
@@ -59,6 +62,9 @@ class Watermarks:
         if idle and now_ms - self._looked_ms < IDLE_LOOK_MS:
             return
         self._batches, self._looked_ms = batches, now_ms
+        if now_ms - self._folded_ms >= FOLD_EVERY_MS:
+            await waiting.fold_open_time(connection)
+            self._folded_ms = now_ms
         hubs = await lookup.views(connection)
         await self._raise_barriers(hubs, now_ms)
         for told in hubs:

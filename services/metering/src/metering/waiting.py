@@ -295,15 +295,23 @@ def _parts_text(parts: Sequence[Part] | None) -> str | None:
 
 
 _ADD_TIME = """
-insert into quarantine_time (quarantine_id, hub, hour_ms, tenant_id, waiting_gpu_ns)
-select k.quarantine_id, k.hub, k.hour_ms, k.tenant_id, k.waiting_gpu_ns
-  from unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[])
-       as k (quarantine_id, hub, hour_ms, tenant_id, waiting_gpu_ns)
+with added as (
+  insert into quarantine_time (quarantine_id, hub, hour_ms, tenant_id, waiting_gpu_ns)
+  select k.quarantine_id, k.hub, k.hour_ms, k.tenant_id, k.waiting_gpu_ns
+    from unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[])
+         as k (quarantine_id, hub, hour_ms, tenant_id, waiting_gpu_ns)
+  returning hub, hour_ms, tenant_id, waiting_gpu_ns
+)
+insert into open_time (hub, tenant_id, month, waiting_gpu_ns)
+select a.hub, a.tenant_id, billing_month(a.hour_ms), sum(a.waiting_gpu_ns)
+  from added a
+ where a.tenant_id is not null
+ group by a.hub, a.tenant_id, billing_month(a.hour_ms)
 """
 
 
 async def add_waiting_time(connection: Connection, waiting: Mapping[int, Quarantined]) -> None:
-    """Write the GPU time that waits, per record and hour."""
+    """Write the GPU time that waits, per record and hour; it is open per tenant and month."""
     rows = [
         (quarantine_id, one.origin.hub, hour_ms, one.tenant_id, gpu_ns)
         for quarantine_id, one in waiting.items()
@@ -400,7 +408,17 @@ async def keep_waiting(
     await add_waiting_time(connection, waiting)
 
 
-_FORGET_TIME = "delete from quarantine_time where quarantine_id = any($1::bigint[])"
+_FORGET_TIME = """
+with removed as (
+  delete from quarantine_time where quarantine_id = any($1::bigint[])
+  returning hub, hour_ms, tenant_id, waiting_gpu_ns, dismissed
+)
+insert into open_time (hub, tenant_id, month, waiting_gpu_ns)
+select r.hub, r.tenant_id, billing_month(r.hour_ms), -sum(r.waiting_gpu_ns)
+  from removed r
+ where not r.dismissed and r.tenant_id is not null
+ group by r.hub, r.tenant_id, billing_month(r.hour_ms)
+"""
 
 
 async def _forget_time(connection: Connection, quarantine_ids: list[int]) -> None:
@@ -421,22 +439,56 @@ async def release(connection: Connection, quarantine_ids: Sequence[int], because
 
 
 _DISMISS = """
-with dismissed as (
-  update quarantine set state = 'dismissed', closed_at = clock_timestamp(), closed_because = $2
-   where quarantine_id = $1 and state = 'open'
-  returning quarantine_id
-), blocking as (
-  update quarantine_time t set dismissed = true
-    from dismissed d where t.quarantine_id = d.quarantine_id
-  returning t.quarantine_id
-)
-select exists (select from dismissed) and (select count(*) from blocking) >= 0
+update quarantine set state = 'dismissed', closed_at = clock_timestamp(), closed_because = $2
+ where quarantine_id = $1 and state = 'open'
 """
 
 
 async def dismiss(connection: Connection, quarantine_id: int, because: str) -> bool:
     """Have a record stay in quarantine for good, blocking nobody; False unless it was open."""
-    return bool(await connection.fetchval(_DISMISS, quarantine_id, because))
+    if str(await connection.execute(_DISMISS, quarantine_id, because)) != "UPDATE 1":
+        return False
+    # A statement of its own: it sees what whoever held the record before us has left of its time.
+    await _dismiss_time(connection, quarantine_id)
+    return True
+
+
+_DISMISS_TIME = """
+with dismissed as (
+  update quarantine_time set dismissed = true where quarantine_id = $1 and not dismissed
+  returning hub, hour_ms, tenant_id, waiting_gpu_ns
+)
+insert into open_time (hub, tenant_id, month, waiting_gpu_ns)
+select d.hub, d.tenant_id, billing_month(d.hour_ms), -sum(d.waiting_gpu_ns)
+  from dismissed d
+ where d.tenant_id is not null
+ group by d.hub, d.tenant_id, billing_month(d.hour_ms)
+"""
+
+
+async def _dismiss_time(connection: Connection, quarantine_id: int) -> None:
+    await connection.execute(_DISMISS_TIME, quarantine_id)
+
+
+_FOLD_OPEN_TIME = """
+with changed as (
+  select hub, tenant_id, month from open_time group by hub, tenant_id, month having count(*) > 1
+), taken as (
+  delete from open_time o using changed c
+   where o.hub = c.hub and o.tenant_id = c.tenant_id and o.month = c.month
+  returning o.hub, o.tenant_id, o.month, o.waiting_gpu_ns
+)
+insert into open_time (hub, tenant_id, month, waiting_gpu_ns)
+select t.hub, t.tenant_id, t.month, sum(t.waiting_gpu_ns)
+  from taken t
+ group by t.hub, t.tenant_id, t.month
+having sum(t.waiting_gpu_ns) <> 0
+"""
+
+
+async def fold_open_time(connection: Connection) -> None:
+    """Put the changes of open time together: one row per hub, tenant and month, none for zero."""
+    await connection.execute(_FOLD_OPEN_TIME)
 
 
 _RELEASABLE = """

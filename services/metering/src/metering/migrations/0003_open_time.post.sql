@@ -1,0 +1,3 @@
+-- Nobody looks open quarantined time up record by record any more.
+
+drop index quarantine_time_open;
