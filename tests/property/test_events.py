@@ -38,7 +38,8 @@ def answers(value: bytes | None, headers: Any) -> HubEvent | Refused:
     if isinstance(answer, Refused):
         assert answer.reason in REASONS
         assert answer.detail
-        answer.detail.encode()  # It is stored and published: it must be text.
+        answer.detail.encode()  # It is stored and published: it must be text, without NUL.
+        assert "\x00" not in answer.detail
     else:
         assert isinstance(answer, HubEvent)
         assert answer.source.hub == answer.data.hub == LAHORE

@@ -350,7 +350,7 @@ def _binary_envelope(value: bytes, headers: Sequence[tuple[str, bytes | None]]) 
     for name, text in headers:
         if name.startswith("ce_"):
             if text is None:
-                raise msgspec.ValidationError(f"header {name[:32]} has no value")
+                raise msgspec.ValidationError(f"header {name[:32]!r} has no value")
             attributes[name[3:]] = text.decode()
     envelope = msgspec.convert(attributes, _Envelope)
     envelope.data = msgspec.Raw(value)

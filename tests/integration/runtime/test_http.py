@@ -36,11 +36,20 @@ if TYPE_CHECKING:
     from runtime.database import Connection
 
 
+OUTAGES = {
+    "connection lost": ("select pg_terminate_backend(pg_backend_pid())",),
+    "statement cancelled": ("set local statement_timeout = 20", "select pg_sleep(5)"),
+    "locked": ("select pg_advisory_xact_lock(77)",),
+    "idle": ("set local idle_in_transaction_session_timeout = 20", "select 1"),
+}
+
+
 class Order(Model, frozen=True):
     """A body with one of everything."""
 
     item: str
     count: int = 1
+    notes: tuple[str, ...] = ()
     price_micro: IntegerText = "0"
 
 
@@ -66,6 +75,7 @@ class Shop:
         self.router.get("/v1/numbers", **operation(answer=Placed, paged=True))(self.numbers)
         self.router.get("/v1/tagged", **operation(answer=Placed))(self.tagged)
         self.router.get("/v1/broken", **operation())(self.broken)
+        self.router.get("/v1/outages/{outage}", **operation())(self.outage)
 
     async def order(self, request: Request, shop: str) -> Response:
         """Place an order."""
@@ -101,6 +111,14 @@ class Shop:
     async def broken(self, request: Request) -> Response:
         """Fail."""
         raise ZeroDivisionError
+
+    async def outage(self, request: Request, outage: str) -> Response:
+        """Meet an outage in mid-statement."""
+        async with self.kit.api.transaction(lock_timeout_ms=50) as connection:
+            for statement in OUTAGES[outage]:
+                await connection.execute(statement)
+                await asyncio.sleep(0.1)
+        return Response()
 
 
 @contextlib.asynccontextmanager
@@ -157,6 +175,43 @@ async def test_checks_run_in_their_order(bare: Bare) -> None:
         assert "method-not-allowed" == (await client.put("/v1/numbers")).json()["code"]
         broken = await client.get("/v1/broken")
         assert (500, "internal") == (broken.status_code, broken.json()["code"])
+
+
+@pytest.mark.parametrize("outage", OUTAGES)
+async def test_an_outage_in_mid_statement_is_unavailable(bare: Bare, outage: str) -> None:
+    """503 and `retryable`, whether the server, a lock or a deadline ended the statement."""
+    holder = await bare.admin()
+    await holder.execute("select pg_advisory_lock(77)")
+    async with _open(bare) as (_shop, client, _keys):
+        answer = await client.get(f"/v1/outages/{outage}")
+        assert (503, "unavailable", True) == (
+            answer.status_code,
+            answer.json()["code"],
+            answer.json()["retryable"],
+        )
+    await holder.close()
+
+
+@pytest.mark.defect("F63")
+async def test_control_characters_are_refused_wherever_they_come(bare: Bare) -> None:
+    """A path with one names nothing; a query or a body with one is malformed, and says where."""
+    async with _open(bare) as (shop, client, keys):
+        headers = _headers(keys["operator"])
+        good = {"item": "x"}
+        for path in ("/v1/shops/%00/orders", "/v1/shops/a%0Ab/orders"):
+            answer = await client.post(path, headers=headers, json=good)
+            assert (404, "not-found") == (answer.status_code, answer.json()["code"])
+        for query in ("?reason=%00", "?%7F=1"):
+            answer = await client.get(f"/v1/numbers{query}", headers=headers)
+            assert (422, "malformed") == (answer.status_code, answer.json()["code"])
+        for text in ("\x00", "a\nb", "\x7f"):
+            bad = {"item": "x", "notes": ["fine: ü\\n", text]}
+            answer = await client.post("/v1/shops/a/orders", headers=headers, json=bad)
+            assert (422, "malformed") == (answer.status_code, answer.json()["code"])
+            assert "`$.notes[1]`" in answer.json()["detail"]
+        fine = {"item": "ü\\n", "notes": ["\u0627"]}
+        answer = await client.post("/v1/shops/a/orders", headers=headers, json=fine)
+        assert (201, 1) == (answer.status_code, shop.placed)
 
 
 @pytest.mark.defect("L15", "F63")

@@ -89,9 +89,10 @@ def is_infrastructure(error: BaseException) -> bool:
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
         return False  # A value the driver cannot encode.
     if isinstance(error, asyncpg.PostgresError):
-        # Class 40 conflicts, 53 resources, 55 locks, 57 operator, 58 system, 08 connection.
+        # Class 40 conflicts, 53 resources, 55 locks, 57 operator, 58 system, 08 connection; 25P03:
+        # the server ended a transaction that stood idle.
         state = error.sqlstate or ""
-        return state[:2] in ("08", "40", "53", "55", "57", "58") or state == "25006"
+        return state[:2] in ("08", "40", "53", "55", "57", "58") or state in ("25006", "25P03")
     return isinstance(error, _LOST)
 
 

@@ -20,7 +20,7 @@ import base64
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
@@ -37,8 +37,8 @@ from starlette.responses import Response
 
 from hisab_contracts.problems import PROBLEMS
 from runtime import telemetry
-from runtime.database import LOCK_NOT_AVAILABLE, CommitUnknown, Database, Unavailable
-from runtime.kafka import BrokerLost, MessageTooLarge, PublishFailed
+from runtime.database import LOCK_NOT_AVAILABLE, CommitUnknown, Database, is_infrastructure
+from runtime.kafka import MessageTooLarge
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -57,6 +57,9 @@ UNKNOWN_ATTEMPTS: Final = 5
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+"""PostgreSQL takes no NUL, and no line of ours should hold the others."""
+_MAYBE_CONTROL = re.compile(rb"\x7f|\\[ubfnrt]")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _PROBLEM_JSON: Final = "application/problem+json"
 
@@ -144,9 +147,28 @@ async def read_body(request: Request, model: type[M], *, max_bytes: int = MAX_BO
         raise Problem("unsupported-media-type", "send application/json")
     check_depth(body)
     try:
-        return msgspec.json.decode(body, type=model)
+        decoded = msgspec.json.decode(body, type=model)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Problem("malformed", str(error)) from error
+    if _MAYBE_CONTROL.search(body) is not None:
+        where = _control_in(msgspec.to_builtins(decoded), "$")
+        if where is not None:
+            raise Problem("malformed", f"control characters are not taken - at `{where}`")
+    return decoded
+
+
+def _control_in(value: object, where: str) -> str | None:
+    """Return the first member whose text, or name, has a control character, as msgspec names it."""
+    if isinstance(value, str):
+        return where if _CONTROL.search(value) is not None else None
+    inner: Iterable[tuple[object, str]] = ()
+    if isinstance(value, dict):
+        if any(_CONTROL.search(name) is not None for name in value):
+            return where
+        inner = ((member, f"{where}.{name}") for name, member in value.items())
+    elif isinstance(value, list | tuple):
+        inner = ((member, f"{where}[{number}]") for number, member in enumerate(value))
+    return next((found for one, at in inner if (found := _control_in(one, at))), None)
 
 
 def check_depth(body: bytes) -> None:
@@ -473,7 +495,7 @@ def create_app(
     app.add_route("/healthz", healthz)
     app.add_route("/readyz", readyz)
     app.add_route("/metrics", metrics)
-    for refused in (Problem, HTTPException, RequestValidationError, MessageTooLarge, *_OUTAGES):
+    for refused in (Problem, HTTPException, RequestValidationError, MessageTooLarge):
         app.add_exception_handler(refused, _refuse)
     app.add_middleware(_Boundary)
     return app
@@ -484,9 +506,6 @@ async def _refuse(_request: Request, error: Exception) -> Response:
     match error:
         case Problem():
             return problem_response(error)
-        case Unavailable() | CommitUnknown() | BrokerLost() | PublishFailed():
-            _log.warning("unavailable", error=repr(error))
-            return problem_response(Problem("unavailable"))
         case MessageTooLarge():
             return problem_response(Problem("too-large", str(error)))
         case RequestValidationError():
@@ -498,14 +517,17 @@ async def _refuse(_request: Request, error: Exception) -> Response:
             raise error
 
 
-_OUTAGES: Final = (Unavailable, CommitUnknown, BrokerLost, PublishFailed)
 _FRAMEWORK_CODES: Final = MappingProxyType(
     {404: "not-found", 405: "method-not-allowed", 413: "too-large", 415: "unsupported-media-type"}
 )
 
 
 class _Boundary:
-    """The outermost layer: a span and a metric per request, and no exception beyond it."""
+    """The outermost layer: a span and a metric per request, and no exception beyond it.
+
+    An outage, wherever it was met, is `unavailable`; any other exception is a defect of ours. What
+    no name or text of ours can hold (control characters) is not even looked for.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -526,14 +548,27 @@ class _Boundary:
 
         with telemetry.request_span(request.method, request.headers):
             try:
-                await self._app(scope, receive, noting)
+                refused = _refused(request)
+                app = self._app if refused is None else problem_response(refused)
+                await app(scope, receive, noting)
             except Exception as error:
-                _log.exception("request failed", path=scope["path"], error=repr(error))
+                code = "unavailable" if is_infrastructure(error) else "internal"
+                _log.exception("request failed", path=scope["path"], code=code, error=repr(error))
                 if status is not None:
                     raise
-                await problem_response(Problem("internal"))(scope, receive, noting)
+                await problem_response(Problem(code))(scope, receive, noting)
             finally:
                 route = getattr(scope.get("route"), "path", "unmatched")
                 telemetry.observe_request(
                     request.method, route, status or 0, time.perf_counter() - started_s
                 )
+
+
+def _refused(request: Request) -> Problem | None:
+    """Refuse control characters in the path, which then names nothing, and in the query."""
+    if _CONTROL.search(request.scope["path"]) is not None:
+        return Problem("not-found")
+    for name, value in request.query_params.multi_items():
+        if _CONTROL.search(name + value) is not None:
+            return Problem("malformed", "control characters are not taken in a query")
+    return None
