@@ -1,0 +1,85 @@
+"""A real service is told to stop while records flow: it ends well, and goes on where it was."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from operator import le
+from pathlib import Path
+
+import pytest
+
+from infrastructure import Infrastructure
+from integration.metering.service import Hub, charges, eventually, running
+from unit.metering.said import NOON_MS, interval
+
+STEP_MS = 1_000
+WITHIN_THE_HOUR = 3_600
+
+
+@contextmanager
+def flowing(hub: Hub) -> Iterator[Counter[str]]:
+    """Say one second of usage after the other, in a thread, as long as this lasts."""
+    said: Counter[str] = Counter()
+    enough = threading.Event()
+
+    def say() -> None:
+        while not enough.wait(0.002) and said["seconds"] < WITHIN_THE_HOUR:
+            start_ms = NOON_MS + said["seconds"] * STEP_MS
+            hub.say(interval(start_ms, start_ms + STEP_MS))
+            said["seconds"] += 1
+
+    thread = threading.Thread(target=say)
+    thread.start()
+    try:
+        yield said
+    finally:
+        enough.set()
+        thread.join()
+        hub.flush()
+
+
+def read(hub: Hub) -> int:
+    """How many records of a hub were taken."""
+    return int(hub.reconcile()["records"]["read"])
+
+
+@pytest.mark.slow
+def test_sigterm_in_mid_stream_ends_well_and_nothing_is_lost_or_doubled(
+    infrastructure: Infrastructure, tmp_path: Path
+) -> None:
+    """Status 0, no part cut off; what is billed and published afterwards is what was said, once."""
+    log = tmp_path / "log"
+    with running(infrastructure, log) as metering:
+        hub = metering.add_hub()
+        with flowing(hub) as said:
+            for _ in range(2):
+                enough = read(hub) + 50
+                eventually(lambda: read(hub), partial(le, enough))
+                assert 0 == metering.stop()
+                metering.start()
+        seconds = said["seconds"]
+        accounts = hub.accounts(seconds)
+        records = accounts["records"]
+        assert (seconds, seconds, 0, 0) == tuple(
+            records[what] for what in ("read", "accepted", "duplicate", "quarantined")
+        )
+        assert (seconds * 10**9, "0") == (
+            int(accounts["billed_gpu_ns"]),
+            accounts["difference_gpu_ns"],
+        )
+        eventually(lambda: metering.get("/v1/status"), lambda status: status["outbox_depth"] == 0)
+        totals = [
+            one["total_gpu_ns"]
+            for one in charges(infrastructure, hub.code)
+            if one["kind"] == "bucket"
+        ]
+        assert sorted(set(totals)) == totals
+        assert seconds * 10**9 == totals[-1]
+    text = log.read_text()
+    assert 3 == text.count('"because": "signal"')
+    assert "part did not end in time" not in text
+    assert "Traceback" not in text
