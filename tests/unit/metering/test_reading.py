@@ -310,3 +310,16 @@ def test_vouched_watermark_jumps_no_gap() -> None:
     heard = hear(reading, [first])
     assert [(None, [(2, 3)])] == [(one.watermark_ms, one.gaps) for one in heard.changed]
     assert 1 == len(heard.accepted)
+
+
+@pytest.mark.defect("F70")
+def test_reading_is_full_by_the_hours_of_its_records() -> None:
+    """What can be rated and what waits count alike: both are kept per hour."""
+    reading = Reading(facts(), max_hours=5)
+    for sequence, sku in enumerate(("h100-sxm-80", "b300"), start=1):
+        assert not reading.is_full
+        long = interval(NOON_MS + 1, NOON_MS + 2 * HOUR_MS + 1, sku=sku)
+        reading.take(origin(), event(long, sequence), HEADERS)
+    assert (True, 2, 6) == (reading.is_full, reading.records, reading.hours)
+    reading.take_unread(origin())
+    assert 3 == reading.records

@@ -2,7 +2,8 @@
 
 Everything of a batch happens in the transaction that advances the stored offsets. What this process
 knows of tenants and prices is remembered between batches and checked in every transaction: prices
-by their generation under the price lock, tenants whenever one seems to be unknown.
+by their generation under the price lock, tenants whenever one seems to be unknown. A batch that
+touches very many hours is read and settled in portions, one after another in its transaction.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from hisab_contracts.ids import HubCode
 from hisab_contracts.reference import TenantRecord
 from hisab_contracts.topics import TENANTS, hub_of_topic
 from metering import store, waiting
-from metering.reading import Facts, Origin, Reading, Waits, missing_tenants
+from metering.reading import MAX_HOURS, Facts, Origin, Reading, Waits, missing_tenants
 from metering.settling import Paper, settle
 from metering.waiting import Payload
 from runtime.auth import keep_access_keys
@@ -39,9 +40,10 @@ _TENANT: Final = msgspec.json.Decoder(TenantRecord)
 class Intake:
     """Handles batches. One per process."""
 
-    def __init__(self, outbox: Outbox) -> None:
-        """Write what leaves to this outbox."""
+    def __init__(self, outbox: Outbox, *, max_hours: int = MAX_HOURS) -> None:
+        """Write what leaves to this outbox; settle after so many hours of usage at the latest."""
         self._outbox = outbox
+        self._max_hours = max_hours
         self._known = store.Known()
 
     async def handle(self, batch: Batch, connection: Connection) -> None:
@@ -75,16 +77,37 @@ class Intake:
             for origin, record in zip(origins, records, strict=True)
             if not before or origin[1:4] not in before
         ]
-        reading = await _read(facts, fresh, unread=unread)
-        unknown = missing_tenants(reading)
-        if unknown and await store.learn_tenants(connection, self._known, unknown):
-            reading = await _read(facts, fresh, unread=unread)
-        await settle(connection, reading, self._outbox, _paper(fresh, self._known.generation))
+        paper = _paper(fresh, self._known.generation)
+        while fresh:
+            reading = await self._read(facts, fresh, unread=unread)
+            unknown = missing_tenants(reading)
+            if unknown and await store.learn_tenants(connection, self._known, unknown):
+                reading = await self._read(facts, fresh, unread=unread)
+            await settle(connection, reading, self._outbox, paper)
+            fresh = fresh[reading.records :]
         seen: dict[tuple[HubCode, int], int] = {}
         for origin in origins:
             place = (origin.hub, origin.partition)
             seen[place] = max(seen.get(place, 0), origin.record_ms)
         await waiting.note_seen(connection, seen)
+
+    async def _read(
+        self, facts: Facts, records: Sequence[tuple[Origin, Record]], *, unread: bool
+    ) -> Reading:
+        """Read records in order, as many as one reading holds."""
+        reading = Reading(facts, self._max_hours)
+        for at in range(0, len(records), RECORDS_PER_TURN):
+            for origin, record in records[at : at + RECORDS_PER_TURN]:
+                if unread:
+                    reading.take_unread(origin)
+                elif record.is_escaped:
+                    reading.take_unread(origin, ESCAPED)
+                else:
+                    reading.take(origin, record.value, record.headers)
+                if reading.is_full:
+                    return reading
+            await asyncio.sleep(0)
+        return reading
 
 
 def _origins_of(records: Sequence[Record]) -> list[Origin]:
@@ -111,20 +134,6 @@ def _ranges_of(origins: Sequence[Origin]) -> dict[tuple[str, int], tuple[int, in
         first = origin.offset if known is None else known[0]
         ranges[place] = (first, origin.offset)
     return ranges
-
-
-async def _read(facts: Facts, records: Sequence[tuple[Origin, Record]], *, unread: bool) -> Reading:
-    reading = Reading(facts)
-    for at in range(0, len(records), RECORDS_PER_TURN):
-        for origin, record in records[at : at + RECORDS_PER_TURN]:
-            if unread:
-                reading.take_unread(origin)
-            elif record.is_escaped:
-                reading.take_unread(origin, ESCAPED)
-            else:
-                reading.take(origin, record.value, record.headers)
-        await asyncio.sleep(0)
-    return reading
 
 
 def _paper(records: Sequence[tuple[Origin, Record]], generation: int) -> Paper:

@@ -40,6 +40,9 @@ from metering.sources import Said
 CLOCK_SKEW_MS: Final = 300_000
 """How far past its Kafka timestamp a record may speak: 5 minutes."""
 
+MAX_HOURS: Final = 100_000
+"""Hours of usage that one reading holds: what it needs of memory goes with them."""
+
 UNDECODED: Final = frozenset({"undecodable", "unknown-type", "schema", "killed-process"})
 """Reasons under which a record counts as one even though it may not be an interval."""
 
@@ -175,9 +178,18 @@ class Facts:
 
 @dataclass(slots=True)
 class Reading:
-    """What a batch says: made by `take`, record by record, in order of arrival."""
+    """What a batch says: made by `take`, record by record, in order of arrival.
+
+    One record may touch all the hours of a month. A reading that `is_full` is settled before the
+    rest of its batch is read.
+    """
 
     facts: Facts
+    max_hours: int = MAX_HOURS
+    records: int = 0
+    """Records read so far."""
+    hours: int = 0
+    """Hours that the intervals among them touch."""
     jobs: list[Job] = field(default_factory=list)
     parked: list[Parked] = field(default_factory=list)
     sources: dict[SourcePath, SourceEvents] = field(default_factory=dict)
@@ -189,6 +201,11 @@ class Reading:
     ended: dict[AllocationKey, Ended] = field(default_factory=dict)
     _rated: dict[tuple[str | int, ...], Bucket | Waits] = field(default_factory=dict)
     """Per allocation, node, class and hour: the bucket it fills, or why it cannot."""
+
+    @property
+    def is_full(self) -> bool:
+        """Say whether no more should be taken before this is settled."""
+        return self.hours >= self.max_hours
 
     @property
     def buckets(self) -> list[Bucket]:
@@ -208,6 +225,7 @@ class Reading:
         A record may speak of instants up to `spoken_ms` (and the allowed skew): its Kafka
         timestamp, or the present when an operator vouches for it.
         """
+        self.records += 1
         event = read_event(value, headers, origin.hub)
         if isinstance(event, Refused):
             if event.source is not None and event.sequence is not None:
@@ -244,6 +262,7 @@ class Reading:
 
     def take_unread(self, origin: Origin, waits: Waits = KILLED) -> None:
         """Have a record wait for a reason that lies outside of it, without reading it."""
+        self.records += 1
         self._park(origin, waits, None, None)
 
     def _note(
@@ -268,7 +287,9 @@ class Reading:
     ) -> None:
         buckets: list[Bucket] = []
         waits: Waits | None = None
-        for hour_ms in hours_of(interval.start_ms, interval.end_ms):
+        hours = hours_of(interval.start_ms, interval.end_ms)
+        self.hours += len(hours)
+        for hour_ms in hours:
             rated = self._rate(interval, hour_ms)
             if isinstance(rated, Waits):
                 waits = rated

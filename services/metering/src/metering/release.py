@@ -53,11 +53,16 @@ async def judge_again(
     records = [one for one in stored if one.state == "open"]
     await store.share_prices(connection)
     facts = await store.load_facts(connection, known)
-    reading = _read(facts, records, vouched_ms)
-    unknown = missing_tenants(reading)
-    if unknown and await store.learn_tenants(connection, known, unknown):
-        reading = _read(facts, records, vouched_ms)
-    still = await settle(connection, reading, outbox, _paper(records, known.generation))
+    paper = _paper(records, known.generation)
+    still: set[int] = set()
+    unread = records
+    while unread:
+        reading = _read(facts, unread, vouched_ms)
+        unknown = missing_tenants(reading)
+        if unknown and await store.learn_tenants(connection, known, unknown):
+            reading = _read(facts, unread, vouched_ms)
+        still |= await settle(connection, reading, outbox, paper)
+        unread = unread[reading.records :]
     released = [one.prior.quarantine_id for one in records if one.prior.quarantine_id not in still]
     if released:
         await waiting.release(connection, released, because)
@@ -71,6 +76,8 @@ def _read(facts: Facts, records: Sequence[Stored], vouched_ms: int | None) -> Re
         if vouched_ms is not None:
             spoken_ms = max(spoken_ms, vouched_ms)
         reading.take(one.origin, one.payload.value, one.payload.headers, one.prior, spoken_ms)
+        if reading.is_full:
+            break
     return reading
 
 
