@@ -349,6 +349,26 @@ async def test_a_known_etag_is_not_sent_again(bare: Bare) -> None:
         assert (200, 304, b"") == (first.status_code, again.status_code, again.content)
 
 
+async def test_an_unknown_key_is_looked_up_once_a_second_at_most(bare: Bare) -> None:
+    """It costs no statement meanwhile; when it becomes known it works within a second."""
+    minted = auth.mint("late", Role.AUDITOR)
+    headers = _headers(minted.secret, None)
+    admin = await bare.admin()
+    async with _open(bare) as (shop, client, _keys):
+        await admin.execute("alter table access_keys rename to hidden")
+        assert 500 == (await client.get("/v1/numbers", headers=headers)).status_code
+        await admin.execute("alter table hidden rename to access_keys")
+        assert 401 == (await client.get("/v1/numbers", headers=headers)).status_code
+        await admin.execute("alter table access_keys rename to hidden")
+        assert 401 == (await client.get("/v1/numbers", headers=headers)).status_code
+        await admin.execute("alter table hidden rename to access_keys")
+        async with shop.kit.writer.transaction() as connection:
+            await auth.store_keys(connection, [minted.access_key])
+        await asyncio.sleep(auth.CACHE_S)
+        assert 200 == (await client.get("/v1/numbers", headers=headers)).status_code
+    await admin.close()
+
+
 async def test_a_revoked_key_is_refused_within_five_seconds(bare: Bare) -> None:
     """The cache holds a key for a second at most; revocation is never undone by an old message."""
     async with _open(bare) as (shop, client, keys):

@@ -2,8 +2,9 @@
 
 Theory. A secret is 32 random bytes behind a prefix, shown once; its SHA-256 is stored (256 bits of
 entropy need no slow hash). Every service keeps `access_keys` from the compacted access topic; the
-service that makes keys also writes its own table at once. Look-ups are cached for a second at most,
-so a revocation works everywhere within five.
+service that makes keys also writes its own table at once. Look-ups, in vain or not, are cached for
+a second at most, so a revocation works everywhere within five; unknown keys have a cache of their
+own, so that no flood of them drives the known ones out.
 
 Refusals: no key, an unknown, expired or revoked one: 401. A role the endpoint does not name: 403.
 Another tenant's or hub's thing: 404, so that nothing is told about what exists. Too fast: 429.
@@ -19,7 +20,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 import structlog
@@ -33,6 +34,8 @@ from runtime.streams import Batch
 
 if TYPE_CHECKING:
     from runtime.database import Connection
+
+V = TypeVar("V")
 
 SECRET_PREFIX: Final = "hsb_"  # noqa: S105 - what every secret begins with
 CACHE_S: Final = 1
@@ -197,6 +200,7 @@ class Access:
         """Look keys up through this pool (the `api` role); each key may send so many requests."""
         self._database = database
         self._found: dict[str, tuple[float, Principal]] = {}
+        self._unknown: dict[str, float] = {}
         self._buckets = _Buckets(requests_per_s)
 
     async def authorise(self, request: Request, *roles: Role) -> Principal:
@@ -222,13 +226,16 @@ class Access:
         cached = self._found.get(sha256)
         if cached is not None and now_s < cached[0]:
             return cached[1]
+        if now_s < self._unknown.get(sha256, now_s):
+            return None
         self._found.pop(sha256, None)
         principal = await _find_key(self._database, sha256)
-        if principal is not None:
-            if len(self._found) >= CACHED_KEYS:
-                self._found.clear()
-            # Counted from before the look-up, so that a revocation is never seen later than that.
-            self._found[sha256] = (now_s + CACHE_S, principal)
+        # Counted from before the look-up, so that a change is never seen later than that.
+        until_s = now_s + CACHE_S
+        if principal is None:
+            _bounded(self._unknown)[sha256] = until_s
+        else:
+            _bounded(self._found)[sha256] = (until_s, principal)
         return principal
 
 
@@ -242,9 +249,7 @@ class _Buckets:
     def take(self, key_id: str, now_s: float) -> bool:
         level, at_s = self._levels.get(key_id, (2.0 * self._rate, now_s))
         level = min(2.0 * self._rate, level + (now_s - at_s) * self._rate)
-        if len(self._levels) >= CACHED_KEYS:
-            self._levels.clear()
-        self._levels[key_id] = (max(level - 1, 0.0), now_s)
+        _bounded(self._levels)[key_id] = (max(level - 1, 0.0), now_s)
         return level >= 1
 
 
@@ -254,10 +259,11 @@ def own_tenant(principal: Principal, tenant_id: str) -> None:
         raise Problem("not-found", "no such tenant")
 
 
-def own_hub(principal: Principal, hub: str) -> None:
-    """Raise `Problem` 404 when a hub's key asks for another hub."""
-    if principal.hub not in (None, hub):
-        raise Problem("not-found", "no such hub")
+def _bounded(cache: dict[str, V]) -> dict[str, V]:
+    """Return a cache with room for one more; what is in it may be forgotten at any time."""
+    if len(cache) >= CACHED_KEYS:
+        cache.clear()
+    return cache
 
 
 def _sha256(secret: str) -> str:
