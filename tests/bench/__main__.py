@@ -76,7 +76,7 @@ async def _versions(stack: Stack) -> dict[str, str]:
     kafka = stack.provider["kafka"]
     if kafka == "kraft":
         pom = (ROOT / "deploy" / "local" / "pom.xml").read_text()
-        found = re.search(r"kafka[^<]*</artifactId>\s*<version>([^<]+)", pom)
+        found = re.search(r"kafka_2\.13</artifactId>\s*<version>([^<]+)", pom)
         kafka = found[1] if found else kafka
     return {"postgres": postgres, "kafka": kafka}
 
