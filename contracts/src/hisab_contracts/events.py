@@ -45,8 +45,6 @@ INTERVAL: Final = "pk.hisab.usage.interval.v1"
 ENDED: Final = "pk.hisab.allocation.ended.v1"
 WATERMARK: Final = "pk.hisab.hub.watermark.v1"
 RETIRED: Final = "pk.hisab.source.retired.v1"
-CORRECTION: Final = "pk.hisab.usage.correction.v1"
-"""Known by name, parked as `unknown-type` until corrections are built."""
 
 EARLIEST_MS: Final = 1_577_836_800_000
 """2020-01-01T00:00:00Z: no usage lies before it."""

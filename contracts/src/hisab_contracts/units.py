@@ -16,7 +16,6 @@ HOUR_MS: Final = 3_600_000
 GPU_NS_PER_GPU_HOUR: Final = 3_600_000_000_000
 WHOLE_DEVICE_PPM: Final = 1_000_000
 MICRO_PER_MINOR: Final = 10_000
-MICRO_PER_UNIT: Final = 1_000_000
 MAX_MICRO: Final = 2**63 - 1
 """Largest amount a book or an event may carry (int64)."""
 
