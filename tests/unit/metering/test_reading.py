@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hisab_contracts.ids import DeviceId, HubCode, SourcePath
-from metering.accounts import Accounts, Tally
+from metering.accounts import Accounts, Tally, total_of
 from metering.coverage import DeviceCoverage
 from metering.hearing import hear
 from metering.reading import Facts, Origin, Prior, Reading, device_spans, missing_tenants
@@ -196,6 +196,33 @@ def test_conflict_that_still_conflicts_moves_nothing() -> None:
     repeated.meter(again.jobs[0])
     assert waiting.waiting_gpu_ns == repeated.quarantined[0].waiting_gpu_ns
     assert Tally() == total(repeated)
+
+
+@pytest.mark.defect("M18")
+def test_record_that_waits_on_whole_moves_nothing() -> None:
+    """Judged again while its tenant, or its time, is still to come: every account is as it was."""
+    unknown = event(interval(tenant_id="nobody"), 1)
+    early = event(watermark(RECORD_MS + HOUR_MS), 1, "watermark")
+    for value, counts in ((unknown, True), (early, False)):
+        [waiting] = account(read(value)).quarantined
+        assert counts == waiting.counts
+        prior = Prior(1, None, False, counts, NOON_MS, waiting.waiting_gpu_ns)
+        again = Reading(facts())
+        again.take(origin(), value, HEADERS, prior)
+        repeated = account(again)
+        assert [waiting._replace(prior=prior)] == repeated.quarantined
+        assert Tally() == total(repeated)
+
+
+def test_bucket_keeps_the_first_hold_that_was_named_in_it() -> None:
+    """Usage of one allocation under two holds: the charge names one."""
+    reading = read(
+        event(interval(end_ms=NOON_MS + 1, hold_id="first"), 1),
+        event(interval(NOON_MS + 1, NOON_MS + 2, hold_id="second"), 2),
+    )
+    account(reading)
+    [total_stated] = [total_of(bucket) for bucket in reading.buckets]
+    assert ("first", 2_000_000) == (total_stated.hold_id, total_stated.total_gpu_ns)
 
 
 def test_more_devices_than_an_hour_can_hold_wait() -> None:

@@ -200,14 +200,6 @@ class DeviceCoverage:
             changes.removed.extend((slice_uuid, start_ms) for start_ms in left)
         return changes
 
-    def rows(self) -> list[Covered]:
-        """Return all that is covered, by slice and start."""
-        return [
-            Covered(slice_uuid, start_ms, end_ms, claim)
-            for slice_uuid, track in sorted(self._tracks.items())
-            for start_ms, end_ms, claim in zip(track.starts, track.ends, track.claims, strict=True)
-        ]
-
     def _sold(self, slice_uuid: SliceId, start_ms: int, end_ms: int) -> Iterator[Covered]:
         """Yield what is sold in `[start_ms, end_ms)` on every slice that excludes this one."""
         whole = slice_uuid == self._device_uuid
