@@ -14,7 +14,7 @@ from integration.runtime.bare import Bare
 from integration.runtime.raw import RawName, send_raw
 from runtime import telemetry
 from runtime.database import transaction_on
-from runtime.kafka import Message, MessageTooLarge, Topic
+from runtime.kafka import BrokerLost, Feed, Message, MessageTooLarge, Topic
 from runtime.machine import Partition
 from runtime.records import Record
 from runtime.service import Kit
@@ -304,6 +304,37 @@ async def test_a_header_name_that_is_not_utf8_is_escaped_and_nothing_else_suffer
         assert odd == {n for n, record in enumerate(mine) if record.is_escaped}
         assert (("\\xffx", b"1"), ("plain", b"1")) == mine[3].headers
         assert 3 == sum(record.partition == 1 for record in seen)
+
+
+async def test_a_fetcher_that_has_died_is_a_lost_broker(
+    bare: Bare, unique: Callable[[str], str]
+) -> None:
+    """aiokafka's ends without a word when assignments cross: we notice at the next fetch."""
+    topic = unique("in")
+    place = Partition(topic, 0)
+    async with bare.open_kit() as kit:
+        await kit.kafka.create_topics([Topic(topic, 1)])
+        feed = Feed(kit.kafka, unique("group"))
+
+        async def assigned() -> tuple[Partition, ...]:
+            return feed.assigned()
+
+        async def fetch() -> object:
+            return await feed.fetch([place], wait_ms=100, max_records=1)
+
+        try:
+            await feed.open([topic])
+            await until(assigned, lambda places: places == (place,))
+            feed.seek(place, 0)
+            await fetch()
+            feed._consumer._fetcher._get_actions_per_node = None
+            feed.seek(place, 0)
+            with pytest.raises(BrokerLost):
+                await until(fetch, lambda _: False)
+        finally:
+            await feed.close()
+        connections = feed._consumer._client._conns.values()
+        assert not any(connection.connected() for connection in connections)
 
 
 async def read_all(kit: Kit, topic: str, group: str, count: int) -> list[Record]:

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal
 
 import structlog
 from aiokafka import (
@@ -293,16 +293,7 @@ class Kafka:
             return self._probe
 
 
-class _Client(Protocol):
-    """What every aiokafka client has, by one name or another."""
-
-    async def start(self) -> None: ...
-
-
-C = TypeVar("C", bound=_Client)
-
-
-async def _started(client: C, close: Callable[[], Awaitable[None]]) -> C:
+async def _started(client: Any, close: Callable[[], Awaitable[None]]) -> Any:
     """Start an aiokafka client, or close it and say why not."""
     try:
         with _broker_errors():
@@ -468,7 +459,11 @@ class Feed:
         """Leave; bounded, because aiokafka's `stop` can hang."""
         with contextlib.suppress(KafkaError, TimeoutError, OSError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._consumer.stop()
+                try:
+                    await self._consumer.stop()
+                finally:
+                    # `stop` does not come to this when its fetcher has died.
+                    await self._consumer._client.close()  # noqa: SLF001
 
     def assigned(self) -> tuple[Partition, ...]:
         """Return the partitions the group has given us."""
@@ -488,6 +483,8 @@ class Feed:
         asked = [TopicPartition(*partition) for partition in partitions]
         fetched = []
         before = self._flag.rebalances
+        if self._consumer._fetcher.error_future.done():  # noqa: SLF001 - it dies without a word
+            raise BrokerLost("aiokafka's fetcher has ended")
         with _broker_errors():
             try:
                 again = await self._reread(asked, max_records)
