@@ -77,7 +77,7 @@ class Intake:
             for origin, record in zip(origins, records, strict=True)
             if not before or origin[1:4] not in before
         ]
-        paper = _paper(fresh, self._known.generation)
+        paper = _paper(fresh, self._known.generation, unread=unread)
         while fresh:
             reading = await self._read(facts, fresh, unread=unread)
             unknown = missing_tenants(reading)
@@ -136,7 +136,7 @@ def _ranges_of(origins: Sequence[Origin]) -> dict[tuple[str, int], tuple[int, in
     return ranges
 
 
-def _paper(records: Sequence[tuple[Origin, Record]], generation: int) -> Paper:
+def _paper(records: Sequence[tuple[Origin, Record]], generation: int, *, unread: bool) -> Paper:
     by_place = {origin[1:4]: record for origin, record in records}
 
     def payload_of(origin: Origin) -> Payload:
@@ -144,6 +144,6 @@ def _paper(records: Sequence[tuple[Origin, Record]], generation: int) -> Paper:
         return Payload(record.key, record.value, record.headers)
 
     def traced(origin: Origin) -> Headers:
-        return trace_headers(trace_of(by_place[origin[1:4]]))
+        return trace_headers(None if unread else trace_of(by_place[origin[1:4]]))
 
     return Paper(payload_of, traced, generation)

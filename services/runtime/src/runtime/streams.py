@@ -314,7 +314,7 @@ class Consumer:
             if marked:
                 async with self._database.transaction() as connection:
                     await store.mark_attempt(connection, marked)
-            with telemetry.batch_span(self.group, batch.records):
+            with telemetry.batch_span(self.group, batch.records, unread=action.unread):
                 async with self._database.transaction() as connection:
                     await store.advance(connection, action.slices)
                     if batch.records:

@@ -136,12 +136,15 @@ def _context(traceparent: str) -> SpanContext | None:
 
 
 @contextmanager
-def batch_span(group: str, records: Sequence[Record]) -> Iterator[None]:
-    """One span around the processing of a batch, linked to at most 32 of its producers' traces."""
+def batch_span(group: str, records: Sequence[Record], *, unread: bool = False) -> Iterator[None]:
+    """One span around the processing of a batch, linked to at most 32 of its producers' traces.
+
+    With `unread` it is linked to none: no header is looked at.
+    """
     started_s = time.perf_counter()
     links = [
         Link(context)
-        for traceparent in _traces(records)
+        for traceparent in _traces(() if unread else records)
         if (context := _context(traceparent)) is not None
     ]
     with _TRACER.start_as_current_span(f"process {group}", kind=SpanKind.CONSUMER, links=links):
