@@ -30,7 +30,6 @@ from ledger.forms import (
     InvoicedAnswer,
     KeyAnswer,
     MakeKey,
-    Nothing,
     OpenProgramme,
     OpenTenant,
     ProposeGrant,
@@ -49,6 +48,7 @@ from ledger.statements import balance_of, hold_of, trial_balance
 from runtime.auth import AccessKey, Principal, Role, access_message, mint, own_tenant, store_keys
 from runtime.http import (
     Answer,
+    Nothing,
     Problem,
     cached_response,
     command_of,

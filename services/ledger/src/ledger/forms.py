@@ -100,10 +100,6 @@ class GrantAnswer(Model, frozen=True, kw_only=True):
     state: str
 
 
-class Nothing(Model, frozen=True, kw_only=True):
-    """An empty body."""
-
-
 class AskHold(Model, frozen=True, kw_only=True):
     """May this job start? Its amount, or GPUs, price class and duration to price it by."""
 

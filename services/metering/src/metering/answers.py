@@ -147,10 +147,6 @@ class Dismissal(Model, frozen=True, kw_only=True):
     reason: _REASON
 
 
-class Nothing(Model, frozen=True, kw_only=True):
-    """A command that says nothing more."""
-
-
 class PriceView(Model, frozen=True, kw_only=True):
     """One price of a list."""
 

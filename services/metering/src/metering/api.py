@@ -29,7 +29,6 @@ from metering.answers import (
     HubAnswer,
     HubState,
     NewHub,
-    Nothing,
     PriceVersionAnswer,
     ProposedPrices,
     QuarantineItem,
@@ -60,6 +59,7 @@ from runtime.auth import Principal, Role
 from runtime.database import ALL_TENANTS
 from runtime.http import (
     Answer,
+    Nothing,
     Page,
     Problem,
     check_depth,

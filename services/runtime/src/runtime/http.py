@@ -73,6 +73,10 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """What a request body is made of: strict, frozen, closed."""
 
 
+class Nothing(Model, frozen=True, kw_only=True):
+    """The body of a command that says nothing more."""
+
+
 class Problem(Exception):
     """An answer from the catalogue of problems, with what this case adds to it."""
 
