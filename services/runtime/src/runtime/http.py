@@ -264,6 +264,8 @@ def page_of(request: Request, *, default: int = 100) -> Page:
         )
     except (ValueError, msgspec.MsgspecError) as error:
         raise Problem("malformed", "cursor is not one that this list gave") from error
+    if _control_in(after, "cursor") is not None:
+        raise Problem("malformed", "cursor is not one that this list gave")
     return Page(limit, after)
 
 
