@@ -49,11 +49,11 @@ def read(hub: Hub) -> int:
 
 @pytest.mark.slow
 def test_sigterm_in_mid_stream_ends_well_and_nothing_is_lost_or_doubled(
-    infrastructure: Infrastructure, tmp_path: Path
+    apache_kafka: Infrastructure, tmp_path: Path
 ) -> None:
     """Status 0, no part cut off; what is billed and published afterwards is what was said, once."""
     log = tmp_path / "log"
-    with running(infrastructure, log) as metering:
+    with running(apache_kafka, log) as metering:
         hub = metering.add_hub()
         with flowing(hub) as said:
             for _ in range(2):
@@ -74,7 +74,7 @@ def test_sigterm_in_mid_stream_ends_well_and_nothing_is_lost_or_doubled(
         eventually(lambda: metering.get("/v1/status"), lambda status: status["outbox_depth"] == 0)
         totals = [
             one["total_gpu_ns"]
-            for one in charges(infrastructure, hub.code)
+            for one in charges(apache_kafka, hub.code)
             if one["kind"] == "bucket"
         ]
         assert sorted(set(totals)) == totals
