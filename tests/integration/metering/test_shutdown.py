@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from operator import le
-from pathlib import Path
 
 import pytest
 
 from infrastructure import Infrastructure
-from integration.metering.service import Hub, charges, eventually, running
+from integration.metering.service import Hub, Metering, charges, eventually
 from unit.metering.said import NOON_MS, interval
 
 STEP_MS = 1_000
@@ -49,37 +48,33 @@ def read(hub: Hub) -> int:
 
 @pytest.mark.slow
 def test_sigterm_in_mid_stream_ends_well_and_nothing_is_lost_or_doubled(
-    apache_kafka: Infrastructure, tmp_path: Path
+    apache_kafka: Infrastructure, metering: Metering, hub: Hub
 ) -> None:
     """Status 0, no part cut off; what is billed and published afterwards is what was said, once."""
-    log = tmp_path / "log"
-    with running(apache_kafka, log) as metering:
-        hub = metering.add_hub()
-        with flowing(hub) as said:
-            for _ in range(2):
-                enough = read(hub) + 50
-                eventually(lambda: read(hub), partial(le, enough))
-                assert 0 == metering.stop()
-                metering.start()
-        seconds = said["seconds"]
-        accounts = hub.accounts(seconds)
-        records = accounts["records"]
-        assert (seconds, seconds, 0, 0) == tuple(
-            records[what] for what in ("read", "accepted", "duplicate", "quarantined")
-        )
-        assert (seconds * 10**9, "0") == (
-            int(accounts["billed_gpu_ns"]),
-            accounts["difference_gpu_ns"],
-        )
-        eventually(lambda: metering.get("/v1/status"), lambda status: status["outbox_depth"] == 0)
-        totals = [
-            one["total_gpu_ns"]
-            for one in charges(apache_kafka, hub.code)
-            if one["kind"] == "bucket"
-        ]
-        assert sorted(set(totals)) == totals
-        assert seconds * 10**9 == totals[-1]
-    text = log.read_text()
-    assert 3 == text.count('"because": "signal"')
-    assert "part did not end in time" not in text
-    assert "Traceback" not in text
+    logged = metering.log.stat().st_size
+    with flowing(hub) as said:
+        for _ in range(2):
+            enough = read(hub) + 50
+            eventually(lambda: read(hub), partial(le, enough))
+            assert 0 == metering.stop()
+            metering.start()
+    seconds = said["seconds"]
+    accounts = hub.accounts(seconds)
+    records = accounts["records"]
+    assert (seconds, seconds, 0, 0) == tuple(
+        records[what] for what in ("read", "accepted", "duplicate", "quarantined")
+    )
+    assert (seconds * 10**9, "0") == (
+        int(accounts["billed_gpu_ns"]),
+        accounts["difference_gpu_ns"],
+    )
+    eventually(lambda: metering.get("/v1/status"), lambda status: status["outbox_depth"] == 0)
+    totals = [
+        one["total_gpu_ns"] for one in charges(apache_kafka, hub.code) if one["kind"] == "bucket"
+    ]
+    assert sorted(set(totals)) == totals
+    assert seconds * 10**9 == totals[-1]
+    log = metering.log.read_bytes()[logged:].decode()
+    assert 2 == log.count('"because": "signal"')
+    assert "part did not end in time" not in log
+    assert "Traceback" not in log
