@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -34,6 +35,7 @@ from demo.stream import Numbering, Record  # noqa: E402
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 GRANT_MICRO: Final = 3_000_000_000_000
+_CANCEL_AGAIN_S: Final = 2
 UNDECODABLE: Final = b"\xff\xfe this was never an event \x00"
 
 
@@ -86,10 +88,9 @@ def main(arguments: list[str], environment: dict[str, str]) -> int:
     except UnusableError as refused:
         print(f"demo: {refused}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     stack = LocalStack(options.folder / "demo" / "stack", options.keep)
     try:
-        ok = asyncio.run(run(options, trace, stack, screen))
+        ok = asyncio.run(interruptible(run(options, trace, stack, screen)))
     except (KeyboardInterrupt, asyncio.CancelledError):
         screen.bad("interrupted")
         ok = False
@@ -104,6 +105,21 @@ def main(arguments: list[str], environment: dict[str, str]) -> int:
     if not ok:
         screen.bad("FAIL")
     return 0 if ok else 1
+
+
+async def interruptible(work: Coroutine[None, None, bool]) -> bool:
+    """Do the work; SIGINT and SIGTERM cancel it, again until it ends: a library may swallow one."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+
+    def interrupt() -> None:
+        if not task.done():
+            task.cancel()
+            loop.call_later(_CANCEL_AGAIN_S, interrupt)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)
+    return await task
 
 
 class UnusableError(Exception):
