@@ -160,7 +160,6 @@ async def _baseline(bootstrap_servers: str, topic: str, hub: HubCode, events: in
     try:
         partitions = sorted(await _partitions(consumer, topic))
         consumer.assign([TopicPartition(topic, number) for number in partitions])
-        await consumer.seek_to_beginning()
         seen, began = 0, time.perf_counter()
         while seen < events:
             for records in (await consumer.getmany(timeout_ms=1_000, max_records=4_000)).values():

@@ -80,13 +80,16 @@ def audited(stack: Stack) -> tuple[int, str]:
 
 async def published(stack: Stack, partitions: int) -> set[tuple[str, int]]:
     """Which charges a reader of the entries topic finds, duplicates dropped by (tenant, seq)."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=stack.bootstrap_servers, enable_auto_commit=False)
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=stack.bootstrap_servers,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+    )
     await consumer.start()
     found: dict[tuple[str, int], str] = {}
     try:
         # As many as the charges have: a tenant keeps its partition number.
         consumer.assign([TopicPartition(ENTRIES, part) for part in range(partitions)])
-        await consumer.seek_to_beginning()
         async with asyncio.timeout(120):
             while len(found) < CHARGES_SENT:
                 for records in (await consumer.getmany(timeout_ms=500)).values():

@@ -32,7 +32,9 @@ class Published:
     async def read(self) -> dict[int, list[tuple[Entry | EntryWatermark, dict[str, bytes]]]]:
         """Read everything there is."""
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self.infrastructure.bootstrap_servers, enable_auto_commit=False
+            bootstrap_servers=self.infrastructure.bootstrap_servers,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
         )
         await consumer.start()
         try:
@@ -41,14 +43,14 @@ class Published:
             partitions = [TopicPartition(self.topic, number) for number in sorted(numbers)]
             consumer.assign(partitions)
             ends = await consumer.end_offsets(partitions)
-            await consumer.seek_to_beginning()
             found: dict[int, list[tuple[Entry | EntryWatermark, dict[str, bytes]]]] = {}
-            while sum(len(each) for each in found.values()) < sum(ends.values()):
-                for where, records in (await consumer.getmany(timeout_ms=500)).items():
-                    found.setdefault(where.partition, []).extend(
-                        (read_entry_message(record.value), dict(record.headers))
-                        for record in records
-                    )
+            async with asyncio.timeout(60):
+                while sum(len(each) for each in found.values()) < sum(ends.values()):
+                    for where, records in (await consumer.getmany(timeout_ms=500)).items():
+                        found.setdefault(where.partition, []).extend(
+                            (read_entry_message(record.value), dict(record.headers))
+                            for record in records
+                        )
         finally:
             await consumer.stop()
         return found
@@ -79,7 +81,7 @@ async def published(
 
 async def drain(sequencer: Sequencer, ledger: RealLedger) -> None:
     """Step until nothing is left to publish."""
-    async with ledger.writer.connection() as connection:
+    async with ledger.writer.connection() as connection, asyncio.timeout(60):
         while True:
             await sequencer.step(connection)
             if await feed.count_unpublished(connection) == 0:
