@@ -12,10 +12,10 @@ from integration.metering.service import Hub, Metering, running
 
 @pytest.fixture(scope="session")
 def metering(
-    infrastructure: Infrastructure, tmp_path_factory: pytest.TempPathFactory
+    apache_kafka: Infrastructure, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Metering]:
     """The process, on a database and topics of its own."""
-    with running(infrastructure, tmp_path_factory.mktemp("metering") / "log") as found:
+    with running(apache_kafka, tmp_path_factory.mktemp("metering") / "log") as found:
         yield found
 
 
