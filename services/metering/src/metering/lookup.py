@@ -17,7 +17,8 @@ import msgspec
 from hisab_contracts.charges import HubWatermark, OpenQuarantine
 from hisab_contracts.ids import HubCode, SourcePath, TenantId
 from metering.completeness import HubView
-from metering.sources import Seen, Source
+from metering.sources import Source
+from metering.waiting import read_headers, source_from_row
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
@@ -132,23 +133,6 @@ async def _active_sources(connection: Connection, hub: HubCode | None) -> dict[s
     for row in await connection.fetch(_ACTIVE, hub):
         found.setdefault(row["hub"], []).append(source_from_row(row))
     return found
-
-
-_BEYOND: Final = msgspec.json.Decoder(tuple[Seen, ...])
-
-
-def source_from_row(row: Row) -> Source:
-    """Read a row of `sources`."""
-    return Source(
-        hub=HubCode(row["hub"]),
-        path=SourcePath(row["source"]),
-        node_path=row["node_path"],
-        contiguous_sequence=row["contiguous"],
-        beyond=_BEYOND.decode(row["beyond"]),
-        watermark_ms=row["watermark_ms"],
-        standing=row["standing"],
-        last_seen_ms=row["last_seen_ms"],
-    )
 
 
 _OPEN_TIME = """
@@ -511,11 +495,8 @@ def _item(row: Row) -> Item:
         detail=row["detail"],
         state=row["state"],
         payload=row["message_value"],
-        headers=_HEADERS.decode(row["message_headers"]),
+        headers=read_headers(row["message_headers"]),
     )
-
-
-_HEADERS: Final = msgspec.msgpack.Decoder(list[tuple[str, bytes | None]])
 
 
 _QUARANTINE_STATE = "select state from quarantine where quarantine_id = $1"

@@ -69,13 +69,14 @@ async def lock_sources(
 ) -> list[Source]:
     """Lock and read these sources, and all active ones of the same nodes."""
     rows = await connection.fetch(_SOURCES, sorted(set(node_paths)), list(paths))
-    return [_source(row) for row in rows]
+    return [source_from_row(row) for row in rows]
 
 
 _BEYOND: Final = msgspec.json.Decoder(tuple[Seen, ...])
 
 
-def _source(row: Row) -> Source:
+def source_from_row(row: Row) -> Source:
+    """Read a row of `sources`."""
     return Source(
         hub=HubCode(row["hub"]),
         path=SourcePath(row["source"]),
