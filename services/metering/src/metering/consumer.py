@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -18,8 +19,8 @@ from hisab_contracts.ids import HubCode
 from hisab_contracts.reference import TenantRecord
 from hisab_contracts.topics import TENANTS, hub_of_topic
 from metering import store, waiting
-from metering.reading import MAX_HOURS, Facts, Origin, Reading, Waits, missing_tenants
-from metering.settling import Paper, settle
+from metering.reading import MAX_HOURS, Facts, Origin, Reading, Waits
+from metering.settling import Paper, settle_all
 from metering.waiting import Payload
 from runtime.auth import keep_access_keys
 from runtime.kafka import Headers
@@ -77,14 +78,9 @@ class Intake:
             for origin, record in zip(origins, records, strict=True)
             if not before or origin[1:4] not in before
         ]
+        read = partial(self._read, facts, unread=unread)
         paper = _paper(fresh, self._known.generation, unread=unread)
-        while fresh:
-            reading = await self._read(facts, fresh, unread=unread)
-            unknown = missing_tenants(reading)
-            if unknown and await store.learn_tenants(connection, self._known, unknown):
-                reading = await self._read(facts, fresh, unread=unread)
-            await settle(connection, reading, self._outbox, paper)
-            fresh = fresh[reading.records :]
+        await settle_all(connection, self._known, fresh, read, self._outbox, paper)
         seen: dict[tuple[HubCode, int], int] = {}
         for origin in origins:
             place = (origin.hub, origin.partition)

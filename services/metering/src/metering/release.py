@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from metering import store, waiting
-from metering.reading import Facts, Origin, Reading, missing_tenants
-from metering.settling import Paper, settle
+from metering.reading import Facts, Origin, Reading
+from metering.settling import Paper, settle_all
 from metering.store import Known
 from metering.waiting import Payload, Stored
 from runtime.kafka import Headers
@@ -53,23 +54,16 @@ async def judge_again(
     records = [one for one in stored if one.state == "open"]
     await store.share_prices(connection)
     facts = await store.load_facts(connection, known)
+    read = partial(_read, facts, vouched_ms)
     paper = _paper(records, known.generation)
-    still: set[int] = set()
-    unread = records
-    while unread:
-        reading = _read(facts, unread, vouched_ms)
-        unknown = missing_tenants(reading)
-        if unknown and await store.learn_tenants(connection, known, unknown):
-            reading = _read(facts, unread, vouched_ms)
-        still |= await settle(connection, reading, outbox, paper)
-        unread = unread[reading.records :]
+    still = await settle_all(connection, known, records, read, outbox, paper)
     released = [one.prior.quarantine_id for one in records if one.prior.quarantine_id not in still]
     if released:
         await waiting.release(connection, released, because)
     return closed
 
 
-def _read(facts: Facts, records: Sequence[Stored], vouched_ms: int | None) -> Reading:
+async def _read(facts: Facts, vouched_ms: int | None, records: Sequence[Stored]) -> Reading:
     reading = Reading(facts)
     for one in records:
         spoken_ms = one.origin.record_ms

@@ -9,9 +9,9 @@ for another reason. A record that changes nothing leaves nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
@@ -20,13 +20,15 @@ from metering import store, waiting
 from metering.accounts import Accounts, DeviceKey, Quarantined, total_of
 from metering.coverage import DAY_MS, DeviceCoverage
 from metering.hearing import hear
-from metering.reading import Bucket, Job, Origin, Reading, device_spans
+from metering.reading import Bucket, Job, Origin, Reading, device_spans, missing_tenants
 from metering.waiting import Opened, Payload
 from runtime.kafka import Headers, Message
 from runtime.streams import Outbox
 
 if TYPE_CHECKING:
     from runtime.database import Connection
+
+R = TypeVar("R")
 
 MAX_ROWS: Final = 20_000
 """Device-days and bucket-hours taken into memory at once."""
@@ -56,6 +58,30 @@ class QuarantineNotice(msgspec.Struct, frozen=True):
     partition: int
     offset: int
     value_sha256: str
+
+
+async def settle_all(
+    connection: Connection,
+    known: store.Known,
+    records: Sequence[R],
+    read: Callable[[Sequence[R]], Awaitable[Reading]],
+    outbox: Outbox,
+    paper: Paper,
+) -> set[int]:
+    """Read records in order, as many as one reading holds, and settle them, until none is left.
+
+    A reading that names tenants we do not know is read again once they have been looked up. Returns
+    which of the records that were judged again still wait.
+    """
+    still: set[int] = set()
+    while records:
+        reading = await read(records)
+        unknown = missing_tenants(reading)
+        if unknown and await store.learn_tenants(connection, known, unknown):
+            reading = await read(records)
+        still |= await settle(connection, reading, outbox, paper)
+        records = records[reading.records :]
+    return still
 
 
 async def settle(
