@@ -24,9 +24,9 @@ from metering import lookup, waiting
 from metering.completeness import Barrier, candidate_ms, has_passed, passed_ms, restated
 from metering.release import judge_again
 from metering.store import Known
-from runtime.database import Database, is_infrastructure, pause, transaction_on
+from runtime.database import is_infrastructure, pause, transaction_on
 from runtime.kafka import Kafka, Message
-from runtime.streams import Consumer, Outbox, Subscription
+from runtime.streams import Consumer, Outbox
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -178,14 +178,9 @@ class HubConsumer(Consumer):
     Following the registry is part of reading: when it fails, this part of the process ends.
     """
 
-    def __init__(self, kafka: Kafka, database: Database, subscription: Subscription) -> None:
-        """Take the kit's parts as a consumer does; the registry is in the same database."""
-        super().__init__(kafka, database, subscription)
-        self._registry = database
-
     async def look(self) -> None:
         """Read what is registered now, too."""
-        async with self._registry.connection() as connection:
+        async with self._database.connection() as connection:
             self.extend([hub_topic(hub) for hub in await lookup.hubs(connection)])
 
     async def run(self, stop: asyncio.Event) -> None:
