@@ -16,7 +16,7 @@ The trace that a message carries is kept beside its entry as telemetry and leave
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, assert_never
 
 import msgspec
@@ -27,6 +27,7 @@ from hisab_contracts.charges import AllocationFinal, BucketTotal, HubWatermark, 
 from hisab_contracts.entries import EntryWatermark
 from hisab_contracts.reference import PriceLine
 from ledger import registry
+from ledger.book import Bucket
 from ledger.decisions import ReleaseHold
 from ledger.feed import keep_watermarks
 from ledger.store import OpenBooks, load_buckets, load_holds, load_holds_of_allocations, open_books
@@ -96,7 +97,11 @@ async def _open(
     if not tenants:
         return OpenBooks({})
     books = await open_books(connection, tenants)
-    books.buckets = await load_buckets(connection, totals)
+    buckets = await load_buckets(connection, totals)
+    if any(_went_down(buckets, total) for total in totals):
+        # Credit may return to a lot that is spent: this transaction holds the locks already.
+        books = await open_books(connection, tenants, spent_lots=True)
+    books.buckets = buckets
     books.holds = await load_holds(
         connection,
         [(total.tenant_id, total.hold_id) for total in totals if total.hold_id is not None],
@@ -105,16 +110,11 @@ async def _open(
     for key, holds in (await load_holds_of_allocations(connection, ending)).items():
         books.holds |= {(key[0], hold.hold_id): hold for hold in holds}
         books.waiting[key] = [hold.hold_id for hold in holds]
-    if any(_went_down(books, total) for total in totals):
-        # Credit may return to a lot that is spent: this transaction holds the locks already.
-        whole = await open_books(connection, tenants, spent_lots=True)
-        whole.buckets, whole.holds, whole.waiting = books.buckets, books.holds, books.waiting
-        return whole
     return books
 
 
-def _went_down(books: OpenBooks, total: BucketTotal) -> bool:
-    bucket = books.buckets.get((total.tenant_id, total.bucket_id))
+def _went_down(buckets: Mapping[tuple[str, str], Bucket], total: BucketTotal) -> bool:
+    bucket = buckets.get((total.tenant_id, total.bucket_id))
     return bucket is not None and total.revision > bucket.revision
 
 
