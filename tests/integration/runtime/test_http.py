@@ -22,6 +22,7 @@ from runtime.http import (
     Answer,
     IntegerText,
     Model,
+    Place,
     Problem,
     cached_response,
     command_of,
@@ -100,8 +101,8 @@ class Shop:
     async def numbers(self, request: Request) -> Response:
         """List numbers."""
         await self.kit.access.authorise(request)
-        page = page_of(request)
-        first = 0 if page.after is None else int(page.after[0]) + 1
+        page = page_of(request, tuple[Place])
+        first = 0 if page.after is None else page.after[0] + 1
         rows = list(range(first, min(7, first + page.limit + 1)))
         return page_response(rows, page, lambda row: (row,))
 

@@ -50,6 +50,7 @@ from runtime.auth import Principal, Role, own_tenant
 from runtime.database import ALL_TENANTS
 from runtime.http import (
     Answer,
+    Place,
     Problem,
     command_of,
     idempotent,
@@ -107,10 +108,10 @@ def _reference_routes(kit: Kit, router: APIRouter) -> None:
     async def legal_entities(request: Request) -> Response:
         """Who sells."""
         await kit.access.authorise(request, *_MONEY)
-        page = page_of(request)
+        page = page_of(request, tuple[str])
         async with kit.api.transaction(tenant=ALL_TENANTS) as connection:
             found = await store.sellers(connection)
-        after = "" if page.after is None else str(page.after[0])
+        (after,) = page.after or ("",)
         shown = [
             LegalEntityAnswer(seller.legal_entity_id, seller.name, seller.series)
             for seller in found
@@ -145,10 +146,10 @@ def _reference_routes(kit: Kit, router: APIRouter) -> None:
     async def tax_rates(request: Request) -> Response:
         """The tax table, in the order it was recorded."""
         await kit.access.authorise(request, *_MONEY)
-        page = page_of(request)
+        page = page_of(request, tuple[Place])
         async with kit.api.transaction(tenant=ALL_TENANTS) as connection:
             rows = await store.tax_rows(connection)
-        after_version = 0 if page.after is None else int(page.after[0])
+        (after_version,) = page.after or (0,)
         shown = [_tax_answer(row) for row in rows if row.tax_version > after_version]
         return page_response(shown[: page.limit + 1], page, lambda answer: (answer.tax_version,))
 
@@ -368,7 +369,7 @@ def _invoice_routes(kit: Kit, router: APIRouter) -> None:
         tenant_id = request.query_params.get("tenant_id")
         if tenant_id is not None:
             own_tenant(principal, tenant_id)
-        page = page_of(request)
+        page = page_of(request, tuple[str, str, str])
         wanted = _wanted(request, page.limit + 1, page.after)
         async with kit.api.transaction(tenant=principal.sees) as connection:
             found = await invoice_store.invoices(connection, wanted)
@@ -416,7 +417,7 @@ def _invoice_routes(kit: Kit, router: APIRouter) -> None:
         return json_response(await _recompute(kit, reruns, invoice_id))
 
 
-def _wanted(request: Request, limit: int, after: tuple[str | int, ...] | None) -> Wanted:
+def _wanted(request: Request, limit: int, after: tuple[str, str, str] | None) -> Wanted:
     query = request.query_params
     state = query.get("state")
     if state not in (None, "finalising", "finalised"):
@@ -429,15 +430,13 @@ def _wanted(request: Request, limit: int, after: tuple[str | int, ...] | None) -
         updated_from = None if since is None else _moment(since)
     except ValueError as error:
         raise Problem("malformed", f"updated_since: {error}") from error
-    if after is not None and (len(after) != 3 or not all(isinstance(p, str) for p in after)):
-        raise Problem("malformed", "cursor is not one that this list gave")
     return Wanted(
         period=period,
         tenant_id=query.get("tenant_id"),
         state=msgspec.convert(state, State | None),
         updated_from=updated_from,
         invoice_id=None,
-        after=None if after is None else (str(after[0]), str(after[1]), str(after[2])),
+        after=after,
         limit=limit,
     )
 

@@ -49,6 +49,7 @@ from runtime.auth import AccessKey, Principal, Role, access_message, mint, own_t
 from runtime.http import (
     Answer,
     Nothing,
+    Place,
     Problem,
     cached_response,
     command_of,
@@ -438,10 +439,10 @@ class Endpoints:
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             if await registry.tenant_of(connection, tenant_id) is None:
                 raise Problem("not-found", "no such tenant")
-            page = page_of(request)
+            page = page_of(request, tuple[Place])
             after_seq = query_integer(request, "after_seq", default=0, most=MAX_MICRO)
             if page.after is not None:
-                after_seq = _seq_of(page.after)
+                (after_seq,) = page.after
             found = await entries_after(connection, tenant_id, after_seq, page.limit + 1)
         answers = [entry_answer(entry) for entry in found]
         return page_response(answers, page, lambda entry: (int(entry.seq),))
@@ -478,12 +479,3 @@ class Endpoints:
 
 def _actor(principal: Principal) -> str:
     return f"key:{principal.key_id}"
-
-
-def _seq_of(after: tuple[str | int, ...]) -> int:
-    """Read the position in a cursor of the entries feed."""
-    match after:
-        case (int(seq),):
-            return seq
-        case _:
-            raise Problem("malformed", "cursor is not one that this list gave")

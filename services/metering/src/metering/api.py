@@ -61,6 +61,7 @@ from runtime.http import (
     Answer,
     Nothing,
     Page,
+    Place,
     Problem,
     check_depth,
     command_of,
@@ -250,10 +251,8 @@ def _add_quarantine(router: APIRouter, shared: Endpoints) -> None:
         )
         if asked.hub is not None:
             _own_hub(principal, asked.hub)
-        page = page_of(request)
-        after = page.after[0] if page.after else 0
-        if not isinstance(after, int):
-            raise Problem("malformed", "cursor is not one that this list gave")
+        page = page_of(request, tuple[Place])
+        (after,) = page.after or (0,)
         async with kit.api.transaction(tenant=principal.sees) as connection:
             items, more = await lookup.quarantined(connection, asked, after, page.limit)
         shown = [answers.quarantine_item(item) for item in items]
@@ -430,8 +429,8 @@ def _add_hubs(router: APIRouter, shared: Endpoints) -> None:
         """List the sources of a hub: what an agent's spool may forget, and what is missing."""
         principal = await kit.access.authorise(request, Role.HUB, Role.OPERATOR, Role.AUDITOR)
         _own_hub(principal, hub)
-        page = page_of(request)
-        after = str(page.after[0]) if page.after else ""
+        page = page_of(request, tuple[str])
+        (after,) = page.after or ("",)
         async with kit.api.transaction(tenant=principal.sees) as connection:
             code = await _registered(connection, hub)
             found = await lookup.sources(connection, code, after, page.limit + 1)

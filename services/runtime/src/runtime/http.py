@@ -23,7 +23,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar
 
 import asyncpg
 import msgspec
@@ -50,6 +50,7 @@ M = TypeVar("M", bound=msgspec.Struct)
 
 MAX_BODY_BYTES: Final = 1_048_576
 MAX_DEPTH: Final = 32
+PAGE_LIMIT: Final = 100
 MAX_LIMIT: Final = 1_000
 MAX_KEY_LENGTH: Final = 255
 IN_FLIGHT_WAIT_MS: Final = 5_000
@@ -243,25 +244,33 @@ def problem_response(problem: Problem) -> Response:
     return Response(encode(problem_body(problem)), problem.kind.status, headers, _PROBLEM_JSON)
 
 
+Place = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""A number in a position: what PostgreSQL's bigint holds."""
+
+P = TypeVar("P", bound=tuple[str | int, ...])
+
+
 @dataclass(frozen=True, slots=True)
-class Page:
+class Page(Generic[P]):
     """Which part of a list is asked for: at most `limit` items after the position `after`."""
 
     limit: int
-    after: tuple[str | int, ...] | None
+    after: P | None
 
 
-def page_of(request: Request, *, default: int = 100) -> Page:
-    """Read `?limit=&cursor=`; raises `Problem` 422 for a limit over 1000 or a foreign cursor."""
-    limit = query_integer(request, "limit", default=default, least=1, most=MAX_LIMIT)
+def page_of(request: Request, position: type[P]) -> Page[P]:
+    """Read `?limit=&cursor=`; raises `Problem` 422 for a limit over 1000 or a foreign cursor.
+
+    `position` is what a position of this list is made of: `tuple[Place]`, `tuple[str, str]`.
+    """
+    limit = query_integer(request, "limit", default=PAGE_LIMIT, least=1, most=MAX_LIMIT)
     cursor = request.query_params.get("cursor")
     if cursor is None:
         return Page(limit, None)
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
-        after = msgspec.json.decode(
-            base64.urlsafe_b64decode(padded.encode("ascii")), type=tuple[str | int, ...]
-        )
+        packed = base64.urlsafe_b64decode(padded.encode("ascii"))
+        after = msgspec.json.decode(packed, type=position)
     except (ValueError, msgspec.MsgspecError) as error:
         raise Problem("malformed", "cursor is not one that this list gave") from error
     if _control_in(after, "cursor") is not None:
@@ -272,9 +281,7 @@ def page_of(request: Request, *, default: int = 100) -> Page:
 T = TypeVar("T")
 
 
-def page_response(
-    items: Sequence[T], page: Page, position: Callable[[T], tuple[str | int, ...]]
-) -> Response:
+def page_response(items: Sequence[T], page: Page[P], position: Callable[[T], P]) -> Response:
     """Answer `{"items","next"}` for items read with `page.limit + 1`.
 
     `position` says where an item stands in the list's order; it goes into the opaque cursor.
