@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from children import free_ports
 from infrastructure import Database, Infrastructure, run_apart
 from unit.metering.said import HEADERS, HOUR_MS, NOON_MS, event, watermark
 
@@ -305,14 +305,6 @@ def read_all(infrastructure: Infrastructure, topic: str) -> list[bytes]:
     return values
 
 
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
-
-
 @contextmanager
 def running(infrastructure: Infrastructure, log: Path) -> Iterator[Metering]:
     """Metering alone, with two tenants, a price list, and a key per role."""
@@ -323,7 +315,7 @@ def running(infrastructure: Infrastructure, log: Path) -> Iterator[Metering]:
     for tenant in TENANTS:
         send_tenant(infrastructure, tenant)
         send_key(infrastructure, "tenant", tenant=tenant)
-    metering = Metering(infrastructure, database, free_port(), log=log)
+    metering = Metering(infrastructure, database, next(free_ports(os.getpid())), log=log)
     try:
         metering.start()
         eventually(
