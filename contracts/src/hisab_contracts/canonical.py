@@ -1,9 +1,13 @@
 """The one canonical encoding: what is hashed, compared and signed goes through here.
 
 JSON with sorted members, no white space, UTF-8, integers as plain decimal digits of any length, and
-no other numbers: floats are refused. Strings keep their code points (no normalisation). It is what
+no other numbers: floats are refused. Strings keep their code points (no normalisation). Members
+that are null are left out, at every depth: so an optional member that is added to a fact later does
+not change the bytes of the facts that lack it (decision 0009). What is left is what
 `json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)` writes. The encoding
-is injective on the values it accepts, so two facts with one hash are one fact.
+is injective but for null members, so two facts with one hash are one fact.
+
+Refuses (`TypeError`) what is not exact: floats, bytes, members whose names are no text.
 """
 
 from __future__ import annotations
@@ -26,11 +30,11 @@ LEAF_PREFIX = b"\x00"
 def canonical_bytes(value: Canonical | msgspec.Struct) -> bytes:
     """Encode a value canonically; TypeError for anything that is not exact.
 
-    A fact (a Struct of the contracts) is taken at its word: its types admit no float.
+    A fact (a Struct) is taken at its word, because hashing is on the hot path of the ledger: its
+    types admit no float, and it leaves out its null members by `omit_defaults`. A test holds every
+    fact that is hashed to both (`tests/unit/contracts/test_canonical.py`).
     """
-    if not isinstance(value, msgspec.Struct):
-        _refuse_inexact(value)
-    return _ENCODER.encode(value)
+    return _ENCODER.encode(value if isinstance(value, msgspec.Struct) else _exact(value))
 
 
 def content_sha256(value: Canonical | msgspec.Struct) -> str:
@@ -43,18 +47,17 @@ def leaf_sha256(leaf: bytes) -> bytes:
     return hashlib.sha256(LEAF_PREFIX + leaf).digest()
 
 
-def _refuse_inexact(value: object) -> None:
-    """Raise TypeError where a float, bytes or another foreign kind hides."""
+def _exact(value: object) -> object:
+    """Return a value without its null members; TypeError where a float or a foreign kind hides."""
     match value:
         case str() | int() | None:
-            return
+            return value
         case dict():
             if any(not isinstance(name, str) for name in value):
                 raise TypeError(_REFUSAL)
-            for member in value.values():
-                _refuse_inexact(member)
+            return {name: _exact(member) for name, member in value.items() if member is not None}
         case list() | tuple():
-            for member in value:
-                _refuse_inexact(member)
+            # The place of an element has a meaning: a null in a list stays.
+            return [_exact(member) for member in value]
         case _:
             raise TypeError(f"{_REFUSAL}; got {type(value).__name__}")

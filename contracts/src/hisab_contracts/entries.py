@@ -4,6 +4,10 @@ An entry is one immutable row with its postings inside. Its hash is the RFC 6962
 canonical encoding of the whole entry, the hash of the book's previous entry included; anyone who
 holds a book's entries can recompute every hash with nothing but JSON and SHA-256.
 
+Entries are kept for ever and grow only by optional members. So every member that may be absent is
+`None` by default and, being `omit_defaults`, is neither published nor hashed while it is: an entry
+of an older release, read by newer types, is encoded to the bytes it was hashed from.
+
 Signs are the tenant's view, and an entry's postings sum to zero: a grant is `funding -g, lot +g`, a
 charge `lot -d, usage +d` with what no lot covers on `receivable` (or `unfunded`) as `-r`, and
 finalising an invoice is `receivable +x, invoiced:<document> -x`.
@@ -36,7 +40,7 @@ GENESIS_HASH = "0" * 64
 """What stands in `prev_hash` of the first entry of a book."""
 
 
-class Posting(Struct, frozen=True):
+class Posting(Struct, frozen=True, omit_defaults=True):
     """One account's change by an entry, and what the account holds after it."""
 
     account: str
@@ -44,13 +48,13 @@ class Posting(Struct, frozen=True):
     balance_micro: int
 
 
-class ChargeDetail(Struct, frozen=True):
+class ChargeDetail(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Which bucket a charge belongs to; `gpu_ns` and `charge_micro` are the entry's difference."""
 
     bucket_id: BucketId
     allocation_id: AllocationId
     project_id: ProjectId
-    hold_id: HoldId | None
+    hold_id: HoldId | None = None
     hub: HubCode
     node_id: NodeId
     sku: Sku
@@ -63,7 +67,7 @@ class ChargeDetail(Struct, frozen=True):
     over_limit: bool
 
 
-class HoldDetail(Struct, frozen=True):
+class HoldDetail(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A hold placed or released: how much, and on which lots it was reserved at that moment."""
 
     hold_id: HoldId
@@ -75,10 +79,10 @@ class HoldDetail(Struct, frozen=True):
     """`placed`, or why it was released: `final`, `released`, `expired`."""
     allocation_id: AllocationId | None = None
     """The run whose final ends it; None: only a release or its expiry does."""
-    expires_ms: int = 0
+    expires_ms: int
 
 
-class GrantDetail(Struct, frozen=True):
+class GrantDetail(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The terms of a lot as granted: they never change, so the entry's hash covers them."""
 
     grant_id: GrantId
@@ -86,10 +90,12 @@ class GrantDetail(Struct, frozen=True):
     grant_micro: int
     priority: int
     effective_ms: int
-    expires_ms: int | None
+    expires_ms: int | None = None
 
 
-class Entry(Struct, frozen=True, tag_field="message", tag="entry"):
+class Entry(
+    Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="message", tag="entry"
+):
     """One row of a book. `kind`: grant, charge, hold_placed, hold_released, invoiced, ..."""
 
     tenant_id: TenantId

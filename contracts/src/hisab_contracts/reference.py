@@ -6,6 +6,7 @@ numbers never enter a topic. Hashes of secrets do; secrets never.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Literal
 
 from msgspec import Struct
@@ -21,9 +22,19 @@ from hisab_contracts.ids import (
 )
 
 TenantKind = Literal["commercial", "startup", "university", "programme"]
-Role = Literal[
-    "hub", "scheduler", "tenant", "officer", "approver", "finance", "auditor", "operator"
-]
+
+
+class Role(StrEnum):
+    """What an API key may be used for."""
+
+    HUB = "hub"
+    SCHEDULER = "scheduler"
+    TENANT = "tenant"
+    OFFICER = "officer"
+    APPROVER = "approver"
+    FINANCE = "finance"
+    AUDITOR = "auditor"
+    OPERATOR = "operator"
 
 
 class TenantRecord(Struct, frozen=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from functools import lru_cache
 from typing import Final
 
 HOUR_MS: Final = 3_600_000
@@ -23,6 +24,7 @@ KARACHI: Final = dt.timezone(dt.timedelta(hours=5), "PKT")
 _KARACHI_OFFSET_MS: Final = 5 * HOUR_MS
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])")
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MILLISECOND: Final = dt.timedelta(milliseconds=1)
 
 
 def gpu_ns(start_ms: int, end_ms: int, share_ppm: int) -> int:
@@ -82,7 +84,7 @@ def month_bounds_ms(month: str) -> tuple[int, int]:
     year, number = int(match[1]), int(match[2])
     first = dt.datetime(year, number, 1, tzinfo=KARACHI)
     after = dt.datetime(year + number // 12, number % 12 + 1, 1, tzinfo=KARACHI)
-    return _to_ms(first), _to_ms(after)
+    return ms_of(first), ms_of(after)
 
 
 def next_month(month: str) -> str:
@@ -109,7 +111,7 @@ def karachi_date_on(instant_ms: int) -> dt.date:
 
 def instant_text(instant_ms: int) -> str:
     """Write an instant as RFC 3339 UTC with milliseconds, as every API of ours does."""
-    moment = _EPOCH + dt.timedelta(milliseconds=instant_ms)
+    moment = moment_of(instant_ms)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
 
 
@@ -120,8 +122,15 @@ def instant_ms(text: str) -> int:
         raise ValueError(f"an instant needs an offset, such as Z: got {text!r}")
     if moment.microsecond % 1000:
         raise ValueError(f"an instant has whole milliseconds: got {text!r}")
-    return _to_ms(moment)
+    return ms_of(moment)
 
 
-def _to_ms(moment: dt.datetime) -> int:
-    return (moment - _EPOCH) // dt.timedelta(milliseconds=1)
+@lru_cache(maxsize=65_536)
+def moment_of(instant_ms: int) -> dt.datetime:
+    """Return an instant as PostgreSQL's driver takes it; usage hours come again and again."""
+    return _EPOCH + dt.timedelta(milliseconds=instant_ms)
+
+
+def ms_of(moment: dt.datetime) -> int:
+    """Return an instant of PostgreSQL's driver in milliseconds since 1970, floored."""
+    return (moment - _EPOCH) // _MILLISECOND
