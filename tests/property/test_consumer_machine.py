@@ -19,7 +19,6 @@ from runtime.machine import (
     UNREAD_ATTEMPT,
     Action,
     Assigned,
-    Claim,
     Claimed,
     ClaimPartitions,
     Committed,
@@ -30,8 +29,9 @@ from runtime.machine import (
     Halt,
     Hint,
     Machine,
-    OutOfRange,
+    OffsetLost,
     Partition,
+    PartitionClaim,
     Pause,
     Process,
     Revoked,
@@ -77,7 +77,9 @@ class World:
             row.epoch += 1
             attempts = row.attempts if row.attempt_offset == row.next_offset else 0
             end = self.ends[partition]
-            claims.append(Claim(partition, row.epoch, row.next_offset, attempts, 0, end, None))
+            claims.append(
+                PartitionClaim(partition, row.epoch, row.next_offset, attempts, 0, end, None)
+            )
         return Claimed(tuple(claims))
 
     def mark(self, process: Process) -> bool:
@@ -252,7 +254,7 @@ def _claimed(
 ) -> list[Action]:
     machine.handle(Assigned((P0,)))
     bounds = {"first_offset": 0, "end_offset": 100, "hint_offset": None, **more}
-    claim = Claim(P0, 7, next_offset, attempts, **bounds)  # type: ignore[arg-type]
+    claim = PartitionClaim(P0, 7, next_offset, attempts, **bounds)  # type: ignore[arg-type]
     return machine.handle(Claimed((claim,)))
 
 
@@ -288,7 +290,7 @@ def test_an_offset_out_of_range_halts() -> None:
     """The same, noticed while fetching."""
     machine = Machine()
     _claimed(machine, next_offset=5)
-    assert [Halt("offset 5 of t[0] is out of the broker's range")] == machine.handle(OutOfRange(P0))
+    assert [Halt("offset 5 of t[0] is out of the broker's range")] == machine.handle(OffsetLost(P0))
 
 
 @pytest.mark.defect("F18")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
+from runtime.consumer import Batch, Consumer, Subscription
 from runtime.database import Database
 from runtime.kafka import Kafka
 from runtime.records import Record
-from runtime.streams import Batch, Consumer, Subscription
 
 if TYPE_CHECKING:
     from runtime.database import Connection

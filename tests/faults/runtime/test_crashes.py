@@ -15,15 +15,14 @@ import pytest
 
 from e2e.outside import until
 from infrastructure import Database, Infrastructure
-from integration.runtime.bare import service_of_nothing
 from runtime.kafka import Kafka, Message, Topic
-from runtime.service import migrate
+from runtime.migrations import migrate
 
 CHILD = Path(__file__).with_name("child.py")
 
 
 async def _prepare(dsns: Database, folder: Path) -> None:
-    await migrate(service_of_nothing(folder), dsns.owner)
+    await migrate("metering", folder, dsns.owner)
     admin = await asyncpg.connect(dsns.admin)
     await admin.execute(
         "create table sink (topic text, partition int, place bigint,"

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
-from fastapi import APIRouter
 
 from infrastructure import Database as Dsns
 from runtime.service import Kit, Parts, Service, Settings, make_kit
+
+ROLES = ("operator", "auditor", "tenant")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,6 @@ class Bare:
             http_port=port,
             kafka=self.bootstrap_servers,
             partitions=4,
-            hub_partitions=4,
             replication=1,
             instance=instance,
             database_api=self.dsns.api,
@@ -54,4 +54,4 @@ class Bare:
 
 def service_of_nothing(migrations: Path) -> Service:
     """Metering's name and roles, and the kit's tables only."""
-    return Service("metering", "0", migrations, lambda _kit: Parts(router=APIRouter()))
+    return Service("metering", "0", migrations, lambda _kit: Parts(), ROLES)

@@ -9,7 +9,7 @@ import pytest
 
 from infrastructure import Database, Infrastructure
 from integration.runtime.bare import Bare, service_of_nothing
-from runtime.service import migrate
+from runtime.migrations import migrate
 
 
 @pytest.fixture
@@ -19,5 +19,5 @@ async def bare(
     """A service that has nothing of its own yet."""
     dsns = blank("metering")
     service = service_of_nothing(tmp_path)
-    await migrate(service, dsns.owner)
+    await migrate(service.name, service.migrations, dsns.owner)
     return Bare(service, dsns, infrastructure.bootstrap_servers)

@@ -10,29 +10,30 @@ import asyncpg
 import pytest
 
 from integration.runtime.bare import Bare
-from runtime import database as store
+from runtime import progress
 from runtime.database import ALL_TENANTS, Unavailable, after_commit, transaction_on
 from runtime.kafka import Message
 from runtime.machine import Partition, Slice
-from runtime.service import EditedHistory, Kit, Service, migrate
+from runtime.migrations import EditedHistory, migrate
+from runtime.outbox import Outbox
+from runtime.service import Kit
 
 if TYPE_CHECKING:
     from runtime.database import Connection
 
 P0 = Partition("t", 0)
-RANGE = store.PartitionRange(0, 100, None)
+RANGE = progress.PartitionRange(0, 100, None)
 
 
 async def test_an_applied_migration_that_was_edited_is_refused(bare: Bare, tmp_path: Path) -> None:
     """History is append-only: the hash of every applied file is kept."""
     file = tmp_path / "0001_first.pre.sql"
     file.write_text("create table first (id int)")
-    service = Service("metering", "0", tmp_path, bare.service.build)
-    assert ["metering/0001_first.pre.sql"] == await migrate(service, bare.dsns.owner)
-    assert [] == await migrate(service, bare.dsns.owner)
+    assert ["metering/0001_first.pre.sql"] == await migrate("metering", tmp_path, bare.dsns.owner)
+    assert [] == await migrate("metering", tmp_path, bare.dsns.owner)
     file.write_text("create table first (id bigint)")
     with pytest.raises(EditedHistory):
-        await migrate(service, bare.dsns.owner)
+        await migrate("metering", tmp_path, bare.dsns.owner)
 
 
 @pytest.mark.defect("F38")
@@ -41,12 +42,11 @@ async def test_a_migration_gives_up_on_a_lock_after_four_seconds(
 ) -> None:
     """A migration that waits for a lock makes everybody behind it wait: it must not wait long."""
     (tmp_path / "0001_first.pre.sql").write_text("alter table outbox add column more int")
-    service = Service("metering", "0", tmp_path, bare.service.build)
     admin = await bare.admin()
     async with admin.transaction():
         await admin.execute("lock table outbox in share mode")
         with pytest.raises(asyncpg.LockNotAvailableError):
-            await migrate(service, bare.dsns.owner)
+            await migrate("metering", tmp_path, bare.dsns.owner)
     await admin.close()
 
 
@@ -87,27 +87,29 @@ async def test_a_tenant_sees_only_its_own_idempotency_rows(bare: Bare) -> None:
 async def test_a_zombie_is_fenced_by_the_owner_epoch(bare: Bare) -> None:
     """Who was claimed over can no longer move the offset; nor can anybody move it backwards."""
     async with bare.open_kit() as kit, kit.writer.connection() as connection:
-        (old,) = await store.claim(connection, {P0: RANGE}, compacted=False)
-        (new,) = await store.claim(connection, {P0: RANGE}, compacted=False)
+        (old,) = await progress.claim(connection, {P0: RANGE}, compacted=False)
+        (new,) = await progress.claim(connection, {P0: RANGE}, compacted=False)
         assert (1, 2) == (old.epoch, new.epoch)
-        with pytest.raises(store.FencedError):
-            await store.advance(connection, [Slice(P0, 0, 5, [], old.epoch)])
-        await store.advance(connection, [Slice(P0, 0, 5, [], new.epoch)])
-        with pytest.raises(store.FencedError):
-            await store.advance(connection, [Slice(P0, 5, 4, [], new.epoch)])
+        with pytest.raises(progress.FencedError):
+            await progress.advance(connection, [Slice(P0, 0, 5, [], old.epoch)])
+        await progress.advance(connection, [Slice(P0, 0, 5, [], new.epoch)])
+        with pytest.raises(progress.FencedError):
+            await progress.advance(connection, [Slice(P0, 5, 4, [], new.epoch)])
 
 
 async def test_an_override_is_used_once_and_stays_on_the_record(bare: Bare) -> None:
     """An operator's answer to a halt: the next claim starts there, later ones do not."""
-    hint = store.PartitionRange(0, 100, 90)
+    hint = progress.PartitionRange(0, 100, 90)
     async with bare.open_kit() as kit:
         admin = await asyncpg.connect(bare.dsns.owner)
         async with kit.writer.connection() as connection:
-            await store.claim(connection, {P0: RANGE}, compacted=False)
-            await store.override_progress(connection, store.Override(P0, 7, "op", "restored"))
-            (claim,) = await store.claim(connection, {P0: hint}, compacted=False)
+            await progress.claim(connection, {P0: RANGE}, compacted=False)
+            await progress.override_progress(
+                connection, progress.ProgressOverride(P0, 7, "op", "restored")
+            )
+            (claim,) = await progress.claim(connection, {P0: hint}, compacted=False)
             assert (7, None) == (claim.next_offset, claim.hint_offset)
-            (claim,) = await store.claim(connection, {P0: hint}, compacted=False)
+            (claim,) = await progress.claim(connection, {P0: hint}, compacted=False)
             assert (7, 90) == (claim.next_offset, claim.hint_offset)
         used = await admin.fetchval("select used_at is not null from consumer_override")
         assert used
@@ -142,7 +144,7 @@ async def test_a_deadlock_is_tried_again(bare: Bare) -> None:
     """Two workers lock in opposite order: both get through."""
     async with bare.open_kit() as kit:
         async with kit.writer.connection() as connection:
-            await store.claim(connection, {P0: RANGE, Partition("t", 1): RANGE}, compacted=False)
+            await progress.claim(connection, {P0: RANGE, Partition("t", 1): RANGE}, compacted=False)
 
         async def both(order: tuple[int, int]) -> None:
             async def work(connection: Connection) -> None:
@@ -215,4 +217,4 @@ async def test_a_commit_is_never_cancelled(bare: Bare) -> None:
 
 async def _write(kit: Kit) -> None:
     async with kit.writer.connection() as connection, transaction_on(connection):
-        await store.insert_messages(connection, [Message("t", b"k", b"v")])
+        await Outbox(("t",)).write(connection, [Message("t", b"k", b"v")])

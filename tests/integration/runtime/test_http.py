@@ -11,27 +11,24 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import msgspec
 import pytest
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from integration.runtime.bare import Bare
 from runtime import auth
-from runtime.auth import Role
 from runtime.http import (
-    Answer,
     IntegerText,
     Model,
-    Place,
+    Position,
     Problem,
+    Resource,
     cached_response,
-    command_of,
-    idempotent,
-    operation,
+    get,
     page_of,
     page_response,
-    read_body,
+    post,
 )
+from runtime.idempotency import Answer, read_command, run_command
 from runtime.service import Kit, Parts, make_app
 
 if TYPE_CHECKING:
@@ -62,29 +59,23 @@ class Placed(msgspec.Struct):
     secret: str | None
 
 
-class Shop:
-    """A router that counts what it did."""
+class Shop(Resource):
+    """A resource that counts what it did."""
+
+    model: type[Order] = Order
 
     def __init__(self, kit: Kit) -> None:
         self.kit = kit
         self.placed = 0
         self.open = False
-        self.router = APIRouter()
-        self.router.post(
-            "/v1/shops/{shop}/orders",
-            **operation(body=Order, answer=Placed, status=201, idempotent=True),
-        )(self.order)
-        self.router.get("/v1/numbers", **operation(answer=Placed, paged=True))(self.numbers)
-        self.router.get("/v1/tagged", **operation(answer=Placed))(self.tagged)
-        self.router.get("/v1/broken", **operation())(self.broken)
-        self.router.get("/v1/outages/{outage}", **operation())(self.outage)
 
+    @post("/v1/shops/{shop}/orders", body=Order, answer=Placed, status=201, idempotent=True)
     async def order(self, request: Request, shop: str) -> Response:
         """Place an order."""
-        principal = await self.kit.access.authorise(request, Role.OPERATOR, Role.TENANT)
-        auth.own_tenant(principal, shop)
-        body = await read_body(request, Order)
-        command = command_of(request, body, scope=shop)
+        principal = await self.kit.access.authorise(request, "operator", "tenant")
+        auth.require_own_tenant(principal, shop)
+        command = await read_command(request, self.model)
+        body = command.body
 
         async def run(connection: Connection) -> Answer:
             if body.item == "slow":
@@ -96,24 +87,28 @@ class Shop:
             self.placed += 1
             return Answer(201, Placed(self.placed, "s"), stored=Placed(self.placed, None))
 
-        return await idempotent(self.kit.api, command, run, tenant=principal.sees)
+        return await run_command(self.kit.api, command, run, scope=shop, tenant=principal.sees)
 
+    @get("/v1/numbers", answer=Placed, paged=True)
     async def numbers(self, request: Request) -> Response:
         """List numbers."""
         await self.kit.access.authorise(request)
-        page = page_of(request, tuple[Place])
+        page = page_of(request, tuple[Position])
         first = 0 if page.after is None else page.after[0] + 1
         rows = list(range(first, min(7, first + page.limit + 1)))
         return page_response(rows, page, lambda row: (row,))
 
+    @get("/v1/tagged", answer=Placed)
     async def tagged(self, request: Request) -> Response:
         """Answer with a tag."""
         return cached_response(request, {"a": 1}, etag="v1")
 
+    @get("/v1/broken")
     async def broken(self, request: Request) -> Response:
         """Fail."""
         raise ZeroDivisionError
 
+    @get("/v1/outages/{outage}")
     async def outage(self, request: Request, outage: str) -> Response:
         """Meet an outage in mid-statement."""
         async with self.kit.api.transaction(lock_timeout_ms=50) as connection:
@@ -124,19 +119,27 @@ class Shop:
 
 
 @contextlib.asynccontextmanager
-async def _open(bare: Bare) -> AsyncIterator[tuple[Shop, httpx2.AsyncClient, dict[str, str]]]:
+async def _open(
+    bare: Bare, kind: type[Shop] = Shop, keys: dict[str, str] | None = None
+) -> AsyncIterator[tuple[Shop, httpx2.AsyncClient, dict[str, str]]]:
     async with bare.open_kit() as kit:
-        shop = Shop(kit)
-        keys = {}
-        async with kit.writer.transaction() as connection:
-            for role, tenant in ((Role.OPERATOR, None), (Role.AUDITOR, None), (Role.TENANT, "a")):
-                minted = auth.mint(role, role, tenant_id=tenant)
-                keys[role.value] = minted.secret
-                await auth.store_keys(connection, [minted.access_key])
-        app = make_app(bare.service, kit, Parts(router=shop.router))
+        shop = kind(kit)
+        if keys is None:
+            keys = await _make_keys(kit)
+        app = make_app(bare.service, kit, Parts(resources=(shop,)))
         transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx2.AsyncClient(transport=transport, base_url="http://t") as client:
             yield shop, client, keys
+
+
+async def _make_keys(kit: Kit) -> dict[str, str]:
+    keys = {}
+    async with kit.writer.transaction() as connection:
+        for role, tenant in (("operator", None), ("auditor", None), ("tenant", "a")):
+            minted = auth.mint(role, role, tenant_id=tenant)
+            keys[role] = minted.secret
+            await auth.store_keys(connection, [minted.access_key])
+    return keys
 
 
 def _headers(secret: str, key: str | None = "k") -> dict[str, str]:
@@ -266,12 +269,18 @@ async def test_64_equal_requests_run_once_and_get_one_answer(bare: Bare) -> None
 
 @pytest.mark.defect("L7", "L8", "F66")
 async def test_a_key_is_bound_to_its_content_and_its_scope(bare: Bare) -> None:
-    """Other content: refused, naming the members; another tenant's equal key: independent."""
+    """Other content: refused, naming the members; another tenant's equal key: independent.
+
+    What was sent counts, not how it was written: neither the order of members nor white space.
+    """
     async with _open(bare) as (shop, client, keys):
         post = client.post
         headers = _headers(keys["operator"])
-        first = await post("/v1/shops/a/orders", headers=headers, json={"item": "x"})
-        same = await post("/v1/shops/a/orders", headers=headers, json={"count": 1, "item": "x"})
+        written = headers | {"content-type": "application/json"}
+        first = await post("/v1/shops/a/orders", headers=headers, json={"item": "x", "count": 1})
+        same = await post(
+            "/v1/shops/a/orders", headers=written, content=b'{ "count":1, "item": "x" }'
+        )
         other = await post("/v1/shops/a/orders", headers=headers, json={"item": "y", "count": 2})
         elsewhere = await post("/v1/shops/b/orders", headers=headers, json={"item": "x"})
         assert [201, 201, 409, 201] == [
@@ -280,6 +289,41 @@ async def test_a_key_is_bound_to_its_content_and_its_scope(bare: Bare) -> None:
         assert "idempotency-key-reused" == other.json()["code"]
         assert ["count", "item"] == other.json()["differing"]
         assert 2 == shop.placed
+
+
+class LaterOrder(Order, frozen=True):
+    """The same body a release later: with an optional member more."""
+
+    gift: bool = False
+    comment: str | None = None
+
+
+class LaterShop(Shop):
+    """The shop after an upgrade."""
+
+    model = LaterOrder
+
+
+@pytest.mark.defect("L7", "L8")
+async def test_a_retry_across_an_upgrade_gets_the_first_answer(bare: Bare) -> None:
+    """A fingerprint stored before an optional member was added still answers after it.
+
+    Nothing is filled in: the new member's default, said aloud, is another command, and so is a
+    null where there was nothing.
+    """
+    async with _open(bare) as (_shop, client, keys):
+        first = await client.post(
+            "/v1/shops/a/orders", headers=_headers(keys["operator"]), json={"item": "x"}
+        )
+        secret = keys["operator"]
+    async with _open(bare, LaterShop, keys={"operator": secret}) as (shop, client, _keys):
+        path, headers = "/v1/shops/a/orders", _headers(secret)
+        retry = await client.post(path, headers=headers, json={"item": "x"})
+        assert (201, 0) == (retry.status_code, shop.placed)
+        assert first.json() | {"secret": None} == retry.json()
+        for said in ({"gift": False}, {"comment": None}):
+            other = await client.post(path, headers=headers, json={"item": "x"} | said)
+            assert (409, list(said)) == (other.status_code, other.json()["differing"])
 
 
 @pytest.mark.defect("L8")
@@ -355,7 +399,7 @@ async def test_a_known_etag_is_not_sent_again(bare: Bare) -> None:
 
 async def test_an_unknown_key_is_looked_up_once_a_second_at_most(bare: Bare) -> None:
     """It costs no statement meanwhile; when it becomes known it works within a second."""
-    minted = auth.mint("late", Role.AUDITOR)
+    minted = auth.mint("late", "auditor")
     headers = _headers(minted.secret, None)
     admin = await bare.admin()
     async with _open(bare) as (shop, client, _keys):
@@ -380,7 +424,7 @@ async def test_a_revoked_key_is_refused_within_five_seconds(bare: Bare) -> None:
         assert 200 == (await client.get("/v1/numbers", headers=headers)).status_code
         async with shop.kit.writer.transaction() as connection:
             await connection.execute("update access_keys set revoked = true where role = 'auditor'")
-            old = auth.key_of(keys["auditor"], "auditor", Role.AUDITOR)
+            old = auth.key_of(keys["auditor"], "auditor", "auditor")
             await auth.store_keys(connection, [old])
         await asyncio.sleep(2)
         assert 401 == (await client.get("/v1/numbers", headers=headers)).status_code

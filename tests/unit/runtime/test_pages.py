@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 import pytest
 from starlette.requests import Request
 
-from runtime.http import Page, Place, Problem, page_of
+from runtime.http import Page, Position, Problem, page_of
 
 
 def asking(position: bytes) -> Request:
@@ -19,7 +19,7 @@ def asking(position: bytes) -> Request:
 
 def test_a_position_of_the_list_is_taken() -> None:
     """Numbers and texts, as many as the list's order has."""
-    assert Page(100, (7,)) == page_of(asking(b"[7]"), tuple[Place])
+    assert Page(100, (7,)) == page_of(asking(b"[7]"), tuple[Position])
     assert Page(100, ("a", "b")) == page_of(asking(b'["a","b"]'), tuple[str, str])
 
 
@@ -27,7 +27,7 @@ def test_a_position_of_the_list_is_taken() -> None:
 def test_a_position_of_another_list_is_malformed(position: bytes) -> None:
     """Too few, too many, of another kind, or beyond what the database can hold: 422, never 500."""
     with pytest.raises(Problem) as refused:
-        page_of(asking(position), tuple[Place])
+        page_of(asking(position), tuple[Position])
     assert 422 == refused.value.kind.status
 
 

@@ -1,6 +1,8 @@
-"""The shell kit that the services share: everything that touches the outside world, no domain noun.
+"""The shell kit that the services share: everything that touches the outside, no domain noun.
 
-Reading order: `machine` (what the consumer loop decides, pure) → `kafka` (its thin driver) →
-`database` (transactions, leases, stored progress) → `outbox` → `http` → `auth` → `telemetry` →
-`service` (what `python -m <service>` does).
+Reading order: `machine` (what the consumer loop decides, pure) -> `kafka` (its thin driver; with
+`records`, what aiokafka refuses to read) -> `database` (transactions, leases) -> `progress` (how
+far each partition is) -> `consumer` (the loop) -> `outbox` (what leaves) -> `http`, `idempotency`,
+`auth`, `openapi` (the edge) -> `migrations` -> `service` (what `python -m <service>` does).
+`telemetry` and `clock` are used everywhere.
 """

@@ -17,20 +17,18 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
-import structlog
 from starlette.requests import Request
 
 from hisab_contracts import topics
+from runtime.consumer import Batch
 from runtime.database import ALL_TENANTS, Database
 from runtime.http import Problem
 from runtime.kafka import Message
-from runtime.streams import Batch
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -42,20 +40,6 @@ CACHE_S: Final = 1
 CACHED_KEYS: Final = 10_000
 
 _SECRET = re.compile(rf"{SECRET_PREFIX}[A-Za-z0-9_-]{{43}}")
-_log = structlog.get_logger("runtime.auth")
-
-
-class Role(StrEnum):
-    """What a key may be used for."""
-
-    HUB = "hub"
-    SCHEDULER = "scheduler"
-    TENANT = "tenant"
-    OFFICER = "officer"
-    APPROVER = "approver"
-    FINANCE = "finance"
-    AUDITOR = "auditor"
-    OPERATOR = "operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +47,12 @@ class Principal:
     """Who is calling, as the key says."""
 
     key_id: str
-    role: Role
+    role: str
+    """One of the roles that the service gave to `Access`."""
     tenant_id: str | None
     """Set for a tenant's key, and only there."""
-    hub: str | None
-    """Set for a hub's key, and only there."""
+    bound_to: str | None
+    """What else a key is for, and only there: the service's roles say what it names."""
 
     @property
     def sees(self) -> str:
@@ -76,13 +61,16 @@ class Principal:
 
 
 class AccessKey(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of `access_keys`, and the message on the access topic (JSON, keyed by key_id)."""
+    """One row of `access_keys`, and the message on the access topic (JSON, keyed by key_id).
+
+    The same record as `hisab_contracts.reference.AccessRecord`, without its vocabulary.
+    """
 
     key_id: str
     sha256: str
     role: str
     tenant_id: str | None
-    hub: str | None
+    bound_to: str | None = msgspec.field(name="hub")
     expires_at_ms: int | None
     revoked: bool
 
@@ -96,28 +84,31 @@ class MintedKey:
 
 
 def mint(
-    key_id: str, role: Role, *, tenant_id: str | None = None, hub: str | None = None
+    key_id: str, role: str, *, tenant_id: str | None = None, bound_to: str | None = None
 ) -> MintedKey:
     """Make a key. The secret exists nowhere else."""
     random = base64.urlsafe_b64encode(secrets.token_bytes(32)).rstrip(b"=").decode()
     secret = SECRET_PREFIX + random
-    return MintedKey(secret, key_of(secret, key_id, role, tenant_id=tenant_id, hub=hub))
+    return MintedKey(secret, key_of(secret, key_id, role, tenant_id=tenant_id, bound_to=bound_to))
 
 
 def key_of(
-    secret: str, key_id: str, role: Role, *, tenant_id: str | None = None, hub: str | None = None
+    secret: str,
+    key_id: str,
+    role: str,
+    *,
+    tenant_id: str | None = None,
+    bound_to: str | None = None,
 ) -> AccessKey:
     """Return the row of a secret that was made elsewhere (the first operator's)."""
     if _SECRET.fullmatch(secret) is None:
         raise ValueError(f"a secret is {SECRET_PREFIX} and 43 characters of URL-safe base64")
-    if (role is Role.TENANT) != (tenant_id is not None) or (role is Role.HUB) != (hub is not None):
-        raise ValueError(f"a tenant's key names a tenant and a hub's a hub, no other: {role}")
     return AccessKey(
         key_id=key_id,
         sha256=_sha256(secret),
         role=role,
         tenant_id=tenant_id,
-        hub=hub,
+        bound_to=bound_to,
         expires_at_ms=None,
         revoked=False,
     )
@@ -133,18 +124,14 @@ def access_message(access_key: AccessKey) -> Message:
 async def keep_access_keys(batch: Batch, connection: Connection) -> None:
     """Handle the access topic: the newest message of each key wins. Other topics are ignored.
 
-    A message that cannot be read is logged and passed over: it can give nobody access.
+    Raises `msgspec.DecodeError` for a message that cannot be read: it may be a revocation, and to
+    pass over that would leave a door open. The consumer stops there, loudly.
     """
     newest: dict[str, AccessKey] = {}
     for record in batch.records:
-        if record.topic != topics.ACCESS or record.value is None:
-            continue
-        try:
+        if record.topic == topics.ACCESS and record.value is not None:
             access_key = msgspec.json.decode(record.value, type=AccessKey)
-        except msgspec.MsgspecError:
-            _log.error("unreadable access key", partition=record.partition, offset=record.offset)
-            continue
-        newest[access_key.key_id] = access_key
+            newest[access_key.key_id] = access_key
     await store_keys(connection, newest.values())
 
 
@@ -172,7 +159,7 @@ async def store_keys(connection: Connection, access_keys: Iterable[AccessKey]) -
         [key.sha256 for key in keys],
         [key.role for key in keys],
         [key.tenant_id for key in keys],
-        [key.hub for key in keys],
+        [key.bound_to for key in keys],
         [key.expires_at_ms for key in keys],
         [key.revoked for key in keys],
     )
@@ -188,22 +175,26 @@ select key_id, role, tenant_id, hub
 async def _find_key(database: Database, sha256: str) -> Principal | None:
     async with database.connection() as connection:
         row = await connection.fetchrow(_FIND_KEY, sha256)
-    if row is None or row["role"] not in list(Role):
-        return None
-    return Principal(row["key_id"], Role(row["role"]), row["tenant_id"], row["hub"])
+    return None if row is None else Principal(*row.values())
 
 
 class Access:
     """Who a request comes from. One per process."""
 
-    def __init__(self, database: Database, *, requests_per_s: int = 5_000) -> None:
-        """Look keys up through this pool (the `api` role); each key may send so many requests."""
+    def __init__(
+        self, database: Database, roles: Collection[str], *, requests_per_s: int = 5_000
+    ) -> None:
+        """Look keys up through this pool (the `api` role); each key may send so many requests.
+
+        A key whose role is not among `roles` opens nothing.
+        """
         self._database = database
+        self._roles = frozenset(roles)
         self._found: dict[str, tuple[float, Principal]] = {}
         self._unknown: dict[str, float] = {}
         self._buckets = _Buckets(requests_per_s)
 
-    async def authorise(self, request: Request, *roles: Role) -> Principal:
+    async def authorise(self, request: Request, *roles: str) -> Principal:
         """Return who calls; raises `Problem` 401 without a valid key, 403 unless of these roles.
 
         Without roles any valid key will do.
@@ -230,6 +221,8 @@ class Access:
             return None
         self._found.pop(sha256, None)
         principal = await _find_key(self._database, sha256)
+        if principal is not None and principal.role not in self._roles:
+            principal = None
         # Counted from before the look-up, so that a change is never seen later than that.
         until_s = now_s + CACHE_S
         if principal is None:
@@ -253,7 +246,7 @@ class _Buckets:
         return level >= 1
 
 
-def own_tenant(principal: Principal, tenant_id: str) -> None:
+def require_own_tenant(principal: Principal, tenant_id: str) -> None:
     """Raise `Problem` 404 when a tenant's key asks for another tenant."""
     if principal.tenant_id not in (None, tenant_id):
         raise Problem("not-found", "no such tenant")

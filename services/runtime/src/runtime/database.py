@@ -1,4 +1,4 @@
-"""PostgreSQL: pools, the one transaction helper, leases, stored progress, the outbox's rows.
+"""PostgreSQL: pools, the one transaction helper, leases.
 
 Theory. A deadline lives on the server (`statement_timeout`, `lock_timeout`,
 `idle_in_transaction_session_timeout`); only acquiring a connection has a deadline of ours. A COMMIT
@@ -19,18 +19,16 @@ import asyncio
 import contextlib
 import hashlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import asyncpg
-import msgspec
 import structlog
 from asyncpg.connect_utils import SessionAttribute
 
-from runtime.kafka import BrokerLost, Message, PublishFailed
-from runtime.machine import Claim, Partition, Slice
+from runtime.kafka import BrokerLost, PublishFailed
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -78,13 +76,9 @@ class CommitUnknown(Exception):
     """COMMIT was sent and its answer lost: the transaction may or may not be durable."""
 
 
-class FencedError(Exception):
-    """A progress row no longer carries our epoch and offset: another owner has moved it."""
-
-
 def is_infrastructure(error: BaseException) -> bool:
     """Say whether the database, the broker or the network made work fail, not the work itself."""
-    if isinstance(error, Unavailable | CommitUnknown | FencedError | BrokerLost | PublishFailed):
+    if isinstance(error, Unavailable | CommitUnknown | BrokerLost | PublishFailed):
         return True
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
         return False  # A value the driver cannot encode.
@@ -121,6 +115,9 @@ class Limits:
     max_connections: int = 16
 
 
+_PING = "select 1"
+
+
 class Database:
     """A pool on one role of one database."""
 
@@ -155,6 +152,11 @@ class Database:
                 "plan_cache_mode": "force_custom_plan",
             },
         )
+
+    async def ping(self) -> None:
+        """Return when the database answers; raises when it does not."""
+        async with self.connection() as connection:
+            await connection.fetchval(_PING)
 
     async def close(self) -> None:
         """Close every connection; bounded, then hard."""
@@ -364,236 +366,3 @@ async def _prepare(connection: asyncpg.Connection[asyncpg.Record]) -> None:
     await connection.set_type_codec(
         "numeric", encoder=str, decoder=int, schema="pg_catalog", format="text"
     )
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionRange:
-    """What the broker says about a partition before it is claimed."""
-
-    first_offset: int
-    end_offset: int
-    hint_offset: int | None
-
-
-_CLAIM = """
-with overridden as (
-  update consumer_override set used_at = clock_timestamp()
-   where used_at is null
-     and (topic, partition) in (select * from unnest($1::text[], $2::int[]))
-  returning topic, partition, next_offset
-), asked as (
-  select a.topic, a.partition, a.floor_offset, o.next_offset as override_offset
-    from unnest($1::text[], $2::int[], $3::bigint[]) as a (topic, partition, floor_offset)
-    left join overridden o on o.topic = a.topic and o.partition = a.partition
-), claimed as (
-  insert into consumer_progress as p
-         (topic, partition, owner_epoch, next_offset, attempt_offset, attempts)
-  select topic, partition, 1, coalesce(override_offset, floor_offset), -1, 0
-    from asked
-   order by topic, partition
-  on conflict (topic, partition) do update
-     set owner_epoch = p.owner_epoch + 1,
-         next_offset = coalesce(
-           (select a.override_offset from asked a
-             where a.topic = p.topic and a.partition = p.partition),
-           greatest(p.next_offset, excluded.next_offset))
-  returning topic, partition, owner_epoch, next_offset, attempt_offset, attempts
-)
-select c.topic, c.partition, c.owner_epoch, c.next_offset,
-       case when c.attempt_offset = c.next_offset then c.attempts else 0 end as attempts,
-       a.override_offset is not null as overridden
-  from claimed c
-  join asked a on a.topic = c.topic and a.partition = c.partition
- order by c.topic, c.partition
-"""
-
-
-async def claim(
-    connection: Connection, ranges: dict[Partition, PartitionRange], *, compacted: bool
-) -> tuple[Claim, ...]:
-    """Raise the owner epoch of these progress rows (made when absent) and read their offsets.
-
-    A new row begins at 0; on a compacted topic at the first offset the broker has, because there
-    a removed record was replaced by a newer one. An operator's unused override wins and is marked.
-    """
-    asked = sorted(ranges)
-    floors = [ranges[p].first_offset if compacted else 0 for p in asked]
-    topics, numbers = [p.topic for p in asked], [p.number for p in asked]
-    rows = await connection.fetch(_CLAIM, topics, numbers, floors)
-    places = [Partition(row["topic"], row["partition"]) for row in rows]
-    return tuple(
-        Claim(
-            partition=place,
-            epoch=row["owner_epoch"],
-            next_offset=row["next_offset"],
-            attempts=row["attempts"],
-            first_offset=ranges[place].first_offset,
-            end_offset=ranges[place].end_offset,
-            hint_offset=None if row["overridden"] else ranges[place].hint_offset,
-        )
-        for place, row in zip(places, rows, strict=True)
-    )
-
-
-_ADVANCE = """
-update consumer_progress p set next_offset = b.until_offset
-  from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[], $5::bigint[])
-       as b (topic, partition, epoch, expected_offset, until_offset)
- where p.topic = b.topic and p.partition = b.partition
-   and p.owner_epoch = b.epoch and p.next_offset = b.expected_offset
-   and b.until_offset > b.expected_offset
-"""
-
-
-async def advance(connection: Connection, slices: Sequence[Slice]) -> None:
-    """Move these progress rows to `until`; `FencedError` unless every one was as expected."""
-    untils = [piece.until for piece in slices]
-    _require_all(await connection.execute(_ADVANCE, *_expected(slices), untils), slices)
-
-
-_MARK_ATTEMPT = """
-update consumer_progress p set attempt_offset = b.expected_offset, attempts = b.attempt
-  from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[], $5::int[])
-       as b (topic, partition, epoch, expected_offset, attempt)
- where p.topic = b.topic and p.partition = b.partition
-   and p.owner_epoch = b.epoch and p.next_offset = b.expected_offset
-"""
-
-
-async def mark_attempt(connection: Connection, slices: Sequence[Slice]) -> None:
-    """Store, before they are processed, that these slices are being attempted."""
-    attempts = [piece.attempt for piece in slices]
-    _require_all(await connection.execute(_MARK_ATTEMPT, *_expected(slices), attempts), slices)
-
-
-def _expected(slices: Sequence[Slice]) -> tuple[list[str], list[int], list[int], list[int]]:
-    """Return the columns that name progress rows as their owner left them."""
-    topics = [piece.partition.topic for piece in slices]
-    numbers = [piece.partition.number for piece in slices]
-    return topics, numbers, [piece.epoch for piece in slices], [piece.expected for piece in slices]
-
-
-def _require_all(status: str, slices: Sequence[Slice]) -> None:
-    if status != f"UPDATE {len(slices)}":
-        raise FencedError(f"{status} of {len(slices)} progress rows")
-
-
-_STORED_PROGRESS = """
-select topic, partition, next_offset from consumer_progress where topic = any($1::text[])
-"""
-
-
-async def stored_progress(connection: Connection, topics: Sequence[str]) -> dict[Partition, int]:
-    """Return the next offset of every partition of these topics that was ever claimed."""
-    rows = await connection.fetch(_STORED_PROGRESS, list(topics))
-    return {Partition(row["topic"], row["partition"]): row["next_offset"] for row in rows}
-
-
-@dataclass(frozen=True, slots=True)
-class Override:
-    """An operator accepts that a partition is read on from another offset."""
-
-    partition: Partition
-    next_offset: int
-    accepted_by: str
-    reason: str
-
-
-_OVERRIDE = """
-insert into consumer_override (topic, partition, next_offset, accepted_by, reason)
-values ($1, $2, $3, $4, $5)
-"""
-
-
-async def override_progress(connection: Connection, override: Override) -> None:
-    """Put an override on the record; the next claim of the partition uses it up."""
-    topic, number = override.partition.topic, override.partition.number
-    said = (override.next_offset, override.accepted_by, override.reason)
-    await connection.execute(_OVERRIDE, topic, number, *said)
-
-
-@dataclass(frozen=True, slots=True)
-class OutboxRows:
-    """The lowest rows of a topic, and the snapshot taken just before they were read."""
-
-    ids: list[int]
-    messages: list[Message]
-    xmin: int
-    xmax: int
-
-
-_INSERT_MESSAGES = """
-insert into outbox (topic, partition, message_key, message_value, message_headers)
-select m.topic, m.partition, m.message_key, m.message_value, m.message_headers
-  from unnest($1::text[], $2::int[], $3::bytea[], $4::bytea[], $5::bytea[]) with ordinality
-       as m (topic, partition, message_key, message_value, message_headers, place)
- order by m.place
-"""
-
-
-async def insert_messages(connection: Connection, messages: Sequence[Message]) -> None:
-    """Write outbox rows, numbered in the order given."""
-    await connection.execute(
-        _INSERT_MESSAGES,
-        [message.topic for message in messages],
-        [message.partition for message in messages],
-        [message.key for message in messages],
-        [message.value for message in messages],
-        [
-            msgspec.msgpack.encode(message.headers) if message.headers else None
-            for message in messages
-        ],
-    )
-
-
-_SNAPSHOT = """
-select pg_snapshot_xmin(s)::text::bigint as xmin, pg_snapshot_xmax(s)::text::bigint as xmax
-  from pg_current_snapshot() as s
-"""
-_LOWEST_MESSAGES = """
-select outbox_id, partition, message_key, message_value, message_headers
-  from outbox
- where topic = $1 and outbox_id >= $2
- order by outbox_id
- limit $3
-"""
-
-
-async def lowest_messages(
-    connection: Connection, topic: str, lowest_id: int, most: int
-) -> OutboxRows:
-    """Read the lowest rows of a topic, at most `most`, from `lowest_id` on."""
-    snapshot = await connection.fetchrow(_SNAPSHOT)
-    rows = await connection.fetch(_LOWEST_MESSAGES, topic, lowest_id, most)
-    if snapshot is None:
-        raise RuntimeError("PostgreSQL always has a snapshot")
-    messages = [
-        Message(
-            topic,
-            row["message_key"],
-            row["message_value"],
-            _HEADERS.decode(row["message_headers"]) if row["message_headers"] else (),
-            row["partition"],
-        )
-        for row in rows
-    ]
-    ids = [row["outbox_id"] for row in rows]
-    return OutboxRows(ids, messages, snapshot["xmin"], snapshot["xmax"])
-
-
-_HEADERS: Final = msgspec.msgpack.Decoder(tuple[tuple[str, bytes | None], ...])
-
-_DELETE_MESSAGES = "delete from outbox where topic = $1 and outbox_id = any($2::bigint[])"
-
-
-async def delete_messages(connection: Connection, topic: str, ids: Sequence[int]) -> None:
-    """Delete rows that the broker has acknowledged."""
-    await connection.execute(_DELETE_MESSAGES, topic, ids)
-
-
-_COUNT_MESSAGES = "select count(*) from outbox"
-
-
-async def count_messages(connection: Connection) -> int:
-    """Count the rows that the broker has not acknowledged."""
-    return int(await connection.fetchval(_COUNT_MESSAGES))

@@ -1,35 +1,31 @@
-"""The HTTP shell: problems, strict bodies, idempotent commands, pages, and the generated document.
+"""The HTTP edge: resources, strict bodies, problems, pages, and the application around them.
 
-Theory. An endpoint takes the raw request and calls, in this order: `access.authorise` (401, 403),
-its own look-up of what the path names (404), `read_body` (413, 415, 422), and then acts (409): the
-order of checks is the order of lines. Models are msgspec structs, strict: an integer is never taken
-from a float, a string or a boolean, unknown members are refused. Every error leaves as
-`application/problem+json` from the catalogue of `hisab_contracts.problems`.
+Theory. A resource is a class whose marked methods (`get`, `post`) are endpoints; what they need is
+given to its constructor. An endpoint takes the raw request and calls, in this order:
+`access.authorise` (401, 403), its own look-up of what the path names (404), `read_body` or
+`idempotency.read_command` (413, 415, 422), and then acts (409): the order of checks is the order of
+lines. Models are msgspec structs, strict: an integer is never taken from a float, a string or a
+boolean, unknown members are refused. Every error leaves as `application/problem+json` from the
+catalogue of `hisab_contracts.problems`.
 
-A command with an `Idempotency-Key` runs in one transaction with the row that remembers its answer:
-(scope, key) is unique, so of any number of equal requests one runs and all get its answer, byte for
-byte. A refusal (409) is remembered too, 35 days long, unless it is retryable. What is compared is
-the command (method and path) and the body as decoded, so that white space and omitted defaults do
-not count. When the answer to COMMIT is lost, the key is looked up over a new connection.
+Refusals: `Problem`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, Generic, TypeVar
 
-import asyncpg
 import msgspec
 import structlog
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -37,14 +33,12 @@ from starlette.responses import Response
 
 from hisab_contracts.problems import PROBLEMS
 from runtime import telemetry
-from runtime.database import LOCK_NOT_AVAILABLE, CommitUnknown, Database, is_infrastructure
+from runtime.database import is_infrastructure
 from runtime.kafka import MessageTooLarge
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
     from starlette.types import Message as AsgiMessage
-
-    from runtime.database import Connection
 
 M = TypeVar("M", bound=msgspec.Struct)
 
@@ -52,17 +46,13 @@ MAX_BODY_BYTES: Final = 1_048_576
 MAX_DEPTH: Final = 32
 PAGE_LIMIT: Final = 100
 MAX_LIMIT: Final = 1_000
-MAX_KEY_LENGTH: Final = 255
-IN_FLIGHT_WAIT_MS: Final = 5_000
-UNKNOWN_ATTEMPTS: Final = 5
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 """PostgreSQL takes no NUL, and no line of ours should hold the others."""
 _MAYBE_CONTROL = re.compile(rb"\x7f|\\[ubfnrt]")
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_PROBLEM_JSON: Final = "application/problem+json"
+PROBLEM_JSON: Final = "application/problem+json"
 
 _log = structlog.get_logger("runtime.http")
 
@@ -74,7 +64,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """What a request body is made of: strict, frozen, closed."""
 
 
-class Nothing(Model, frozen=True, kw_only=True):
+class NoBody(Model, frozen=True, kw_only=True):
     """The body of a command that says nothing more."""
 
 
@@ -101,29 +91,6 @@ class ProblemDocument(msgspec.Struct, frozen=True):
     trace_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a command answers. `stored` is what a retry gets, when that must differ (secrets)."""
-
-    status: int
-    body: object
-    """A struct, mapping or list; encoded as JSON."""
-    stored: object = None
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """An idempotent request: what names it and what it says."""
-
-    scope: str
-    """The tenant whose book it changes, else the caller's role: keys are unique per scope."""
-    key: str
-    call: str
-    """Method and path."""
-    document: bytes
-    """The decoded body, encoded again."""
-
-
 # Requests.
 
 
@@ -146,7 +113,11 @@ async def read_bytes(request: Request, *, max_bytes: int = MAX_BODY_BYTES) -> by
 
 async def read_body(request: Request, model: type[M], *, max_bytes: int = MAX_BODY_BYTES) -> M:
     """Read and check a JSON body; raises `Problem` 413, 415 or 422 (with where and what)."""
-    body = await read_bytes(request, max_bytes=max_bytes)
+    return decode_body(request, await read_bytes(request, max_bytes=max_bytes), model)
+
+
+def decode_body(request: Request, body: bytes, model: type[M]) -> M:
+    """Check a JSON body that was read; raises `Problem` 415 or 422 (with where and what)."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise Problem("unsupported-media-type", "send application/json")
@@ -155,6 +126,7 @@ async def read_body(request: Request, model: type[M], *, max_bytes: int = MAX_BO
         decoded = msgspec.json.decode(body, type=model)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Problem("malformed", str(error)) from error
+    # Decoding is cheap and walking what was decoded is not: most bodies cannot hide any.
     if _MAYBE_CONTROL.search(body) is not None:
         where = _control_in(msgspec.to_builtins(decoded), "$")
         if where is not None:
@@ -173,7 +145,7 @@ def _control_in(value: object, where: str) -> str | None:
         inner = ((member, f"{where}.{name}") for name, member in value.items())
     elif isinstance(value, list | tuple):
         inner = ((member, f"{where}[{number}]") for number, member in enumerate(value))
-    return next((found for one, at in inner if (found := _control_in(one, at))), None)
+    return next((found for member, at in inner if (found := _control_in(member, at))), None)
 
 
 def check_depth(body: bytes) -> None:
@@ -241,11 +213,11 @@ def problem_response(problem: Problem) -> Response:
         headers["www-authenticate"] = "Bearer"
     if problem.kind.retryable and problem.kind.status != 500:
         headers["retry-after"] = "1"
-    return Response(encode(problem_body(problem)), problem.kind.status, headers, _PROBLEM_JSON)
+    return Response(encode(problem_body(problem)), problem.kind.status, headers, PROBLEM_JSON)
 
 
-Place = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-"""A number in a position: what PostgreSQL's bigint holds."""
+Position = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""A whole number in a cursor's position: what PostgreSQL's bigint holds."""
 
 P = TypeVar("P", bound=tuple[str | int, ...])
 
@@ -261,7 +233,7 @@ class Page(Generic[P]):
 def page_of(request: Request, position: type[P]) -> Page[P]:
     """Read `?limit=&cursor=`; raises `Problem` 422 for a limit over 1000 or a foreign cursor.
 
-    `position` is what a position of this list is made of: `tuple[Place]`, `tuple[str, str]`.
+    `position` is what a position of this list is made of: `tuple[Position]`, `tuple[str, str]`.
     """
     limit = query_integer(request, "limit", default=PAGE_LIMIT, least=1, most=MAX_LIMIT)
     cursor = request.query_params.get("cursor")
@@ -294,193 +266,109 @@ def page_response(items: Sequence[T], page: Page[P], position: Callable[[T], P])
     return json_response({"items": shown, "next": cursor})
 
 
-# Idempotent commands.
+# Resources.
 
 
-def command_of(request: Request, body: msgspec.Struct, *, scope: str) -> Command:
-    """Name a command by its Idempotency-Key (422 without one), its method, path and body."""
-    key = request.headers.get("idempotency-key")
-    if key is None:
-        raise Problem("idempotency-key-missing", "send an Idempotency-Key header")
-    if _KEY.fullmatch(key) is None:
-        raise Problem("malformed", f"Idempotency-Key: 1 to {MAX_KEY_LENGTH} visible characters")
-    return Command(scope, key, f"{request.method} {request.url.path}", encode(body))
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """An endpoint as it is routed, and what the generated document says about it."""
+
+    method: str
+    path: str
+    answer: type[msgspec.Struct] | None
+    """The model of the answer; of a paged list, that of one item."""
+    status: int
+    body: type[msgspec.Struct] | None
+    paged: bool
+    idempotent: bool
+    query: tuple[str, ...]
+    problems: tuple[str, ...]
+    """Codes beyond those that follow from the rest: 401, 403, 429, 500, 503; 404 with a path
+    parameter; 413, 415, 422 with a body; those of an Idempotency-Key."""
 
 
-async def idempotent(
-    database: Database,
-    command: Command,
-    run: Callable[[Connection], Awaitable[Answer]],
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Awaitable[Response]])
+
+
+def get(
+    path: str,
     *,
-    tenant: str,
-) -> Response:
-    """Run a command at most once for its key, and give every retry the first answer.
-
-    `run` works inside the command's transaction; a `Problem` it raises rolls everything back and,
-    when it is a refusal that is not retryable, is the answer that retries get for 35 days.
-    `tenant` is what row-level security sees.
-    """
-    for attempt in range(1, UNKNOWN_ATTEMPTS + 1):
-        try:
-            return await _run_once(database, command, run, tenant)
-        except (CommitUnknown, asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as error:
-            # Looked up on a new connection by running again: the key's row decides.
-            _log.warning("command repeated", attempt=attempt, error=repr(error))
-            await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311
-    raise Problem("unavailable", "the outcome is not known yet; repeat with the same key")
+    answer: type[msgspec.Struct] | None = None,
+    paged: bool = False,
+    query: Sequence[str] = (),
+    problems: Sequence[str] = (),
+) -> Callable[[Endpoint], Endpoint]:
+    """Mark a method of a `Resource` as the endpoint of `GET path`."""
+    return _mark(
+        Operation("GET", path, answer, 200, None, paged, False, tuple(query), tuple(problems))
+    )
 
 
-async def _run_once(
-    database: Database,
-    command: Command,
-    run: Callable[[Connection], Awaitable[Answer]],
-    tenant: str,
-) -> Response:
-    try:
-        async with database.transaction(
-            tenant=tenant, lock_timeout_ms=IN_FLIGHT_WAIT_MS
-        ) as connection:
-            found = await _begin(connection, command)
-            if found is not None:
-                return found
-            answer = await run(connection)
-            body = encode(answer.body)
-            stored = body if answer.stored is None else encode(answer.stored)
-            await _finish(connection, command, answer.status, stored)
-    except Problem as refusal:
-        if refusal.kind.status != 409 or refusal.kind.retryable:
-            raise
-        return await _remember(database, command, refusal, tenant)
-    return Response(body, answer.status, media_type="application/json")
+def post(
+    path: str,
+    *,
+    body: type[msgspec.Struct] | None = None,
+    answer: type[msgspec.Struct] | None = None,
+    status: int = 200,
+    idempotent: bool = False,
+    problems: Sequence[str] = (),
+) -> Callable[[Endpoint], Endpoint]:
+    """Mark a method of a `Resource` as the endpoint of `POST path`."""
+    return _mark(
+        Operation("POST", path, answer, status, body, False, idempotent, (), tuple(problems))
+    )
 
 
-async def _remember(
-    database: Database, command: Command, refusal: Problem, tenant: str
-) -> Response:
-    """Store a refusal, unless an equal request was answered meanwhile: then that answer counts."""
-    body = encode(problem_body(refusal))
-    async with database.transaction(tenant=tenant, lock_timeout_ms=IN_FLIGHT_WAIT_MS) as connection:
-        found = await _begin(connection, command)
-        if found is not None:
-            return found
-        await _finish(connection, command, refusal.kind.status, body)
-    return _answered(refusal.kind.status, body)
+_MARK: Final = "operation"
 
 
-_BEGIN = """
-insert into idempotency (scope, idempotency_key, command, document)
-values ($1, $2, $3, $4)
-on conflict (scope, idempotency_key) do nothing
-"""
-_FIRST_ANSWER = """
-select command, document, status, answer
-  from idempotency
- where scope = $1 and idempotency_key = $2
-"""
+def _mark(operation: Operation) -> Callable[[Endpoint], Endpoint]:
+    def mark(endpoint: Endpoint) -> Endpoint:
+        setattr(endpoint, _MARK, operation)
+        return endpoint
+
+    return mark
 
 
-async def _begin(connection: Connection, command: Command) -> Response | None:
-    """Take the key for this transaction; return the first answer when it was taken before."""
-    try:
-        status = await connection.execute(
-            _BEGIN, command.scope, command.key, command.call, command.document
-        )
-    except asyncpg.PostgresError as error:
-        if error.sqlstate == LOCK_NOT_AVAILABLE:
-            raise Problem("idempotency-key-in-flight") from error
-        raise
-    if status == "INSERT 0 1":
-        return None
-    row = await connection.fetchrow(_FIRST_ANSWER, command.scope, command.key)
-    if row is None:
-        raise Problem("idempotency-key-in-flight")
-    differing = _differing(command, row["command"], row["document"])
-    if differing:
-        raise Problem(
-            "idempotency-key-reused",
-            f"the first command with this key differs in {', '.join(differing)}",
-            differing=differing,
-        )
-    return _answered(row["status"], row["answer"])
+class Resource:
+    """What one or a few paths name: its marked methods are their endpoints."""
+
+    def router(self) -> APIRouter:
+        """Return the routes of the marked methods, in the order in which they are written."""
+        routes = APIRouter()
+        # A class body keeps its order; what a subclass overrides keeps the place it had.
+        names = dict.fromkeys(name for kind in reversed(type(self).__mro__) for name in vars(kind))
+        for name in names:
+            operation = getattr(getattr(type(self), name), _MARK, None)
+            if isinstance(operation, Operation):
+                routes.add_api_route(
+                    operation.path,
+                    getattr(self, name),
+                    methods=[operation.method],
+                    # Endpoints answer with bytes of their own: FastAPI has nothing to convert.
+                    response_model=None,
+                    openapi_extra={_MARK: operation},
+                )
+        return routes
 
 
-_FINISH = """
-update idempotency set status = $3, answer = $4 where scope = $1 and idempotency_key = $2
-"""
-
-
-async def _finish(connection: Connection, command: Command, status: int, answer: bytes) -> None:
-    await connection.execute(_FINISH, command.scope, command.key, status, answer)
-
-
-_FORGET_REFUSALS = """
-delete from idempotency where status >= 400 and recorded_at < clock_timestamp() - interval '35 days'
-"""
-
-
-async def forget_refusals(connection: Connection) -> None:
-    """Delete refusals that are older than 35 days (the `writer` role may)."""
-    await connection.execute(_FORGET_REFUSALS)
-
-
-def _answered(status: int, body: bytes) -> Response:
-    media_type = "application/json" if status < 400 else _PROBLEM_JSON
-    return Response(body, status, media_type=media_type)
-
-
-def _differing(command: Command, call: str, document: bytes) -> list[str]:
-    """Name what differs between this command and the first with its key."""
-    if command.call == call and command.document == document:
-        return []
-    mine, first = msgspec.json.decode(command.document), msgspec.json.decode(document)
-    names = sorted(name for name in {*mine, *first} if mine.get(name, ...) != first.get(name, ...))
-    return names if command.call == call else ["path", *names]
+def operation_of(route: APIRoute) -> Operation | None:
+    """Return what a route was marked with; None for a route that is not a resource's."""
+    found = (route.openapi_extra or {}).get(_MARK)
+    return found if isinstance(found, Operation) else None
 
 
 # The application.
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """What the generated document says about an endpoint."""
-
-    answer: type[msgspec.Struct] | None
-    paged: bool
-    status: int
-    body: type[msgspec.Struct] | None
-    problems: tuple[str, ...]
-    idempotent: bool
-    query: tuple[str, ...]
-
-
-def operation(
-    *,
-    answer: type[msgspec.Struct] | None = None,
-    paged: bool = False,
-    status: int = 200,
-    body: type[msgspec.Struct] | None = None,
-    problems: Sequence[str] = (),
-    idempotent: bool = False,
-    query: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Keyword arguments for a route's decorator, so that the document says what the code does.
-
-    With `paged`, `answer` is the model of one item. `problems` are codes beyond those that follow
-    from the rest (401, 403, 429, 500, 503; 404 with a path parameter; 413, 415, 422 with a body;
-    those of an Idempotency-Key).
-    """
-    said = Operation(answer, paged, status, body, tuple(problems), idempotent, tuple(query))
-    return {"response_model": None, "openapi_extra": {"operation": said}}
-
-
 def create_app(
     service: str,
     version: str,
-    routers: Sequence[APIRouter],
+    resources: Sequence[Resource],
     *,
     ready: Callable[[], Awaitable[None]],
 ) -> FastAPI:
-    """Build the application: the service's routes, /healthz, /readyz, /metrics, and problems.
+    """Build the application: its resources, /healthz, /readyz, /metrics, and problems.
 
     `ready` raises when the service cannot answer.
     """
@@ -492,8 +380,8 @@ def create_app(
         openapi_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    for router in routers:
-        app.include_router(router)
+    for resource in resources:
+        app.include_router(resource.router())
 
     async def healthz(_request: Request) -> Response:
         return json_response({"alive": True})

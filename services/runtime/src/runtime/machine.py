@@ -56,7 +56,7 @@ class Positioned(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class PartitionClaim:
     """One progress row as claimed, beside what the broker says about the partition."""
 
     partition: Partition
@@ -104,7 +104,7 @@ class Revoked:
 class Claimed:
     """The progress rows of these partitions carry our epoch now."""
 
-    claims: tuple[Claim, ...]
+    claims: tuple[PartitionClaim, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +135,13 @@ class Fenced:
 
 
 @dataclass(frozen=True, slots=True)
-class OutOfRange:
+class OffsetLost:
     """The broker refused the offset we asked for."""
 
     partition: Partition
 
 
-Event = Assigned | Revoked | Claimed | Fetched | Committed | Failed | Fenced | OutOfRange
+Event = Assigned | Revoked | Claimed | Fetched | Committed | Failed | Fenced | OffsetLost
 
 
 # Actions: what to do now, in order.
@@ -253,7 +253,7 @@ class Machine:
                 return self._failed(unknown=unknown, blame=blame)
             case Fenced():
                 return self._reclaim(FENCED_PAUSE_MS)
-            case OutOfRange(partition):
+            case OffsetLost(partition):
                 offset = self.expected(partition)
                 return [Halt(f"offset {offset} of {_name(partition)} is out of the broker's range")]
             case _:
@@ -264,7 +264,7 @@ class Machine:
         self._queue.clear()
         self._in_flight = None
 
-    def _claimed(self, claims: Sequence[Claim]) -> list[Action]:
+    def _claimed(self, claims: Sequence[PartitionClaim]) -> list[Action]:
         actions: list[Action] = []
         for claim in claims:
             if claim.partition not in self._assigned:
@@ -393,7 +393,7 @@ def _continues(piece: Slice, expected: int) -> bool:
     return piece.records[0].offset >= expected and piece.records[-1].offset < piece.until
 
 
-def _refusal(claim: Claim) -> str | None:
+def _refusal(claim: PartitionClaim) -> str | None:
     name, stored = _name(claim.partition), claim.next_offset
     if stored < claim.first_offset:
         return (

@@ -1,9 +1,6 @@
-"""What `python -m <service>` does: `migrate`, `serve`, `openapi`, `override-progress`.
+"""What a service is made of, and what `python -m <service>` does with it.
 
-Theory. Migrations are numbered files `NNNN_name.(pre|post).sql`, the kit's own first, forward-only:
-each is applied once, in its own transaction, under an advisory lock, with `lock_timeout` 4 s; its
-SHA-256 is recorded and edited history is refused. `:service` in a file stands for the service, so
-that `:service_writer` names its role.
+Commands: `migrate`, `serve`, `openapi`, `override-progress`.
 
 `serve` runs the HTTP server, the consumers, the relays and the leased tasks in one event loop. On
 SIGTERM or SIGINT it stops taking requests, then lets the consumers finish the transaction in
@@ -18,42 +15,33 @@ import argparse
 import asyncio
 import contextlib
 import gc
-import hashlib
-import re
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import TYPE_CHECKING, Any, Final
 
-import asyncpg
 import msgspec
 import structlog
 import uvicorn
 import uvloop
-from fastapi import APIRouter, FastAPI
-from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hisab_contracts.problems import PROBLEMS
-from runtime import database as store
 from runtime import telemetry
 from runtime.auth import Access
-from runtime.database import Database, Limits, pause
-from runtime.http import (
-    Operation,
-    ProblemDocument,
-    create_app,
-    forget_refusals,
-    json_response,
-    operation,
-)
+from runtime.consumer import Consumer
+from runtime.database import Database, Limits, is_infrastructure, pause
+from runtime.http import Resource, create_app, get, json_response
+from runtime.idempotency import forget_refusals
 from runtime.kafka import Kafka, Topic
 from runtime.machine import Partition
-from runtime.streams import Consumer, Outbox, Relay
+from runtime.migrations import migrate
+from runtime.openapi import openapi_document
+from runtime.outbox import Outbox, Relay
+from runtime.progress import ProgressOverride, override_progress
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -77,7 +65,6 @@ class Settings:
     http_port: int
     kafka: str
     partitions: int
-    hub_partitions: int
     replication: int
     instance: str
     database_api: str = field(repr=False)
@@ -126,7 +113,7 @@ class Status:
 class Parts:
     """What a service is made of; `serve` runs it."""
 
-    router: APIRouter
+    resources: Sequence[Resource] = ()
     topics: Sequence[Topic] = ()
     """The topics it produces; created when missing."""
     consumers: Sequence[Consumer] = ()
@@ -148,6 +135,8 @@ class Service:
     """The folder of its SQL files: `importlib.resources.files("<package>") / "migrations"`."""
     build: Callable[[Kit], Parts]
     """Pure wiring: makes the parts, connects to nothing."""
+    roles: Collection[str]
+    """The roles that an API key may have; a key of any other role opens nothing."""
     extra_settings: Sequence[str] = ()
     """Names of environment variables the service reads beyond the common ones."""
 
@@ -161,6 +150,10 @@ class StatusAnswer(msgspec.Struct, frozen=True, kw_only=True):
     lag_records: int
     outbox_depth: int
     complete_until: dict[str, str | None]
+
+
+NOWHERE: Final = Settings("", 0, "", 1, 1, "0", "", "", None)
+"""Settings that connect to nothing: enough to describe a service."""
 
 
 def main(service: Service, arguments: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -183,18 +176,32 @@ def main(service: Service, arguments: Sequence[str], environ: Mapping[str, str])
     match chosen.command:
         case "migrate":
             owner = _required(environ, "HISAB_DB_OWNER")
-            done = uvloop.run(migrate(service, owner, phase=chosen.phase, plan=chosen.plan))
+            done = uvloop.run(
+                migrate(
+                    service.name,
+                    service.migrations,
+                    owner,
+                    phase=chosen.phase,
+                    plan=chosen.plan,
+                )
+            )
             sys.stdout.writelines(f"{name}\n" for name in done)
         case "serve":
             gc.set_threshold(*GARBAGE_THRESHOLDS)
             return uvloop.run(serve(service, read_settings(service, environ)))
         case "openapi":
-            sys.stdout.buffer.write(openapi_document(service))
+            kit = make_kit(service, NOWHERE)
+            app = make_app(service, kit, service.build(kit))
+            sys.stdout.buffer.write(openapi_document(app))
         case _:
             owner = _required(environ, "HISAB_DB_OWNER")
-            partition = Partition(chosen.topic, chosen.partition)
-            said = (chosen.next_offset, chosen.accepted_by, chosen.reason)
-            uvloop.run(_override(owner, store.Override(partition, *said)))
+            override = ProgressOverride(
+                Partition(chosen.topic, chosen.partition),
+                chosen.next_offset,
+                chosen.accepted_by,
+                chosen.reason,
+            )
+            uvloop.run(_override(owner, override))
     return 0
 
 
@@ -205,7 +212,6 @@ def read_settings(service: Service, environ: Mapping[str, str]) -> Settings:
         http_port=int(_required(environ, "HISAB_HTTP_PORT")),
         kafka=_required(environ, "HISAB_KAFKA"),
         partitions=int(environ.get("HISAB_PARTITIONS", "24")),
-        hub_partitions=int(environ.get("HISAB_HUB_PARTITIONS", "12")),
         replication=int(environ.get("HISAB_REPLICATION", "3")),
         instance=environ.get("HISAB_INSTANCE", "0"),
         database_api=_required(environ, "HISAB_DB_API"),
@@ -222,114 +228,14 @@ def _required(environ: Mapping[str, str], name: str) -> str:
     return value
 
 
-# Migrations.
-
-
-@dataclass(frozen=True, slots=True)
-class Migration:
-    """One file: where it comes from, what it says, and the hash that history keeps."""
-
-    origin: str
-    name: str
-    phase: str
-    sql: str
-    sha256: str
-
-
-class EditedHistory(Exception):
-    """An applied migration was changed or removed; write a new one instead."""
-
-
-_FILE_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.(pre|post)\.sql")
-
-
-def migrations_of(service: Service) -> tuple[Migration, ...]:
-    """Return the kit's files, then the service's, each in the order of their numbers."""
-    return (
-        *_read_folder("runtime", files("runtime") / "migrations", service.name),
-        *_read_folder(service.name, service.migrations, service.name),
-    )
-
-
-def _read_folder(origin: str, folder: Traversable, service: str) -> Iterator[Migration]:
-    numbers: set[str] = set()
-    for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if not file.name.endswith(".sql"):
-            continue
-        match = _FILE_NAME.fullmatch(file.name)
-        if match is None or match[1] in numbers:
-            raise ValueError(f"{origin}/{file.name}: want a new number, NNNN_name.(pre|post).sql")
-        numbers.add(match[1])
-        text = file.read_text(encoding="utf-8")
-        sha256 = hashlib.sha256(text.encode()).hexdigest()
-        yield Migration(origin, file.name, match[2], text.replace(":service", service), sha256)
-
-
-_MIGRATION_LOCK = "select pg_advisory_lock(hashtextextended('schema_migrations', 0))"
-_HISTORY = """
-create table if not exists schema_migrations (
-  origin     text        not null,
-  name       text        not null,
-  sha256     text        not null,
-  applied_at timestamptz not null default clock_timestamp(),
-  primary key (origin, name)
-)
-"""
-_APPLIED = "select origin, name, sha256 from schema_migrations"
-_RECORD = "insert into schema_migrations (origin, name, sha256) values ($1, $2, $3)"
-
-
-async def migrate(
-    service: Service, dsn: str, *, phase: str | None = None, plan: bool = False
-) -> list[str]:
-    """Apply what is missing, as the owner role; returns the names applied (or planned)."""
-    known = migrations_of(service)
-    connection = await asyncpg.connect(
-        dsn, server_settings={"lock_timeout": "4s", "application_name": f"{service.name}-migrate"}
-    )
-    try:
-        await connection.execute(_MIGRATION_LOCK)
-        await connection.execute(_HISTORY)
-        rows = await connection.fetch(_APPLIED)
-        history = {(row["origin"], row["name"]): row["sha256"] for row in rows}
-        missing = _missing(known, history, phase)
-        if not plan:
-            for migration in missing:
-                async with connection.transaction():
-                    await connection.execute(migration.sql)
-                    await connection.execute(
-                        _RECORD, migration.origin, migration.name, migration.sha256
-                    )
-        return [f"{migration.origin}/{migration.name}" for migration in missing]
-    finally:
-        await connection.close()
-
-
-def _missing(
-    known: Sequence[Migration], history: Mapping[tuple[str, str], str], phase: str | None
-) -> list[Migration]:
-    hashes = {(migration.origin, migration.name): migration.sha256 for migration in known}
-    for applied, sha256 in sorted(history.items()):
-        if hashes.get(applied) != sha256:
-            raise EditedHistory("/".join(applied))
-    return [
-        migration
-        for migration in known
-        if (migration.origin, migration.name) not in history and phase in (None, migration.phase)
-    ]
-
-
-async def _override(dsn: str, override: store.Override) -> None:
+async def _override(dsn: str, override: ProgressOverride) -> None:
     database = Database(dsn, name="override-progress", limits=Limits(max_connections=1))
     await database.open()
     try:
         async with database.transaction() as connection:
-            await store.override_progress(connection, override)
+            await override_progress(connection, override)
     finally:
         await database.close()
-
-
-# Serving.
 
 
 def make_kit(service: Service, settings: Settings) -> Kit:
@@ -347,7 +253,7 @@ def make_kit(service: Service, settings: Settings) -> Kit:
         instance=settings.instance,
         replication=settings.replication,
     )
-    return Kit(settings, kafka, api, writer, Access(api))
+    return Kit(settings, kafka, api, writer, Access(api, service.roles))
 
 
 async def serve(service: Service, settings: Settings) -> int:
@@ -419,39 +325,42 @@ async def run_parts(service: Service, kit: Kit, parts: Parts, stop: asyncio.Even
     return 0 if failed is None else 1
 
 
-_ANSWERS = "select 1"
-
-
 def make_app(service: Service, kit: Kit, parts: Parts) -> FastAPI:
-    """Build the application of a service: its own routes and `GET /v1/status`."""
-    router = APIRouter()
+    """Build the application of a service: its own resources and `GET /v1/status`."""
+    resources = (*parts.resources, StatusResource(service, kit, parts))
+    return create_app(service.name, service.version, resources, ready=kit.api.ping)
 
-    async def ready() -> None:
-        async with kit.api.connection() as connection:
-            await connection.fetchval(_ANSWERS)
 
-    @router.get("/v1/status", **operation(answer=StatusAnswer))
-    async def status(request: Request) -> Response:
+class StatusResource(Resource):
+    """`/v1/status`: how far the service is."""
+
+    def __init__(self, service: Service, kit: Kit, parts: Parts) -> None:
+        """Report on these parts."""
+        self._service = service
+        self._kit = kit
+        self._parts = parts
+
+    @get("/v1/status", answer=StatusAnswer)
+    async def status(self, request: Request) -> Response:
         """How far the service is: drained when lag and depth are both 0."""
-        await kit.access.authorise(request)
+        await self._kit.access.authorise(request)
+        parts = self._parts
         lag_records = sum([await consumer.lag_records() for consumer in parts.consumers])
         more = await parts.status() if parts.status is not None else Status()
         outbox_depth = more.unpublished
         if parts.outbox is not None:
-            async with kit.writer.connection() as connection:
+            async with self._kit.writer.connection() as connection:
                 outbox_depth += await parts.outbox.depth(connection)
         return json_response(
             StatusAnswer(
-                service=service.name,
-                version=service.version,
+                service=self._service.name,
+                version=self._service.version,
                 ready=True,
                 lag_records=lag_records,
                 outbox_depth=outbox_depth,
                 complete_until=dict(more.complete_until),
             )
         )
-
-    return create_app(service.name, service.version, (parts.router, router), ready=ready)
 
 
 class _Server(uvicorn.Server):
@@ -492,108 +401,9 @@ async def _make_topics(kafka: Kafka, topics: Sequence[Topic], stop: asyncio.Even
         try:
             await kafka.create_topics(topics)
         except Exception as error:
-            if not store.is_infrastructure(error):
+            if not is_infrastructure(error):
                 raise
             _log.warning("topics not created", error=str(error))
             await pause(stop, RETRY_S)
         else:
             await stop.wait()
-
-
-# The generated document.
-
-
-_ALWAYS: Final = ("unauthenticated", "forbidden", "too-many-requests", "internal", "unavailable")
-_WITH_BODY: Final = ("bad-request", "too-large", "unsupported-media-type", "malformed")
-_WITH_KEY: Final = (
-    "idempotency-key-missing",
-    "idempotency-key-reused",
-    "idempotency-key-in-flight",
-)
-
-
-def openapi_document(service: Service) -> bytes:
-    """Return the service's OpenAPI 3.1 document in its committed form (sorted, indented)."""
-    nowhere = Settings("", 0, "", 1, 1, 1, "0", "", "", None)
-    kit = make_kit(service, nowhere)
-    app = make_app(service, kit, service.build(kit))
-    said = [
-        (route, route.openapi_extra["operation"])
-        for route in (context.original_route for context in iter_route_contexts(app.routes))
-        if isinstance(route, APIRoute) and route.openapi_extra
-    ]
-    named = {model for _, one in said for model in (one.answer, one.body) if model is not None}
-    models = sorted(named | {ProblemDocument}, key=lambda model: model.__name__)
-    found, components = msgspec.json.schema_components(
-        models, ref_template="#/components/schemas/{name}"
-    )
-    schemas = dict(zip(models, found, strict=True))
-    paths: dict[str, dict[str, object]] = {}
-    for route, one in said:
-        for method in sorted(route.methods or ()):
-            paths.setdefault(route.path, {})[method.lower()] = _described(route, one, schemas)
-    document = {
-        "openapi": "3.1.0",
-        "info": {"title": service.name, "version": service.version},
-        "paths": paths,
-        "components": {
-            "schemas": components,
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-        },
-        "security": [{"key": []}],
-    }
-    encoded = msgspec.json.encode(document, order="sorted")
-    return msgspec.json.format(encoded, indent=2) + b"\n"
-
-
-Schemas = Mapping[type[msgspec.Struct], Mapping[str, object]]
-
-
-def _described(route: APIRoute, one: Operation, schemas: Schemas) -> dict[str, object]:
-    in_path = re.findall(r"\{(\w+)", route.path)
-    query = [*one.query, *(("limit", "cursor") if one.paged else ())]
-    header = ["Idempotency-Key"] if one.idempotent else []
-    codes = {*_ALWAYS, *one.problems}
-    codes.update(["not-found"] if in_path else [], ["malformed"] if query else [])
-    codes.update(_WITH_BODY if one.body is not None else (), _WITH_KEY if header else ())
-    described: dict[str, object] = {
-        "operationId": route.name,
-        "summary": (route.endpoint.__doc__ or route.name).strip().splitlines()[0],
-        "parameters": [
-            {"name": name, "in": place, "required": place != "query", "schema": {"type": "string"}}
-            for place, names in (("path", in_path), ("query", query), ("header", header))
-            for name in names
-        ],
-        "responses": {
-            str(one.status): {"description": "Done", "content": _answer(one, schemas)},
-            **_refusals(sorted(codes), schemas),
-        },
-    }
-    if one.body is not None:
-        content = {"application/json": {"schema": schemas[one.body]}}
-        described["requestBody"] = {"required": True, "content": content}
-    return described
-
-
-def _answer(one: Operation, schemas: Schemas) -> dict[str, object]:
-    if one.answer is None:
-        return {}
-    schema = schemas[one.answer]
-    if one.paged:
-        members = {
-            "items": {"type": "array", "items": schema},
-            "next": {"type": ["string", "null"]},
-        }
-        schema = {"type": "object", "properties": members, "required": sorted(members)}
-    return {"application/json": {"schema": schema}}
-
-
-def _refusals(codes: Sequence[str], schemas: Schemas) -> dict[str, object]:
-    by_status: dict[int, list[str]] = {}
-    for code in codes:
-        by_status.setdefault(PROBLEMS[code].status, []).append(code)
-    content = {"application/problem+json": {"schema": schemas[ProblemDocument]}}
-    return {
-        str(status): {"description": ", ".join(named), "content": content}
-        for status, named in by_status.items()
-    }

@@ -1,17 +1,9 @@
-"""The two loops between Kafka and PostgreSQL: the consumer in, the outbox's relay out.
+"""The consumer: the loop between Kafka and PostgreSQL, driven by what `machine` decides.
 
-Theory, in. `Consumer` drives `machine` over a `Feed`. A batch is one PostgreSQL transaction whose
+Theory. `Consumer` drives `machine` over a `Feed`. A batch is one PostgreSQL transaction whose
 first statement advances the progress rows; then the handler does the work. Whatever fails, the
 machine says whether to seek back, to claim again or to halt. A watchdog thread ends the process
 with status 70 when records wait and nothing has moved for 30 s, whatever the event loop does.
-
-Theory, out. `Outbox.write` inserts rows in the caller's transaction. The relay of a topic holds a
-lease, reads the lowest rows first, publishes them in id order per partition, stops at the first
-failure, and deletes after the broker's acknowledgement: a crash in between publishes twice, never
-zero times. There is no cursor, so a row of a transaction that commits late is still found. Polls
-start at a floor below which no row can appear any more: a row's transaction has its id before it
-draws its number, so once every transaction older than a poll has ended, the numbers that poll saw
-are settled.
 
 Refusals: `Halted`, after which the process must end (see `machine`).
 """
@@ -19,7 +11,6 @@ Refusals: `Halted`, after which the process must end (see `machine`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
 import time
@@ -30,16 +21,15 @@ from typing import TYPE_CHECKING, Final, TypeVar, assert_never, cast
 
 import structlog
 
-from runtime import database as store
-from runtime import telemetry
-from runtime.database import Database, after_commit, pause, transaction_on
+from runtime import progress, telemetry
+from runtime.clock import ticks_ms
+from runtime.database import CommitUnknown, Database, is_infrastructure, pause
 from runtime.kafka import (
     REBALANCE_TIMEOUT_MS,
     BrokerLost,
     Feed,
     Hints,
     Kafka,
-    Message,
     OutOfRangeError,
 )
 from runtime.machine import (
@@ -56,7 +46,7 @@ from runtime.machine import (
     Halt,
     Hint,
     Machine,
-    OutOfRange,
+    OffsetLost,
     Partition,
     Pause,
     Process,
@@ -77,13 +67,10 @@ OBSERVE_EVERY_S: Final = 2.0
 DISCOVER_EVERY_S: Final = 0.5
 RECONNECT_S: Final = 0.5
 IDLE_S: Final = 0.02
-RELAY_ROWS: Final = 2_000
-RELAY_POLL_S: Final = 0.25
-RELAY_FLUSH_S: Final = 5
 
 T = TypeVar("T")
 
-_log = structlog.get_logger("runtime.streams")
+_log = structlog.get_logger("runtime.consumer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +126,7 @@ class Consumer:
         self._machine = Machine(max_records=subscription.max_records)
         self._seen_rebalances = 0
         self._hints = Hints(kafka, f"{subscription.group}.hint")
-        self._watch = Watch(_now_ms(), stuck_after_ms)
+        self._watch = Watch(ticks_ms(), stuck_after_ms)
         self._lag = _Lag(kafka, self)
         self._stop = asyncio.Event()
 
@@ -160,7 +147,7 @@ class Consumer:
     async def positions(self) -> dict[Partition, int]:
         """Return the committed next offset of every partition of the topics it follows."""
         async with self._database.connection() as connection:
-            return await store.stored_progress(connection, self._wanted)
+            return await progress.stored_progress(connection, self._wanted)
 
     async def lag_records(self) -> int:
         """Return how many records wait, over all partitions; end offsets at most 0.5 s old."""
@@ -172,7 +159,7 @@ class Consumer:
         Raises `Halted` when going on would skip or repeat records.
         """
         self._stop = stop
-        self._watch.moved(_now_ms())
+        self._watch.moved(ticks_ms())
         watchdog = _Watchdog(self.group, self._watch)
         watchdog.start()
         side_tasks = [asyncio.create_task(self._hints.run()), asyncio.create_task(self._observe())]
@@ -193,14 +180,14 @@ class Consumer:
         """Read as one member of the group until the broker is lost or we are stopped."""
         topics = await self._existing_topics()
         while not topics and not self._stop.is_set():
-            self._watch.moved(_now_ms())
+            self._watch.moved(ticks_ms())
             await pause(self._stop, DISCOVER_EVERY_S)
             topics = await self._existing_topics()
         if self._stop.is_set():
             return
         feed = Feed(self._kafka, self.group)
         # Joining may take as long as a rebalance does.
-        self._watch.moved(_now_ms() + REBALANCE_TIMEOUT_MS)
+        self._watch.moved(ticks_ms() + REBALANCE_TIMEOUT_MS)
         try:
             await _unless(self._stop, feed.open(topics))
             if not self._stop.is_set():
@@ -227,7 +214,7 @@ class Consumer:
                 self._seen_rebalances = feed.rebalances
                 assigned = feed.assigned()
                 _log.info("assigned", group=self.group, partitions=len(assigned))
-                self._watch.assigned(_now_ms())
+                self._watch.assigned(ticks_ms())
                 await self._do(feed, Assigned(assigned))
             elif self._machine.ready:
                 event = await self._fetch(feed)
@@ -243,7 +230,7 @@ class Consumer:
         try:
             fetched = await _unless(self._stop, fetching)
         except OutOfRangeError as error:
-            return OutOfRange(error.partition)
+            return OffsetLost(error.partition)
         if not fetched:
             return None
         return Fetched(
@@ -290,18 +277,18 @@ class Consumer:
             end = await self._kafka.offsets_at("end", partitions)
             hints = await self._kafka.group_offsets(f"{self.group}.hint", partitions)
             ranges = {
-                part: store.PartitionRange(first[part], end[part], hints.get(part))
+                part: progress.PartitionRange(first[part], end[part], hints.get(part))
                 for part in partitions
             }
             async with self._database.transaction() as connection:
-                claims = await store.claim(
+                claims = await progress.claim(
                     connection, ranges, compacted=self._subscription.compacted
                 )
         except Exception as error:
-            if not store.is_infrastructure(error):
+            if not is_infrastructure(error):
                 raise
             _log.warning("claim failed", group=self.group, error=repr(error))
-            self._watch.moved(_now_ms())
+            self._watch.moved(ticks_ms())
             return Failed()
         return Claimed(claims)
 
@@ -313,18 +300,18 @@ class Consumer:
         try:
             if marked:
                 async with self._database.transaction() as connection:
-                    await store.mark_attempt(connection, marked)
+                    await progress.mark_attempt(connection, marked)
             with telemetry.batch_span(self.group, batch.records, unread=action.unread):
                 async with self._database.transaction() as connection:
-                    await store.advance(connection, action.slices)
+                    await progress.advance(connection, action.slices)
                     if batch.records:
                         await self._hand_over(batch, connection, unread=action.unread)
-        except store.FencedError as error:
+        except progress.FencedError as error:
             _log.warning("fenced", group=self.group, error=str(error))
             return Fenced()
         except Exception as error:  # noqa: BLE001 - every failure is sorted by the machine
             return self._failure(error, batch)
-        self._watch.moved(_now_ms())
+        self._watch.moved(ticks_ms())
         return Committed()
 
     async def _hand_over(self, batch: Batch, connection: Connection, *, unread: bool) -> None:
@@ -337,12 +324,12 @@ class Consumer:
             await on_unread(record, connection)
 
     def _failure(self, error: Exception, batch: Batch) -> Failed:
-        blame = not store.is_infrastructure(error)
+        blame = not is_infrastructure(error)
         _log.error("batch failed", group=self.group, blame=blame, **_where(batch), exc_info=error)
         if not blame:
             # The cause is known and outside: ending the process would not help.
-            self._watch.moved(_now_ms())
-        return Failed(unknown=isinstance(error, store.CommitUnknown), blame=blame)
+            self._watch.moved(ticks_ms())
+        return Failed(unknown=isinstance(error, CommitUnknown), blame=blame)
 
     async def _observe(self) -> None:
         """Note, for the watchdog, when nothing waits for us, or others of the group move."""
@@ -352,14 +339,14 @@ class Consumer:
             try:
                 await self._lag.refresh()
             except Exception as error:
-                if not store.is_infrastructure(error):
+                if not is_infrastructure(error):
                     raise
-                self._watch.moved(_now_ms())
+                self._watch.moved(ticks_ms())
                 continue
             moved = self._lag.stored_total != total_before
             total_before = self._lag.stored_total
             if self._lag.of(self._machine.ready) == 0 and (moved or self._lag.waiting == 0):
-                self._watch.moved(_now_ms())
+                self._watch.moved(ticks_ms())
             telemetry.set_lag(self.group, self._lag.waiting)
 
 
@@ -416,129 +403,9 @@ class _Watchdog(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(1):
-            if self._watch.is_stuck(_now_ms()):
+            if self._watch.is_stuck(ticks_ms()):
                 _log.critical("no progress although records wait", group=self._group)
                 os._exit(EXIT_STUCK)
-
-
-class Outbox:
-    """What the service publishes with its facts. One per process."""
-
-    def __init__(self, topics: Iterable[str]) -> None:
-        """Name every topic that may be written; each needs a relay."""
-        self.topics = tuple(topics)
-        self._written = {topic: asyncio.Event() for topic in self.topics}
-
-    async def write(self, connection: Connection, messages: Sequence[Message]) -> None:
-        """Insert messages in the caller's transaction, in order; the relays wake after COMMIT."""
-        if not messages:
-            return
-        await store.insert_messages(connection, messages)
-        for topic in {message.topic for message in messages}:
-            after_commit(self._written[topic].set)
-
-    def written(self, topic: str) -> asyncio.Event:
-        """Return the signal that rows of a topic were committed by this process."""
-        return self._written[topic]
-
-    async def depth(self, connection: Connection) -> int:
-        """Count the messages committed and not yet acknowledged."""
-        return await store.count_messages(connection)
-
-
-class Relay:
-    """Publishes one topic's rows, in one process of the service at a time."""
-
-    def __init__(self, outbox: Outbox, topic: str, database: Database, kafka: Kafka) -> None:
-        """Describe the relay; nothing is read before `run`."""
-        self.topic = topic
-        self._written = outbox.written(topic)
-        self._database = database
-        self._kafka = kafka
-
-    async def run(self, stop: asyncio.Event) -> None:
-        """Relay until `stop`, then flush what is left, within 5 s."""
-        while not stop.is_set():
-            try:
-                await self._relay(stop)
-            except Exception as error:
-                if not store.is_infrastructure(error):
-                    raise
-                _log.warning("relay interrupted", topic=self.topic, error=repr(error))
-                await pause(stop, RECONNECT_S)
-
-    async def _relay(self, stop: asyncio.Event) -> None:
-        """Hold the lease and publish until the connection, the broker or we end."""
-        while self.topic not in await self._kafka.topics():
-            await pause(stop, DISCOVER_EVERY_S)
-            if stop.is_set():
-                return
-        async with self._database.lease(f"relay:{self.topic}", stop) as connection:
-            if connection is None:
-                return
-            floor = _Floor()
-            while not stop.is_set():
-                self._written.clear()
-                if await self._publish(connection, floor) < RELAY_ROWS:
-                    await self._wait(stop)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RELAY_FLUSH_S):
-                    while await self._publish(connection, floor) > 0:
-                        pass
-
-    async def _publish(self, connection: Connection, floor: _Floor) -> int:
-        """Publish and delete the lowest rows; returns how many there were."""
-        rows = await store.lowest_messages(connection, self.topic, floor.lowest_id, RELAY_ROWS)
-        floor.polled(rows.xmin, rows.xmax, rows.ids)
-        if rows.messages:
-            await self._kafka.publish(rows.messages)
-            async with transaction_on(connection):
-                await store.delete_messages(connection, self.topic, rows.ids)
-            telemetry.count_relayed(self.topic, len(rows.messages))
-        floor.settled()
-        return len(rows.messages)
-
-    async def _wait(self, stop: asyncio.Event) -> None:
-        """Wait for a commit of this process, or for the next poll (others write too)."""
-        waiting = {
-            asyncio.ensure_future(self._written.wait()),
-            asyncio.ensure_future(stop.wait()),
-        }
-        await asyncio.wait(waiting, timeout=RELAY_POLL_S, return_when=asyncio.FIRST_COMPLETED)
-        for task in waiting:
-            task.cancel()
-
-
-class _Floor:
-    """The lowest id that may still appear: below it every drawn number is settled."""
-
-    def __init__(self) -> None:
-        self.lowest_id = 0
-        self._seen_id = 0
-        self._candidate: tuple[int, int] | None = None
-        self._next_lowest = 0
-
-    def polled(self, xmin: int, xmax: int, ids: Sequence[int]) -> None:
-        """Take a poll: its snapshot, and then the ids it saw.
-
-        All transactions below xmin have ended; none from xmax on had begun.
-        """
-        if self._candidate is not None:
-            xid, last_id = self._candidate
-            if xmin >= xid and (len(ids) < RELAY_ROWS or ids[-1] >= last_id):
-                # Whoever could draw a number up to last_id had ended, and this poll has seen it.
-                self._next_lowest = last_id + 1
-                self._candidate = None
-        if self._candidate is None and self._seen_id >= self.lowest_id:
-            # Ids seen in earlier polls were drawn before this snapshot: a transaction from xmax
-            # on draws higher ones.
-            self._candidate = (xmax, self._seen_id)
-        if ids:
-            self._seen_id = max(self._seen_id, ids[-1])
-
-    def settled(self) -> None:
-        """The rows of the last poll are published and deleted."""
-        self.lowest_id = max(self.lowest_id, self._next_lowest)
 
 
 async def _unless(stop: asyncio.Event, work: Awaitable[T]) -> T | None:
@@ -566,7 +433,3 @@ def _where(batch: Batch) -> dict[str, object]:
         "records": len(batch.records),
         "until": {f"{where.topic}[{where.number}]": at for where, at in batch.positions.items()},
     }
-
-
-def _now_ms() -> int:
-    return time.monotonic_ns() // 1_000_000

@@ -13,12 +13,13 @@ from e2e.outside import until
 from integration.runtime.bare import Bare
 from integration.runtime.raw import RawName, send_raw
 from runtime import telemetry
+from runtime.consumer import Batch, Consumer, Halted, Subscription
 from runtime.database import transaction_on
 from runtime.kafka import BrokerLost, Feed, Message, MessageTooLarge, Topic
 from runtime.machine import Partition
+from runtime.outbox import Outbox, Relay
 from runtime.records import Record
 from runtime.service import Kit
-from runtime.streams import Batch, Consumer, Halted, Outbox, Relay, Subscription
 
 if TYPE_CHECKING:
     from runtime.database import Connection

@@ -1,0 +1,183 @@
+"""Stored progress: how far each partition has been taken in, and who may move it on.
+
+Theory. A progress row is advanced only in the transaction that does the work of the records before
+it, and only from exactly the offset at which the fetch of these records began, under the epoch of
+the owner that fetched them. Claiming a partition raises the epoch, so an owner that lost it can
+write nothing more: its update finds no row (`FencedError`), and its whole transaction is undone.
+
+An operator's override is the one way past a stored offset. It is put on the record first, and the
+next claim uses it up.
+
+Refusals: `FencedError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from runtime.database import Unavailable
+from runtime.machine import Partition, PartitionClaim, Slice
+
+if TYPE_CHECKING:
+    from runtime.database import Connection
+
+
+class FencedError(Unavailable):
+    """A progress row no longer carries our epoch and offset: another owner has moved it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionRange:
+    """What the broker says about a partition before it is claimed."""
+
+    first_offset: int
+    end_offset: int
+    hint_offset: int | None
+
+
+_CLAIM = """
+with overridden as (
+  update consumer_override set used_at = clock_timestamp()
+   where used_at is null
+     and (topic, partition) in (select * from unnest($1::text[], $2::int[]))
+  returning topic, partition, next_offset
+), asked as (
+  select a.topic, a.partition, a.floor_offset, o.next_offset as override_offset
+    from unnest($1::text[], $2::int[], $3::bigint[]) as a (topic, partition, floor_offset)
+    left join overridden o on o.topic = a.topic and o.partition = a.partition
+), claimed as (
+  insert into consumer_progress as p
+         (topic, partition, owner_epoch, next_offset, attempt_offset, attempts)
+  select topic, partition, 1, coalesce(override_offset, floor_offset), -1, 0
+    from asked
+   order by topic, partition
+  on conflict (topic, partition) do update
+     set owner_epoch = p.owner_epoch + 1,
+         next_offset = coalesce(
+           (select a.override_offset from asked a
+             where a.topic = p.topic and a.partition = p.partition),
+           greatest(p.next_offset, excluded.next_offset))
+  returning topic, partition, owner_epoch, next_offset, attempt_offset, attempts
+)
+select c.topic, c.partition, c.owner_epoch, c.next_offset,
+       case when c.attempt_offset = c.next_offset then c.attempts else 0 end as attempts,
+       a.override_offset is not null as overridden
+  from claimed c
+  join asked a on a.topic = c.topic and a.partition = c.partition
+ order by c.topic, c.partition
+"""
+
+
+async def claim(
+    connection: Connection, ranges: dict[Partition, PartitionRange], *, compacted: bool
+) -> tuple[PartitionClaim, ...]:
+    """Raise the owner epoch of these progress rows (made when absent) and read their offsets.
+
+    A new row begins at 0; on a compacted topic at the first offset the broker has, because there
+    a removed record was replaced by a newer one. An operator's unused override wins and is marked.
+    """
+    asked = sorted(ranges)
+    floors = [ranges[p].first_offset if compacted else 0 for p in asked]
+    topics, numbers = [p.topic for p in asked], [p.number for p in asked]
+    rows = await connection.fetch(_CLAIM, topics, numbers, floors)
+    places = [Partition(row["topic"], row["partition"]) for row in rows]
+    return tuple(
+        PartitionClaim(
+            partition=place,
+            epoch=row["owner_epoch"],
+            next_offset=row["next_offset"],
+            attempts=row["attempts"],
+            first_offset=ranges[place].first_offset,
+            end_offset=ranges[place].end_offset,
+            hint_offset=None if row["overridden"] else ranges[place].hint_offset,
+        )
+        for place, row in zip(places, rows, strict=True)
+    )
+
+
+_ADVANCE = """
+update consumer_progress p set next_offset = b.until_offset
+  from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[], $5::bigint[])
+       as b (topic, partition, epoch, expected_offset, until_offset)
+ where p.topic = b.topic and p.partition = b.partition
+   and p.owner_epoch = b.epoch and p.next_offset = b.expected_offset
+   and b.until_offset > b.expected_offset
+"""
+
+
+async def advance(connection: Connection, slices: Sequence[Slice]) -> None:
+    """Move these progress rows to `until`; `FencedError` unless every one was as expected."""
+    untils = [piece.until for piece in slices]
+    _require_all(await connection.execute(_ADVANCE, *_expected_columns(slices), untils), slices)
+
+
+_MARK_ATTEMPT = """
+update consumer_progress p set attempt_offset = b.expected_offset, attempts = b.attempt
+  from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[], $5::int[])
+       as b (topic, partition, epoch, expected_offset, attempt)
+ where p.topic = b.topic and p.partition = b.partition
+   and p.owner_epoch = b.epoch and p.next_offset = b.expected_offset
+"""
+
+
+async def mark_attempt(connection: Connection, slices: Sequence[Slice]) -> None:
+    """Store, before they are processed, that these slices are being attempted."""
+    attempts = [piece.attempt for piece in slices]
+    status = await connection.execute(_MARK_ATTEMPT, *_expected_columns(slices), attempts)
+    _require_all(status, slices)
+
+
+def _expected_columns(slices: Sequence[Slice]) -> tuple[list[str], list[int], list[int], list[int]]:
+    """Return the columns that name progress rows as their owner left them."""
+    return (
+        [piece.partition.topic for piece in slices],
+        [piece.partition.number for piece in slices],
+        [piece.epoch for piece in slices],
+        [piece.expected for piece in slices],
+    )
+
+
+def _require_all(status: str, slices: Sequence[Slice]) -> None:
+    if status != f"UPDATE {len(slices)}":
+        raise FencedError(f"{status} of {len(slices)} progress rows")
+
+
+_STORED_PROGRESS = """
+select topic, partition, next_offset from consumer_progress where topic = any($1::text[])
+"""
+
+
+async def stored_progress(connection: Connection, topics: Sequence[str]) -> dict[Partition, int]:
+    """Return the next offset of every partition of these topics that was ever claimed."""
+    rows = await connection.fetch(_STORED_PROGRESS, list(topics))
+    return {Partition(row["topic"], row["partition"]): row["next_offset"] for row in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressOverride:
+    """An operator accepts that a partition is read on from another offset."""
+
+    partition: Partition
+    next_offset: int
+    accepted_by: str
+    reason: str
+
+
+_OVERRIDE = """
+insert into consumer_override (topic, partition, next_offset, accepted_by, reason)
+values ($1, $2, $3, $4, $5)
+"""
+
+
+async def override_progress(connection: Connection, override: ProgressOverride) -> None:
+    """Put an override on the record; the next claim of the partition uses it up."""
+    await connection.execute(
+        _OVERRIDE,
+        override.partition.topic,
+        override.partition.number,
+        override.next_offset,
+        override.accepted_by,
+        override.reason,
+    )
