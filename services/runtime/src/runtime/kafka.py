@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal, NamedTuple, Protocol, TypeVar
 
 import structlog
 from aiokafka import (
@@ -40,7 +40,7 @@ from aiokafka.errors import (
 
 from hisab_contracts.topics import partition_of
 from runtime.machine import Partition
-from runtime.records import Record, Reread, record_of, reread
+from runtime.records import RawMessage, Record, Reread, record_of, reread
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -293,7 +293,16 @@ class Kafka:
             return self._probe
 
 
-async def _started(client: Any, close: Callable[[], Awaitable[None]]) -> Any:
+class _Startable(Protocol):
+    """What we ask of a client of aiokafka, which has no types, before it is used."""
+
+    async def start(self) -> None: ...
+
+
+Client = TypeVar("Client", bound=_Startable)
+
+
+async def _started(client: Client, close: Callable[[], Awaitable[None]]) -> Client:
     """Start an aiokafka client, or close it and say why not."""
     try:
         with _broker_errors():
@@ -322,46 +331,85 @@ async def _publish_few(
     return tuple((answer.partition, answer.offset) for answer in answers)
 
 
+class _Acknowledged(Protocol):
+    """The broker's answer: where a message, or the first of a batch, stands."""
+
+    partition: int
+    offset: int
+
+
+class _BatchBuilder(Protocol):
+    """A batch that is being built; `append` says None when it is full."""
+
+    def append(
+        self,
+        *,
+        key: bytes | None,
+        value: bytes | None,
+        timestamp: int | None,
+        headers: list[tuple[str, bytes | None]],
+    ) -> object | None: ...
+
+
+class _OpenBatch(NamedTuple):
+    """A batch of one partition, and which messages it holds, in order."""
+
+    where: tuple[str, int]
+    """Topic and partition number."""
+    builder: _BatchBuilder
+    indexes: list[int]
+
+
 async def _publish_many(
     producer: AIOKafkaProducer, messages: Sequence[Message]
 ) -> tuple[tuple[int, int], ...]:
     """Build whole batches per partition: one future per batch, not per message."""
+    # Found once per topic and key: murmur2 in Python is most of what publishing would cost.
+    numbers = await _partition_numbers(producer, messages)
+    open_batches: dict[tuple[str, int], _OpenBatch] = {}
+    batches: list[_OpenBatch] = []
+    for index, (message, number) in enumerate(zip(messages, numbers, strict=True)):
+        where = (message.topic, number)
+        batch = open_batches.get(where)
+        if batch is None or not _appended(batch.builder, message):
+            batch = open_batches[where] = _OpenBatch(where, producer.create_batch(), [])
+            batches.append(batch)
+            # An empty batch takes any message that is no larger than a topic takes.
+            _appended(batch.builder, message)
+        batch.indexes.append(index)
+    # Batches of one partition are sent in the order in which they were begun.
+    sending = [
+        await producer.send_batch(batch.builder, batch.where[0], partition=batch.where[1])
+        for batch in batches
+    ]
+    answers: list[_Acknowledged] = await asyncio.gather(*sending)
+    places: list[tuple[int, int]] = [(-1, -1)] * len(messages)
+    for answer, batch in zip(answers, batches, strict=True):
+        for place, index in enumerate(batch.indexes):
+            places[index] = (answer.partition, answer.offset + place)
+    return tuple(places)
+
+
+async def _partition_numbers(producer: AIOKafkaProducer, messages: Sequence[Message]) -> list[int]:
+    """Return the partition of each message: the one it names, or that of its key."""
     counts: dict[str, int] = {}
-    open_batches: dict[tuple[str, int], tuple[Any, list[int]]] = {}
-    full: list[tuple[str, int, Any, list[int]]] = []
-    numbers: dict[tuple[str, bytes | None], int] = {}
-    for index, message in enumerate(messages):
+    of_key: dict[tuple[str, bytes | None], int] = {}
+    numbers = []
+    for message in messages:
         number = message.partition
         if number is None:
-            number = numbers.get((message.topic, message.key))
+            number = of_key.get((message.topic, message.key))
         if number is None:
             topic = message.topic
             if topic not in counts:
                 counts[topic] = len(await producer.partitions_for(topic))
             number = partition_of(message.key or b"", counts[topic])
-            numbers[topic, message.key] = number
-        where = (message.topic, number)
-        entry = open_batches.get(where)
-        if entry is None or not _appended(entry[0], message):
-            if entry is not None:
-                full.append((*where, *entry))
-            entry = open_batches[where] = (producer.create_batch(), [])
-            _appended(entry[0], message)
-        entry[1].append(index)
-    full.extend((*where, *entry) for where, entry in open_batches.items())
-    waiting = [
-        (await producer.send_batch(batch, topic, partition=number), indexes)
-        for topic, number, batch, indexes in full
-    ]
-    places: list[tuple[int, int]] = [(-1, -1)] * len(messages)
-    answers = await asyncio.gather(*(future for future, _ in waiting))
-    for answer, (_, indexes) in zip(answers, waiting, strict=True):
-        for place, index in enumerate(indexes):
-            places[index] = (answer.partition, answer.offset + place)
-    return tuple(places)
+            of_key[topic, message.key] = number
+        numbers.append(number)
+    return numbers
 
 
-def _appended(batch: Any, message: Message) -> bool:
+def _appended(batch: _BatchBuilder, message: Message) -> bool:
     appended = batch.append(
         key=message.key, value=message.value, timestamp=None, headers=list(message.headers)
     )
@@ -512,13 +560,13 @@ class Feed:
 
     async def _brought(
         self, asked: Sequence[TopicPartition], wait_ms: int, max_records: int
-    ) -> Mapping[TopicPartition, Sequence[Any]]:
+    ) -> Mapping[TopicPartition, Sequence[RawMessage]]:
         """Return what aiokafka has fetched; what it refuses to read is left for `_reread`."""
         plain = [where for where in asked if where not in self._refused]
         if not plain:
             return {}
         try:
-            brought: Mapping[TopicPartition, Sequence[Any]] = await self._consumer.getmany(
+            brought: Mapping[TopicPartition, Sequence[RawMessage]] = await self._consumer.getmany(
                 *plain, timeout_ms=wait_ms, max_records=max_records
             )
         except UnicodeDecodeError:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, SupportsIndex
+from typing import Any, Final, Protocol, SupportsIndex
 
 import msgspec
 import structlog
@@ -43,6 +43,19 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     headers: tuple[tuple[str, bytes | None], ...]
     is_escaped: bool = False
     """A header's name is not UTF-8 and is shown escaped: put the record aside, do not read it."""
+
+
+class RawMessage(Protocol):
+    """What aiokafka, which has no types, gives for a message."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    """Milliseconds."""
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +95,7 @@ async def reread(
     return Reread(found.next_fetch_offset, records)
 
 
-def record_of(message: Any) -> Record:
+def record_of(message: RawMessage) -> Record:
     """Take a record from aiokafka."""
     headers, is_escaped = message.headers, False
     if any(type(name) is _Escaped for name, _ in headers):
@@ -123,16 +136,18 @@ class _Batch:
     def __init__(self, raw: memoryview) -> None:
         self._batch = _DefaultRecordBatchPy(raw)
 
+    # `Any` is honest here: we stand in for an untyped object and hand on whatever it has.
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[RawMessage]:
         self._batch._maybe_uncompress()  # noqa: SLF001 - it replaces the bytes we then wrap
         self._batch._buffer = _Bytes(self._batch._buffer)  # noqa: SLF001
         return iter(self._batch)
 
-    def __next__(self) -> Any:
-        return next(self._batch)
+    def __next__(self) -> RawMessage:
+        message: RawMessage = next(self._batch)
+        return message
 
 
 class _Bytes(bytearray):
