@@ -70,6 +70,11 @@ class Module:
         return self.name.split(".")[0]
 
     @property
+    def is_package(self) -> bool:
+        """Whether it is the `__init__` of a package."""
+        return self.path.endswith("/__init__.py")
+
+    @property
     def leaf(self) -> str:
         """Its own name."""
         return self.name.rpartition(".")[2]
@@ -127,6 +132,16 @@ def is_store(name: str) -> bool:
 def stores() -> tuple[str, ...]:
     """Return the patterns of the modules that hold SQL."""
     return _listed("stores")
+
+
+def sizes() -> Mapping[str, str]:
+    """Return the modules that may be longer than 600 or shorter than 40 lines, with the reason."""
+    return dict(configuration()["tool"]["hisab"]["sizes"])
+
+
+def shared_names() -> Mapping[str, str]:
+    """Return the type names that two modules may use, with the reason."""
+    return dict(configuration()["tool"]["hisab"]["shared_names"])
 
 
 def mutable() -> frozenset[str]:

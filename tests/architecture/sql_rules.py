@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 
 from architecture.source import Finding, Module, is_store
@@ -37,26 +37,68 @@ MIGRATION = re.compile(r"(?P<number>\d{4})_[a-z0-9_]+\.(?P<phase>pre|post)\.sql"
 
 
 def sql_text(module: Module) -> Iterator[Finding]:
-    """Rule 20: lower case, no `select *`, nothing pasted into a statement."""
+    """Rule 20: lower case, no `select *`, and nothing but named constants in a statement."""
+    inside = {id(inner) for _, node, _ in sql_constants(module) for inner in ast.walk(node)}
+    for _, node, text in sql_constants(module):
+        yield from _statement(text, module.at(node))
     for node in module.nodes:
         match node:
             case ast.JoinedStr(values=values):
                 first = values[0] if values else None
-                text = first.value if isinstance(first, ast.Constant) else ""
-                if isinstance(text, str) and STATEMENT.match(text):
+                begin = first.value if isinstance(first, ast.Constant) else ""
+                if isinstance(begin, str) and STATEMENT.match(begin):
                     yield Finding(20, module.at(node), "SQL in an f-string", "a constant with $n")
-            case ast.BinOp(left=ast.Constant(value=str() as text), op=ast.Add() | ast.Mod()):
+            case ast.BinOp(left=ast.Constant(value=str() as text)) if id(node) not in inside:
                 if STATEMENT.match(text):
-                    yield Finding(20, module.at(node), "SQL put together", "a constant with $n")
+                    yield Finding(20, module.at(node), "SQL put together", "named constants and $n")
             case ast.Call(
                 func=ast.Attribute(value=ast.Constant(value=str() as text), attr="format")
             ):
                 if STATEMENT.match(text):
                     yield Finding(20, module.at(node), "SQL filled by format", "a constant with $n")
             case ast.Constant(value=str() as text) if STATEMENT.match(text):
-                yield from _statement(text, module.at(node))
+                if id(node) not in inside:
+                    yield from _statement(text, module.at(node))
             case _:
                 pass
+
+
+def sql_constants(module: Module) -> Sequence[tuple[str, ast.stmt, str]]:
+    """Return every statement that is a constant of a module or class: name, place, whole text.
+
+    A constant may put other named constants of its module together with `+`: so that the columns
+    of a table stand once. Nothing else is ever part of a statement.
+    """
+    texts: dict[str, str] = {}
+    found: list[tuple[str, ast.stmt, str]] = []
+    for body in _bodies(module.tree):
+        for node in body:
+            match node:
+                case (
+                    ast.Assign(targets=[ast.Name(id=name)], value=value)
+                    | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
+                ):
+                    text = _constant_text(value, texts)
+                    if text is not None:
+                        texts[name] = text
+                        if STATEMENT.match(text):
+                            found.append((name, node, text))
+                case _:
+                    pass
+    return found
+
+
+def _constant_text(value: ast.expr, known: Mapping[str, str]) -> str | None:
+    match value:
+        case ast.Constant(value=str() as text):
+            return text
+        case ast.Name(id=name):
+            return known.get(name)
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            first, second = _constant_text(left, known), _constant_text(right, known)
+            return None if first is None or second is None else first + second
+        case _:
+            return None
 
 
 def _statement(text: str, where: str) -> Iterator[Finding]:
@@ -72,30 +114,28 @@ def _without_literals(text: str) -> str:
 
 
 def sql_place(module: Module) -> Iterator[Finding]:
-    """Rule 20: a statement is a named constant directly above the one function that uses it."""
+    """Rule 20: a statement is a named constant above what uses it, and something says what for.
+
+    Several functions may use one, and one function several. What it is for is said by a comment
+    above it, or by the docstring of a function that uses it.
+    """
     named: set[int] = set()
-    for body in _bodies(module.tree):
-        for place, node in enumerate(body):
-            name = _sql_constant(node)
-            if name is None:
-                continue
-            named.update(id(inner) for inner in ast.walk(node))
-            users = module.users.get(name, ())
-            below = _next_definition(body[place + 1 :])
-            if len(users) != 1 and not _nested(users):
-                yield Finding(
-                    20,
-                    module.at(node),
-                    f"{name} is used by {len(users)} functions",
-                    "one statement, one function; let the others call it",
-                )
-            elif below is None or (users[0] is not below and users[0] not in ast.walk(below)):
-                yield Finding(
-                    20,
-                    module.at(node),
-                    f"{name} stands away from {users[0].name}",
-                    "put it directly above",
-                )
+    for name, node, _ in sql_constants(module):
+        named.update(id(inner) for inner in ast.walk(node))
+        users = module.users.get(name, ())
+        if not users and not _is_part(name, module):
+            yield Finding(
+                20, module.at(node), f"{name} is used nowhere here", "put it beside what uses it"
+            )
+        elif any(user.lineno < node.lineno for user in users):
+            yield Finding(20, module.at(node), f"{name} stands below what uses it", "put it above")
+        elif not _has_comment(module, node) and users and not any(map(ast.get_docstring, users)):
+            yield Finding(
+                20,
+                module.at(node),
+                f"nothing says what {name} is for",
+                "a comment above it, or the docstring of a function that uses it",
+            )
     for inner in module.nodes:
         match inner:
             case ast.Constant(value=str() as text) if id(inner) not in named:
@@ -105,37 +145,26 @@ def sql_place(module: Module) -> Iterator[Finding]:
                 pass
 
 
+def _is_part(name: str, module: Module) -> bool:
+    """Say whether another constant is put together from this one."""
+    return any(
+        isinstance(inner, ast.Name) and inner.id == name
+        for other, node, _ in sql_constants(module)
+        if other != name
+        for inner in ast.walk(node)
+    )
+
+
+def _has_comment(module: Module, node: ast.stmt) -> bool:
+    lines = module.text.splitlines()
+    return node.lineno >= 2 and lines[node.lineno - 2].lstrip().startswith("#")
+
+
 def _bodies(tree: ast.Module) -> Iterator[Sequence[ast.stmt]]:
     yield tree.body
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             yield node.body
-
-
-def _sql_constant(node: ast.stmt) -> str | None:
-    match node:
-        case (
-            ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str() as text))
-            | ast.AnnAssign(target=ast.Name(id=name), value=ast.Constant(value=str() as text))
-        ):
-            return name if STATEMENT.match(text) else None
-        case _:
-            return None
-
-
-def _next_definition(body: Sequence[ast.stmt]) -> ast.stmt | None:
-    """Return the first function or class below, with nothing but constants in between."""
-    for node in body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            return node
-        if not isinstance(node, ast.Assign | ast.AnnAssign):
-            return None
-    return None
-
-
-def _nested(users: Sequence[ast.AST]) -> bool:
-    """Say whether all users are one function and functions inside it."""
-    return bool(users) and all(user in ast.walk(users[0]) for user in users)
 
 
 def outside_calls(module: Module) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ Rule = Callable[[Module], Iterable[Finding]]
 PACKAGE_RULES: tuple[Rule, ...] = (
     shape_rules.long_functions,
     shape_rules.module_size,
+    shape_rules.module_smallness,
     shape_rules.vague_names,
     shape_rules.foreign_services,
     shape_rules.outside_libraries,
@@ -30,6 +31,8 @@ PACKAGE_RULES: tuple[Rule, ...] = (
     shape_rules.pure_calls,
     word_rules.float_ban,
     word_rules.domain_words,
+    word_rules.private_words,
+    word_rules.loop_variables,
     word_rules.unit_suffixes,
     word_rules.frozen_facts,
     word_rules.distinct_ids,
@@ -49,6 +52,7 @@ DEPLOY_RULES: tuple[Rule, ...] = (
     shape_rules.long_functions,
     shape_rules.module_size,
     shape_rules.vague_names,
+    word_rules.loop_variables,
 )
 TEST_RULES: tuple[Rule, ...] = (
     shape_rules.long_functions,

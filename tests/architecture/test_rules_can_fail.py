@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from textwrap import indent
 
 import pytest
 
@@ -18,10 +19,13 @@ CASES = "match x:\n    case A():\n        pass\n    case _:\n"
 TRANSACTION = "async def f(db: D) -> None:\n    async with db.transaction():\n"
 QUERY = '_LOAD = """\nselect a from b where c = $1\n"""\n\n\n'
 LOADING = "async def load(c: C) -> Row:\n    return from_row(await c.fetch(_LOAD, 1))\n"
+SAYING = LOADING.replace("Row:\n", 'Row:\n    """Load what is wanted."""\n')
+LOGGED = "try:\n    f()\nexcept E as error:\n    _log.error('no', error=error)\n"
 
 BAD: list[tuple[Rule, str, dict[str, object]]] = [
     (shape_rules.long_functions, LONG, {}),
     (shape_rules.module_size, "x = 1\n" * 601, {}),
+    (shape_rules.module_smallness, "x = 1\n" * 39, {}),
     (shape_rules.vague_names, "", {"name": "ledger.utils"}),
     (shape_rules.vague_names, "", {"name": "ledger.http_helpers"}),
     (shape_rules.foreign_services, "from metering.coverage import split", {}),
@@ -50,6 +54,11 @@ BAD: list[tuple[Rule, str, dict[str, object]]] = [
     (word_rules.float_ban, "x = moment.timestamp()", {"name": "runtime.kafka"}),
     (word_rules.domain_words, "def charge_micro() -> int: ...", {"name": "runtime.kafka"}),
     (word_rules.domain_words, "class Invoice: ...", {"name": "runtime.http"}),
+    (word_rules.domain_words, "def officer() -> str: ...", {"name": "runtime.auth"}),
+    (word_rules.private_words, "class Said: ...", {}),
+    (word_rules.private_words, "", {"name": "metering.upkeep"}),
+    (word_rules.loop_variables, "x = [one.a for one in y]", {}),
+    (word_rules.loop_variables, "for at, one in y:\n    f(one)", {}),
     (word_rules.unit_suffixes, "class A:\n    amount: int", {}),
     (word_rules.unit_suffixes, "class A:\n    total: int | None", {}),
     (word_rules.unit_suffixes, "class RecordCounts:\n    amount: Decimal", {}),
@@ -80,8 +89,10 @@ BAD: list[tuple[Rule, str, dict[str, object]]] = [
     (sql_rules.sql_text, 'x = "select * from b"', {}),
     (sql_rules.sql_text, 'x = "with a as (select b.* from b) select c from a"', {}),
     (sql_rules.sql_place, 'async def f(c: C) -> None:\n    await c.execute("select a from b")', {}),
-    (sql_rules.sql_place, QUERY + "def other() -> None: ...\n\n\n" + LOADING, {}),
-    (sql_rules.sql_place, QUERY + LOADING + LOADING.replace("load", "again"), {}),
+    (sql_rules.sql_text, '_A = "a"\n_B = "select " + _A + " FROM b"', {}),
+    (sql_rules.sql_text, 'def f(a):\n    return "select " + a + " from b"', {}),
+    (sql_rules.sql_place, LOADING + "\n\n" + QUERY, {}),
+    (sql_rules.sql_place, QUERY + LOADING, {}),
     (sql_rules.sql_place, QUERY, {}),
     (sql_rules.outside_calls, TRANSACTION + "        await p.send(x)", {}),
     (
@@ -106,7 +117,10 @@ BAD: list[tuple[Rule, str, dict[str, object]]] = [
     (text_rules.module_state, "_seen: dict[str, int] = {}", {}),
     (text_rules.module_state, "_seen = defaultdict(list)", {}),
     (text_rules.module_state, "def f() -> None:\n    global x", {}),
-    (text_rules.swallowed_failures, "try:\n    f()\nexcept:\n    pass", {}),
+    (text_rules.swallowed_failures, "try:\n    f()\nexcept:\n    raise", {}),
+    (text_rules.swallowed_failures, "try:\n    f()\nexcept E:\n    pass", {}),
+    (text_rules.swallowed_failures, LOGGED, {}),
+    (text_rules.swallowed_failures, "for x in y:\n" + indent(LOGGED + "    continue", "    "), {}),
     (text_rules.mocks, "from unittest.mock import Mock", {"name": "tests.test_x"}),
     (text_rules.mocks, "monkeypatch.setattr(ledger.store, 'f', g)", {"name": "tests.test_x"}),
     (text_rules.mocks, "monkeypatch.setattr('metering.api.f', g)", {"name": "tests.test_x"}),
@@ -116,7 +130,14 @@ BAD: list[tuple[Rule, str, dict[str, object]]] = [
 
 GOOD: list[tuple[Rule, str, dict[str, object]]] = [
     (shape_rules.long_functions, LONG.replace("    x_ms = 1\n", "", 2), {}),
-    (shape_rules.outside_libraries, "import asyncpg", {"name": "metering.store"}),
+    (shape_rules.module_smallness, "x = 1\n" * 40, {}),
+    (shape_rules.outside_libraries, "import asyncpg", {"name": "metering.store.state"}),
+    (word_rules.domain_words, "def tenant_of() -> str: ...", {"name": "runtime.auth"}),
+    (word_rules.private_words, "class _Said: ...", {}),
+    (word_rules.loop_variables, "x = [line.a for line in y]", {}),
+    (text_rules.swallowed_failures, LOGGED + "    raise", {}),
+    (text_rules.swallowed_failures, "try:\n    f()\nexcept E:\n    pass  # Looked at below.", {}),
+    (text_rules.swallowed_failures, LOGGED + "    return Failed()", {}),
     (shape_rules.foreign_services, "from hisab_contracts.ids import Sku", {}),
     (shape_rules.pure_imports, "import datetime as dt\nimport hashlib\nimport msgspec", PURE),
     (shape_rules.demo_imports, "import hisab_contracts.topics\nimport aiokafka", {}),
@@ -134,7 +155,9 @@ GOOD: list[tuple[Rule, str, dict[str, object]]] = [
     (word_rules.docstrings, '"""M."""\ndef _f() -> None: ...', PURE),
     (sql_rules.sql_text, QUERY + 'x = "Select a colour from the list."', {}),
     (sql_rules.sql_text, 'x = "insert into a (b) select * from unnest($1::text[])"', {}),
-    (sql_rules.sql_place, QUERY + LOADING, {}),
+    (sql_rules.sql_text, '_A = "a"\n_B = "select " + _A + " from b"', {}),
+    (sql_rules.sql_place, QUERY + SAYING + SAYING.replace("load", "again"), {}),
+    (sql_rules.sql_place, "# What is wanted.\n" + QUERY + LOADING, {}),
     (
         sql_rules.driver_records,
         "from asyncpg import Record as Row\ndef lot_from_row(row: Row) -> Lot: ...",

@@ -71,10 +71,41 @@ def _is_empty_container(value: ast.expr) -> bool:
 
 
 def swallowed_failures(module: Module) -> Iterator[Finding]:
-    """Rule 17: nothing logs a failure and goes on; a bare `pass` says why it may."""
+    """Rule 17: nothing logs a failure and goes on, and nothing catches without a name.
+
+    A handler whose statements all log, or pass, or continue a loop has taken no decision: the
+    failure is gone. Returning an outcome, raising, or waiting to try again is one. A handler that
+    only passes, because nothing has failed, says so in a comment.
+    """
     for node in module.nodes:
-        if isinstance(node, ast.ExceptHandler) and node.type is None:
+        if not isinstance(node, ast.ExceptHandler):
+            continue
+        if node.type is None:
             yield Finding(17, module.at(node), "a bare except", "name what may happen")
+        elif all(_goes_on(statement) for statement in node.body) and not _explained(module, node):
+            yield Finding(
+                17,
+                module.at(node),
+                "a failure is logged, and work goes on",
+                "raise, return what happened, or store it",
+            )
+
+
+def _explained(module: Module, handler: ast.ExceptHandler) -> bool:
+    """Say whether a handler logs nothing and has a comment that says why it may pass."""
+    lines = module.text.splitlines()[handler.lineno - 1 : handler.end_lineno]
+    silent = all(isinstance(statement, ast.Pass | ast.Continue) for statement in handler.body)
+    return silent and any("# " in line for line in lines)
+
+
+def _goes_on(statement: ast.stmt) -> bool:
+    match statement:
+        case ast.Pass() | ast.Continue():
+            return True
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=owner)))):
+            return owner in {"_log", "log", "logger", "logging"}
+        case _:
+            return False
 
 
 def mocks(module: Module) -> Iterator[Finding]:

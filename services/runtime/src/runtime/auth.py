@@ -173,6 +173,7 @@ select key_id, role, tenant_id, hub
 
 
 async def _find_key(database: Database, sha256: str) -> Principal | None:
+    """Find whose key this is, unless it is revoked or has expired."""
     async with database.connection() as connection:
         row = await connection.fetchrow(_FIND_KEY, sha256)
     return None if row is None else Principal(*row.values())

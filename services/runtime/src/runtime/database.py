@@ -329,6 +329,7 @@ _TRY_LEASE = "select pg_try_advisory_lock($1)"
 
 
 async def _try_lease(connection: Connection, name: str) -> bool:
+    """Take a lease if nobody has it; it is a lock of the session, so it ends with it."""
     return bool(await connection.fetchval(_TRY_LEASE, _lock_key(name)))
 
 

@@ -203,6 +203,7 @@ update idempotency set status = $3, answer = $4 where scope = $1 and idempotency
 async def _finish(
     connection: Connection, command: Command[M], scope: str, status: int, answer: bytes
 ) -> None:
+    """Store the answer in the command's own transaction: both become durable, or neither."""
     await connection.execute(_FINISH, scope, command.key, status, answer)
 
 

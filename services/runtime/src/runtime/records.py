@@ -48,11 +48,13 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 class RawMessage(Protocol):
     """What aiokafka, which has no types, gives for a message."""
 
+    @property
+    def timestamp(self) -> int:
+        """Milliseconds since 1970."""
+
     topic: str
     partition: int
     offset: int
-    timestamp: int
-    """Milliseconds."""
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...]
