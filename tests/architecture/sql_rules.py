@@ -38,9 +38,10 @@ MIGRATION = re.compile(r"(?P<number>\d{4})_[a-z0-9_]+\.(?P<phase>pre|post)\.sql"
 
 def sql_text(module: Module) -> Iterator[Finding]:
     """Rule 20: lower case, no `select *`, and nothing but named constants in a statement."""
-    inside = {id(inner) for _, node, _ in sql_constants(module) for inner in ast.walk(node)}
-    for _, node, text in sql_constants(module):
-        yield from _statement(text, module.at(node))
+    constants = sql_constants(module)
+    inside = {id(inner) for _, constant, _ in constants for inner in ast.walk(constant)}
+    for _, constant, statement in constants:
+        yield from _statement(statement, module.at(constant))
     for node in module.nodes:
         match node:
             case ast.JoinedStr(values=values):

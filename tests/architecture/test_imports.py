@@ -64,42 +64,62 @@ def test_unplaced_module_breaks_the_order(tmp_path: Path) -> None:
 def test_core_that_imports_its_shell_breaks_the_order(tmp_path: Path) -> None:
     """Rule 2: a module that decides and imports what stands above it fails."""
     folder = copy(tmp_path)
-    path = folder / "services/ledger/src/ledger/grants.py"
-    path.write_text(path.read_text() + "\nimport ledger.book\n")
+    path = folder / "services/ledger/src/ledger/core/grants.py"
+    path.write_text(path.read_text() + "\nimport ledger.core.book\n")
     done = lint(folder)
     assert done.returncode != 0
-    assert "ledger.grants is not allowed to import ledger.book" in done.stdout
+    assert "ledger.core.grants is not allowed to import ledger.core.book" in done.stdout
 
 
-def layers(package: str) -> list[list[str]]:
-    """Return the import order of a package, from the outside to the core."""
+def test_store_that_imports_its_api_breaks_the_order(tmp_path: Path) -> None:
+    """Rule 5: the four floors stand on each other, and none reaches up."""
+    folder = copy(tmp_path)
+    path = folder / "services/ledger/src/ledger/store/books.py"
+    path.write_text(path.read_text() + "\nimport ledger.api\n")
+    done = lint(folder)
+    assert done.returncode != 0
+    assert "ledger.store is not allowed to import ledger.api" in done.stdout
+
+
+def contracts_of_order() -> list[tuple[str, list[str]]]:
+    """Return each container of the import order with all modules that are placed in it."""
+    return [
+        (container, [name for layer in contract["layers"] for name in re.findall(r"\w+", layer)])
+        for contract in configuration()["tool"]["importlinter"]["contracts"]
+        for container in contract.get("containers", ())
+    ]
+
+
+def test_every_service_has_the_four_floors() -> None:
+    """Rule 5: core and store stand at the bottom, in this order, and api near the top."""
+    for service in SERVICES:
+        (placed,) = [names for container, names in contracts_of_order() if container == service]
+        assert ["store", "core"] == placed[-2:], service
+        assert "api" in placed[:2], service
+
+
+def test_what_decides_is_pure_and_what_holds_sql_is_a_store() -> None:
+    """Rules 3 and 23: the folder says it, and no module outside the folders claims it."""
+    for module in package_modules():
+        if module.package in SERVICES:
+            floor = module.name.split(".")[1:2]
+            assert (floor == ["core"]) == is_pure(module.name), module.name
+            assert (floor == ["store"]) == is_store(module.name), module.name
+
+
+def test_every_order_is_exhaustive() -> None:
+    """Rule 6: a module that nobody placed fails, in every package and on every floor."""
     for contract in configuration()["tool"]["importlinter"]["contracts"]:
-        if contract["id"] == package:
-            return [re.findall(r"\w+", layer) for layer in contract["layers"]]
-    raise LookupError(package)
-
-
-def test_what_lies_below_the_store_is_pure_and_nothing_else() -> None:
-    """Rule 3: a service's modules below its stores are those that decide."""
-    for package in SERVICES:
-        order = layers(package)
-        lowest = max(
-            place
-            for place, names in enumerate(order)
-            if any(is_store(f"{package}.{name}") for name in names)
-        )
-        pure = {name for names in order[lowest + 1 :] for name in names}
-        listed = {
-            module.leaf
-            for module in package_modules()
-            if module.package == package and is_pure(module.name)
-        }
-        assert pure == listed, package
+        if "containers" in contract:
+            assert contract["exhaustive"], contract["id"]
+    containers = {container for container, _ in contracts_of_order()}
+    floors = {f"{service}.{floor}" for service in SERVICES for floor in ("core", "store", "api")}
+    assert floors <= containers
 
 
 def test_every_placed_module_exists() -> None:
     """The order names no module that is gone."""
     existing = {module.name for module in package_modules()}
-    for package in ("hisab_contracts", "runtime", *SERVICES):
-        placed = {f"{package}.{name}" for names in layers(package) for name in names}
+    for container, names in contracts_of_order():
+        placed = {f"{container}.{name}" for name in names}
         assert placed - existing == set()
