@@ -25,6 +25,7 @@ import msgspec
 from starlette.requests import Request
 
 from hisab_contracts import topics
+from hisab_contracts.units import moment_of
 from runtime.consumer import Batch
 from runtime.database import ALL_TENANTS, Database
 from runtime.http import Problem
@@ -137,11 +138,10 @@ async def keep_access_keys(batch: Batch, connection: Connection) -> None:
 
 _STORE_KEYS = """
 insert into access_keys as k (key_id, sha256, role, tenant_id, hub, expires_at, revoked)
-select n.key_id, n.sha256, n.role, n.tenant_id, n.hub,
-       to_timestamp(n.expires_at_ms / 1000.0), n.revoked
-  from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[],
+select n.key_id, n.sha256, n.role, n.tenant_id, n.hub, n.expires_at, n.revoked
+  from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
               $7::boolean[])
-       as n (key_id, sha256, role, tenant_id, hub, expires_at_ms, revoked)
+       as n (key_id, sha256, role, tenant_id, hub, expires_at, revoked)
  order by n.key_id
 on conflict (key_id) do update
    set expires_at = excluded.expires_at, revoked = k.revoked or excluded.revoked
@@ -160,7 +160,7 @@ async def store_keys(connection: Connection, access_keys: Iterable[AccessKey]) -
         [key.role for key in keys],
         [key.tenant_id for key in keys],
         [key.bound_to for key in keys],
-        [key.expires_at_ms for key in keys],
+        [None if key.expires_at_ms is None else moment_of(key.expires_at_ms) for key in keys],
         [key.revoked for key in keys],
     )
 
