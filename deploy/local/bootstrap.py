@@ -8,9 +8,9 @@ Python allows even where it refuses system-wide installs) and `.venv` (everythin
 are kept in the user's own pip and uv caches. A stamp of the lock, the manifests and the interpreter
 makes the second time free.
 
-Where pip was told to look for packages, uv is told to look too, unless it has its own orders.
+Where pip is configured to look for packages, uv looks too, unless uv is configured itself.
 
-Refusals: a Python below 3.11, or one without pip. They are said in one line, with what to do.
+Refusals: a Python below 3.11, or one without pip. Each is one printed line, with what to do.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _STAMP: Final = _ENVIRONMENT / "hisab.stamp"
 _INTERPRETER: Final = getattr(sys, "_base_executable", sys.executable)
 """The Python that made the virtual environment we may have been started in: that one has pip."""
 
-_AS_UV_SAYS: Final = {
+_UV_NAMES: Final = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
     "find-links": "UV_FIND_LINKS",
@@ -57,18 +57,19 @@ class Refused(Exception):
 def main() -> int:
     """Build the environment unless it is already what it should be."""
     if sys.version_info < (3, 11):  # noqa: UP036  # The one script that meets an older Python.
-        said = sys.version.split()[0]
-        print(f"Hisab needs Python 3.11 or later; this is {said}", file=sys.stderr)
+        version = sys.version.split()[0]
+        print(f"Hisab needs Python 3.11 or later; this is {version}", file=sys.stderr)
         return 2
-    wanted = f"{_place()}\n{_content()}\n"
-    if _stamped() == wanted:
+    wanted = f"{_hash_place()}\n{_hash_inputs()}\n"
+    if _read_stamp() == wanted:
         return 0
     _TOOL.mkdir(parents=True, exist_ok=True)
-    with (_TOOL.parent / "bootstrap.lock").open("w") as only_one:
-        fcntl.flock(only_one, fcntl.LOCK_EX)
+    with (_TOOL.parent / "bootstrap.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            if _stamped() != wanted:
-                build(moved=_stamped().partition("\n")[0] != _place())
+            if _read_stamp() != wanted:  # Another `make` may have built it while this one waited.
+                build(moved=_read_stamp().partition("\n")[0] != _hash_place())
+                # Last: an environment whose building was interrupted has no stamp.
                 _STAMP.write_text(wanted)
         except Refused as refusal:
             print(refusal, file=sys.stderr)
@@ -76,16 +77,16 @@ def main() -> int:
     return 0
 
 
-def _stamped() -> str:
+def _read_stamp() -> str:
     return _STAMP.read_text() if _STAMP.is_file() else ""
 
 
-def _place() -> str:
+def _hash_place() -> str:
     """Name where the environment is and what runs it: its scripts hold both."""
     return hashlib.sha256(f"{ROOT} {_INTERPRETER} {sys.version}".encode()).hexdigest()
 
 
-def _content() -> str:
+def _hash_inputs() -> str:
     """Name what the environment is made of: lock, manifests, this script."""
     inputs = [ROOT / "requirements.lock", _TOOL_LOCK, Path(__file__)]
     inputs += [ROOT / package / "pyproject.toml" for package in PACKAGES]
@@ -99,7 +100,7 @@ def build(*, moved: bool) -> None:
     """Install uv into the checkout, then the locked environment, then our packages."""
     uv = _TOOL / "bin" / "uv"
     environment = _environment()
-    if not _is_wanted(uv):
+    if not _is_locked_version(uv):
         print("bootstrap: pip brings uv", flush=True)
         _run(
             [
@@ -110,7 +111,7 @@ def build(*, moved: bool) -> None:
             f"pip failed: if it said 'No module named pip', install pip for {_INTERPRETER}",
         )
     print("bootstrap: the locked environment into .venv", flush=True)
-    environment |= _where_pip_looks(environment)
+    environment |= _uv_settings_from_pip(environment)
     failed = "the environment could not be built: the reason stands above"
     how = "--clear" if moved else "--allow-existing"
     _run(
@@ -125,16 +126,16 @@ def build(*, moved: bool) -> None:
     _run([*install, "--no-build-isolation", *sources], environment, failed)
 
 
-def _is_wanted(uv: Path) -> bool:
+def _is_locked_version(uv: Path) -> bool:
     """Say whether the tool that is there is the one that is locked."""
     if not uv.is_file():
         return False
-    said = subprocess.run([str(uv), "--version"], capture_output=True, text=True, check=False)
-    return f"uv=={' '.join(said.stdout.split()[1:2])} " in _TOOL_LOCK.read_text()
+    answer = subprocess.run([str(uv), "--version"], capture_output=True, text=True, check=False)
+    return f"uv=={' '.join(answer.stdout.split()[1:2])} " in _TOOL_LOCK.read_text()
 
 
 def _environment() -> dict[str, str]:
-    """Return what pip and uv are told: the user's own settings, less what would lead them away."""
+    """Return the environment of pip and uv: the user's settings, less what would lead them away."""
     environment = dict(os.environ)
     for name in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT"):
         environment.pop(name, None)
@@ -154,7 +155,7 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-def _where_pip_looks(environment: Mapping[str, str]) -> dict[str, str]:
+def _uv_settings_from_pip(environment: Mapping[str, str]) -> dict[str, str]:
     """Translate the user's configuration of pip for uv, which does not read it."""
     if any(name.startswith(("UV_INDEX", "UV_DEFAULT_INDEX")) for name in environment):
         return {}
@@ -168,7 +169,7 @@ def _where_pip_looks(environment: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in answer.stdout.splitlines():
         key, separator, value = line.partition("=")
-        name = _AS_UV_SAYS.get(key.rpartition(".")[2])
+        name = _UV_NAMES.get(key.rpartition(".")[2])
         if separator and name is not None and name not in environment:
             found[name] = str(ast.literal_eval(value)).strip().replace("\n", " ")
     return found

@@ -30,7 +30,7 @@ from typing import Final
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from children import Program, answer_of
+from children import Program, first_line_of
 
 POM: Final = Path(__file__).with_name("pom.xml")
 OLDEST_JAVA: Final = 17
@@ -76,7 +76,7 @@ def resolve_jars(cache: Path) -> Path | str:
         return "Maven (mvn) is not installed"
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / "kafka.lock"):
-        if folder.is_dir():
+        if folder.is_dir():  # Another stack resolved them while this one waited for the lock.
             return folder
         unfinished = folder.with_suffix(".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -91,8 +91,9 @@ def resolve_jars(cache: Path) -> Path | str:
         except subprocess.TimeoutExpired:
             return f"Maven did not resolve the jars within {_MAVEN_PATIENCE_S} s"
         if answer.returncode != 0:
-            said = (answer.stdout + answer.stderr).strip().splitlines()
-            return f"Maven could not resolve the jars: {said[0] if said else answer.returncode}"
+            lines = (answer.stdout + answer.stderr).strip().splitlines()
+            return f"Maven could not resolve the jars: {lines[0] if lines else answer.returncode}"
+        # Only a whole folder gets the final name: a Maven that was killed leaves nothing to trust.
         unfinished.rename(folder)
     return folder
 
@@ -126,7 +127,7 @@ def prepare_kraft(
     broker = Broker("kraft", f"127.0.0.1:{port}")
 
     async def is_ready() -> bool:
-        return await answer_of(port, b"") is not None and await answers(broker)
+        return await first_line_of(port, b"") is not None and await is_answering(broker)
 
     program = Program(
         name="kafka",
@@ -186,22 +187,22 @@ def _properties(log: Path, port: int, controller_port: int) -> str:
 
 
 def prepare_memory(data: Path, logs: Path, env: Mapping[str, str]) -> tuple[Program, Path]:
-    """Return the program of the in-memory broker, and the file in which it will say its address."""
-    said = data / "kafka-address"
+    """Return the program of the in-memory broker, and the file it will write its address to."""
+    address_file = data / "kafka-address"
 
     async def is_ready() -> bool:
-        return said.exists()
+        return address_file.exists()
 
     program = Program(
         name="kafka",
-        argv=(sys.executable, str(Path(__file__).with_name("mock_broker.py")), str(said)),
+        argv=(sys.executable, str(Path(__file__).with_name("mock_broker.py")), str(address_file)),
         log=logs / "kafka.log",
         env=env,
         cwd=data,
         is_ready=is_ready,
         restarts=False,
     )
-    return program, said
+    return program, address_file
 
 
 async def topic_names(broker: Broker) -> set[str]:
@@ -224,8 +225,9 @@ async def delete_topics(broker: Broker, topics: set[str]) -> None:
         await client.close()
 
 
-async def answers(broker: Broker) -> bool:
+async def is_answering(broker: Broker) -> bool:
     """Say whether the broker answers a metadata request."""
+    # aiokafka logs each refused connection as an error; while a broker starts they are expected.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     try:
         await asyncio.wait_for(topic_names(broker), _ANSWER_PATIENCE_S)

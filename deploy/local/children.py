@@ -1,6 +1,6 @@
 """Child processes of the local stack: what to run, as whom, and that it ends with its parent.
 
-A `Program` is a fact: what is started and how it is told to stop. `spawn` starts it so that the
+A `Program` is a fact: what is started and with which signal it stops. `spawn` starts it so that the
 kernel ends it when the supervisor dies; the sweeper (see `sweeper.py`) ends what slips through.
 Linux only.
 """
@@ -44,7 +44,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A process of the stack: how it is started, told to stop, and known to be ready."""
+    """A process of the stack: how it starts, how it stops, and when it is ready."""
 
     name: str
     argv: Sequence[str]
@@ -135,12 +135,16 @@ async def spawn(program: Program) -> asyncio.subprocess.Process:
 
 
 def _end_with_parent(how: signal.Signals) -> None:
-    """Ask the kernel for a signal when the parent dies (a change of user would forget it)."""
+    """Ask the kernel for a signal when the parent dies.
+
+    It runs between fork and exec, after the change of user, which would clear it. A parent that
+    dies before this line is missed: the sweeper then ends the child by its mark.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how.value, 0, 0, 0)
 
 
 async def stop(process: asyncio.subprocess.Process, how: signal.Signals, patience_s: int) -> None:
-    """Tell a process to stop and wait; after `patience_s` it is killed."""
+    """Send a process its stop signal and wait; after `patience_s` it is killed."""
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(how)
     try:
@@ -191,17 +195,17 @@ def log_tail(log: Path, lines: int = 20) -> str:
     return f"(no log at {log})"
 
 
-async def answer_of(port: int, question: bytes) -> bytes | None:
-    """Ask something on a loopback port; return its first line, or None when nobody answers.
+async def first_line_of(port: int, request: bytes) -> bytes | None:
+    """Send a request to a loopback port; return the first line of the answer, or None without one.
 
-    By hand: this is asked many times while services start, and a client costs more than the answer.
+    By hand: this runs many times while services start, and a client costs more than the answer.
     """
     try:
         async with asyncio.timeout(_ANSWER_PATIENCE_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
-                writer.write(question)
-                return await reader.readline() if question else b""
+                writer.write(request)
+                return await reader.readline() if request else b""
             finally:
                 writer.close()
     except (OSError, TimeoutError):

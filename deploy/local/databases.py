@@ -153,7 +153,7 @@ def _major_of(postgres: Path) -> int:
     return 0 if match is None else int(match[1])
 
 
-async def prepare(
+async def prepare_server(
     binaries: Binaries,
     data: Path,
     logs: Path,
@@ -207,7 +207,7 @@ async def prepare(
     admin = f"postgresql://hisab_admin:{admin_password}@127.0.0.1:{port}/postgres"
 
     async def is_ready() -> bool:
-        return await _answers(admin)
+        return await _is_answering(admin)
 
     program = Program(
         name="postgres",
@@ -234,7 +234,7 @@ def _copy(binaries: Binaries, target: Path) -> Binaries:
     )
 
 
-async def _answers(dsn: str) -> bool:
+async def _is_answering(dsn: str) -> bool:
     try:
         connection = await asyncpg.connect(dsn, timeout=_CONNECT_PATIENCE_S)
     except (OSError, asyncpg.PostgresError, TimeoutError):
@@ -243,7 +243,7 @@ async def _answers(dsn: str) -> bool:
     return True
 
 
-def given(admin: str) -> Server:
+def describe_given(admin: str) -> Server:
     """Describe the server whose administrator's DSN was given.
 
     Two stacks on one server share its roles, so the passwords follow from the DSN.
@@ -295,6 +295,7 @@ async def create_databases(server: Server) -> None:
     try:
         for row in await connection.fetch(_MARKED_DATABASES, list(SERVICES), _MARK):
             if not row["ours"]:
+                # Not ours to drop, whatever its name: the mark alone says that a stack made it.
                 raise StackError(
                     f"the given PostgreSQL already has a database {row['datname']!r} that is not "
                     f"of a local stack: drop or rename it, or give another server"

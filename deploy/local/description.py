@@ -1,9 +1,9 @@
-"""`stack.json`: what a running stack tells outsiders, and the lock that says whether it runs.
+"""The files of a stack's folder: `stack.json` for outsiders, its lock, and the stop markers.
 
 The file is private (it holds keys), replaced atomically, and updated whenever a process comes back.
 Its shape is a published interface; `stack_id`, `dir` and `infrastructure` are neighbours that our
 own tests use. The lock is shared by the supervisor and its sweeper: while it is held the stack, or
-something of it, is still there.
+something of it, is still there. Only the standard library: the sweeper uses this module too.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import IO, Any, Final
 
 NAME: Final = "stack.json"
 _LOCK: Final = "stack.lock"
+_STOPPED: Final = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,24 @@ def read(folder: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def remove(folder: Path, stack_id: str) -> None:
+    """Remove `stack.json`, unless it describes another stack by now; never fails."""
+    with contextlib.suppress(OSError, ValueError):
+        content = read(folder)
+        if content is not None and content.get("stack_id") == stack_id:
+            (folder / NAME).unlink()
+
+
+def stop_marker(folder: Path, name: str) -> Path:
+    """Return the file that keeps a process of the stack down for as long as it exists."""
+    return folder / _STOPPED / name
+
+
+def stop_markers(folder: Path) -> list[Path]:
+    """Return the markers that stand in a folder, an older stack's too."""
+    return list((folder / _STOPPED).glob("*"))
+
+
 def take_lock(folder: Path) -> IO[str] | None:
     """Take the stack's lock for this process and write down who has it; None when it is held."""
     file = (folder / _LOCK).open("a+")
@@ -78,6 +97,7 @@ def take_lock(folder: Path) -> IO[str] | None:
     except BlockingIOError:
         file.close()
         return None
+    # The start time stands beside the number: after a crash another process may get the number.
     me = process_of(os.getpid())
     file.truncate(0)
     file.write(f"{os.getpid()} {0 if me is None else me.started}\n")

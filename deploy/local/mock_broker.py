@@ -15,14 +15,15 @@ from confluent_kafka import Producer
 
 
 def main() -> None:
-    """Start the broker, say where it is, and wait for the end."""
+    """Start the broker, write down where it is, and wait for the end."""
+    # The broker lives inside this producer, and ends with it.
     keeper = Producer({"test.mock.num.brokers": 1, "bootstrap.servers": "unused"})
     brokers = keeper.list_topics(timeout=10).brokers.values()
     address = ",".join(f"{broker.host}:{broker.port}" for broker in brokers)
-    said = Path(sys.argv[1])
-    unfinished = said.with_suffix(".unfinished")
+    address_file = Path(sys.argv[1])
+    unfinished = address_file.with_suffix(".unfinished")
     unfinished.write_text(address)
-    unfinished.replace(said)
+    unfinished.replace(address_file)  # Who waits for the file never sees half an address.
     signal.pause()
 
 

@@ -1,228 +1,176 @@
-"""What a fresh stack knows: hubs, tenants, prices, one programme, taxes and keys.
+"""What a fresh stack is seeded with and the demo computes from: every value stands here, once.
 
-All of it goes through the services' public APIs with an operator's key, as an installation would do
-it; no grants, no usage. Every command carries an idempotency key made of what it says.
+Hubs, tenants, prices, taxes, one programme and one legal entity, as the published interface names
+them; the `Seeder` sends them to the services, the demo bills by them. `tests/oracle.py` repeats
+what it needs on purpose: a test that took its figures from here would agree with any mistake.
+
+No grants and no usage: who wants them makes them, as an outsider.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
 
-import httpx2
+from hisab_contracts.ids import (
+    HubCode,
+    LegalEntityId,
+    PriceClass,
+    ProgrammeId,
+    ProjectId,
+    Sku,
+    TenantId,
+)
+from hisab_contracts.reference import Role, TenantKind
+from hisab_contracts.units import MICRO_PER_MINOR, month_bounds_ms
 
-from children import StackError
+# The order of hubs, tenants and SKUs matters: a replayed trace picks among them by position
+# (`demo/replay.py`), so another order would move usage to other tenants and change every bill.
 
-HUBS: Final = {"lhr": "Lahore", "khi": "Karachi", "isb": "Islamabad"}
-TENANTS: Final = {
-    "indus-foundry": ("Indus Foundry", "commercial"),
-    "chenab-robotics": ("Chenab Robotics", "commercial"),
-    "makran-logistics": ("Makran Logistics", "commercial"),
-    "khyber-media": ("Khyber Media", "commercial"),
-    "ravi-health": ("Ravi Health", "startup"),
-    "sutlej-agri": ("Sutlej Agri", "startup"),
-    "mehran-speech": ("Mehran Speech", "startup"),
-    "soan-fintech": ("Soan Fintech", "startup"),
-    "uni-karakoram": ("University of Karakoram", "university"),
-    "uni-hingol": ("University of Hingol", "university"),
-    "flood-watch": ("Flood Watch", "programme"),
-    "crop-watch": ("Crop Watch", "programme"),
+LAHORE: Final = HubCode("lhr")
+KARACHI: Final = HubCode("khi")
+ISLAMABAD: Final = HubCode("isb")
+HUBS: Final[Mapping[HubCode, str]] = {
+    LAHORE: "Lahore",
+    KARACHI: "Karachi",
+    ISLAMABAD: "Islamabad",
 }
+HEARTBEAT_MS: Final = 60_000
+
+CURRENCY: Final = "PKR"
+MICRO_PER_PKR: Final = 100 * MICRO_PER_MINOR
+"""One PKR has 100 paisa, its minor unit."""
 COMMERCIAL_CREDIT_LIMIT_MICRO: Final = 10**15
-PROGRAMME_BUDGET_MICRO: Final = 10**14
-PKR_PER_GPU_HOUR: Final = {
-    "h100-sxm-80": 840,
-    "h200-sxm-141": 1100,
-    "a100-sxm-80": 420,
-    "l40s-48": 260,
-    "b200-sxm-180": 1450,
+
+
+@dataclass(frozen=True, slots=True)
+class SeedTenant:
+    """A tenant as the operator opens it."""
+
+    name: str
+    kind: TenantKind
+
+    @property
+    def credit_limit_micro(self) -> int:
+        """How far it may go without credits: only a commercial tenant has a contract."""
+        return COMMERCIAL_CREDIT_LIMIT_MICRO if self.kind == "commercial" else 0
+
+
+RAVI_HEALTH: Final = TenantId("ravi-health")
+FLOOD_WATCH: Final = TenantId("flood-watch")
+TENANTS: Final[Mapping[TenantId, SeedTenant]] = {
+    TenantId("indus-foundry"): SeedTenant("Indus Foundry", "commercial"),
+    TenantId("chenab-robotics"): SeedTenant("Chenab Robotics", "commercial"),
+    TenantId("makran-logistics"): SeedTenant("Makran Logistics", "commercial"),
+    TenantId("khyber-media"): SeedTenant("Khyber Media", "commercial"),
+    RAVI_HEALTH: SeedTenant("Ravi Health", "startup"),
+    TenantId("sutlej-agri"): SeedTenant("Sutlej Agri", "startup"),
+    TenantId("mehran-speech"): SeedTenant("Mehran Speech", "startup"),
+    TenantId("soan-fintech"): SeedTenant("Soan Fintech", "startup"),
+    TenantId("uni-karakoram"): SeedTenant("University of Karakoram", "university"),
+    TenantId("uni-hingol"): SeedTenant("University of Hingol", "university"),
+    FLOOD_WATCH: SeedTenant("Flood Watch", "programme"),
+    TenantId("crop-watch"): SeedTenant("Crop Watch", "programme"),
 }
-PERCENT_OF_LIST: Final = {"on_demand": 100, "reserved": 80, "spot": 50}
-TAXES: Final = (
-    (
-        "lhr",
+COMMERCIAL: Final = tuple(t for t, tenant in TENANTS.items() if tenant.kind == "commercial")
+"""Who gets monthly bills."""
+FUNDED: Final = tuple(t for t, tenant in TENANTS.items() if tenant.kind != "commercial")
+"""Who computes on grants."""
+PROJECT: Final = ProjectId("main")
+"""It exists with its tenant."""
+
+PROGRAMME: Final = ProgrammeId("ignite")
+PROGRAMME_NAME: Final = "Ignite"
+PROGRAMME_BUDGET_MICRO: Final = 10**14
+LEGAL_ENTITY: Final = LegalEntityId("ignite-haas")
+LEGAL_ENTITY_NAME: Final = "Ignite HaaS"
+
+H100: Final = Sku("h100-sxm-80")
+H200: Final = Sku("h200-sxm-141")
+A100: Final = Sku("a100-sxm-80")
+L40S: Final = Sku("l40s-48")
+B200: Final = Sku("b200-sxm-180")
+PKR_PER_GPU_HOUR: Final[Mapping[Sku, int]] = {
+    H100: 840,
+    H200: 1100,
+    A100: 420,
+    L40S: 260,
+    B200: 1450,
+}
+
+ON_DEMAND: Final = PriceClass("on_demand")
+RESERVED: Final = PriceClass("reserved")
+SPOT: Final = PriceClass("spot")
+PERCENT_OF_LIST: Final[Mapping[PriceClass, int]] = {ON_DEMAND: 100, RESERVED: 80, SPOT: 50}
+CLASS_OF_QOS: Final[Mapping[str, PriceClass]] = {
+    "LS": ON_DEMAND,
+    "Burstable": ON_DEMAND,
+    "Guaranteed": RESERVED,
+    "BE": SPOT,
+}
+"""On what terms a recorded trace's quality of service is sold."""
+PRICES_VALID_FROM: Final = "2025-01-01T00:00:00.000Z"
+
+FIRST_MONTH: Final = "2025-07"
+EPOCH_MS: Final = month_bounds_ms(FIRST_MONTH)[0]
+"""2025-07-01T00:00:00+05:00: where the demo's time begins, second 0 of a trace."""
+
+STAFF: Final = (Role.OFFICER, Role.APPROVER, Role.FINANCE, Role.AUDITOR, Role.SCHEDULER)
+"""Roles that get one key each, beside the operator, the hubs and the tenants."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeedTaxRate:
+    """An authority's rate for the hub in its territory, with the law it comes from."""
+
+    hub: HubCode
+    authority: str
+    tax_bps: int
+    citation: str
+
+
+TAX_RATES: Final = (
+    SeedTaxRate(
+        LAHORE,
         "PRA",
         1600,
         "Punjab Sales Tax on Services Act 2012 (demonstration value, unconfirmed)",
     ),
-    ("khi", "SRB", 1500, "Sindh Sales Tax on Services Act 2011 (demonstration value, unconfirmed)"),
-    ("isb", "FBR", 1500, "ICT (Tax on Services) Ordinance 2001 (demonstration value, unconfirmed)"),
+    SeedTaxRate(
+        KARACHI,
+        "SRB",
+        1500,
+        "Sindh Sales Tax on Services Act 2011 (demonstration value, unconfirmed)",
+    ),
+    SeedTaxRate(
+        ISLAMABAD,
+        "FBR",
+        1500,
+        "ICT (Tax on Services) Ordinance 2001 (demonstration value, unconfirmed)",
+    ),
 )
-STAFF: Final = ("officer", "approver", "finance", "auditor", "scheduler")
-_PATIENCE_S: Final = 300
-_MICRO_PER_PKR: Final = 1_000_000
+TAX_VALID_FROM: Final = "2024-07-01"
 
 
-def prices() -> list[dict[str, str]]:
-    """Return the lines of the seeded price list."""
-    return [
-        {
-            "sku": sku,
-            "price_class": price_class,
-            "micro_per_gpu_hour": str(pkr * _MICRO_PER_PKR * percent // 100),
-        }
-        for sku, pkr in PKR_PER_GPU_HOUR.items()
-        for price_class, percent in PERCENT_OF_LIST.items()
-    ]
+def rate_micro(pkr_per_gpu_hour: int, price_class: PriceClass) -> int:
+    """Return the price of a class in micro per GPU-hour, out of the price on demand."""
+    return pkr_per_gpu_hour * MICRO_PER_PKR * PERCENT_OF_LIST[price_class] // 100
 
 
-class Planter:
-    """Speaks to the three services as the operator."""
-
-    def __init__(self, client: httpx2.AsyncClient, urls: Mapping[str, str], operator: str) -> None:
-        self._client = client
-        self._urls = urls
-        self._operator = operator
-
-    @staticmethod
-    def at(urls: Mapping[str, str], operator: str) -> AbstractAsyncContextManager[Planter]:
-        """Open a connection to the services for as long as the block runs."""
-        return _planter(urls, operator)
-
-    async def make_key(self, whose: Mapping[str, str], purpose: str) -> str:
-        """Have the ledger make an API key; return its secret, which is shown once."""
-        answer = await self._post("ledger", "/v1/keys", whose, f"key:{purpose}")
-        secret = answer["secret"]
-        if not isinstance(secret, str):
-            raise StackError(f"the ledger made a key for {purpose} but did not show its secret")
-        return secret
-
-    async def plant_reference(self) -> dict[str, Any]:
-        """Plant what metering and the ledger must know; return the keys that were made."""
-        tenants = asyncio.create_task(self._plant_tenants())
-        await asyncio.gather(
-            tenants,
-            self._post(
-                "ledger",
-                "/v1/programmes",
-                {
-                    "programme_id": "ignite",
-                    "name": "Ignite",
-                    "budget_micro": str(PROGRAMME_BUDGET_MICRO),
-                },
-                "programme:ignite",
-            ),
-            self._post(
-                "metering",
-                "/v1/price-lists",
-                {
-                    "currency": "PKR",
-                    "valid_from": "2025-01-01T00:00:00.000Z",
-                    "valid_until": None,
-                    "prices": prices(),
-                },
-                "price-list:2025",
-            ),
-            *(
-                self._post(
-                    "metering",
-                    "/v1/hubs",
-                    {"hub": hub, "name": name, "heartbeat_ms": 60_000},
-                    f"hub:{hub}",
-                )
-                for hub, name in HUBS.items()
-            ),
-        )
-        staff, hubs, secrets = await asyncio.gather(
-            self._keys_for({role: {"role": role} for role in STAFF}),
-            self._keys_for({hub: {"role": "hub", "hub": hub} for hub in HUBS}),
-            self._keys_for({t: {"role": "tenant", "tenant_id": t} for t in TENANTS}),
-        )
-        return {"operator": self._operator, **staff, "hub": hubs, "tenant": secrets}
-
-    async def _plant_tenants(self) -> None:
-        await asyncio.gather(
-            *(
-                self._post(
-                    "ledger",
-                    "/v1/tenants",
-                    {
-                        "tenant_id": tenant,
-                        "name": name,
-                        "kind": kind,
-                        "currency": "PKR",
-                        "credit_limit_micro": str(
-                            COMMERCIAL_CREDIT_LIMIT_MICRO if kind == "commercial" else 0
-                        ),
-                    },
-                    f"tenant:{tenant}",
-                )
-                for tenant, (name, kind) in TENANTS.items()
-            )
-        )
-
-    async def _keys_for(self, wanted: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-        made = await asyncio.gather(*(self.make_key(body, name) for name, body in wanted.items()))
-        return dict(zip(wanted, made, strict=True))
-
-    async def plant_invoicing(self) -> None:
-        """Plant the legal entity that sells and the tax rows of the three authorities."""
-        entity = {"legal_entity_id": "ignite-haas", "name": "Ignite HaaS"}
-        await self._post("invoicing", "/v1/legal-entities", entity, "legal-entity:ignite-haas")
-        await asyncio.gather(
-            *(
-                self._post(
-                    "invoicing",
-                    "/v1/tax-rates",
-                    {
-                        "hub": hub,
-                        "authority": authority,
-                        "tax_bps": tax_bps,
-                        "valid_from": "2024-07-01",
-                        "citation": citation,
-                    },
-                    f"tax:{hub}",
-                )
-                for hub, authority, tax_bps, citation in TAXES
-            )
-        )
-
-    async def wait_usable(self, keys: Mapping[str, Any]) -> None:
-        """Wait until the services know the keys just made: they hear of them through Kafka."""
-        ours = [key for name in ("hub", "tenant") for key in keys[name].values()]
-        ours += [keys[role] for role in STAFF]
-        deadline = asyncio.get_running_loop().time() + _PATIENCE_S
-        for service in self._urls:
-            for key in ours:
-                while await self._status(service, key) != httpx2.codes.OK:
-                    if asyncio.get_running_loop().time() > deadline:
-                        raise StackError(f"{service} does not know the keys after {_PATIENCE_S} s")
-                    await asyncio.sleep(0.05)
-
-    async def _status(self, service: str, key: str) -> int:
-        answer = await self._client.get(
-            f"{self._urls[service]}/v1/status", headers={"Authorization": f"Bearer {key}"}
-        )
-        return answer.status_code
-
-    async def _post(
-        self, service: str, path: str, body: Mapping[str, object], purpose: str
-    ) -> dict[str, Any]:
-        """Send one command; while the service does not know the operator's key yet, again."""
-        deadline = asyncio.get_running_loop().time() + _PATIENCE_S
-        while True:
-            answer = await self._client.post(
-                f"{self._urls[service]}{path}",
-                json=dict(body),
-                headers={
-                    "Authorization": f"Bearer {self._operator}",
-                    "Idempotency-Key": f"seed:{purpose}",
-                },
-            )
-            if answer.is_success:
-                said = answer.json() if answer.content else {}
-                return said if isinstance(said, dict) else {}
-            late = asyncio.get_running_loop().time() > deadline
-            if answer.status_code not in {401, 429, 503} or late:
-                raise StackError(
-                    f"{service} refused POST {path} with {answer.status_code}: {answer.text[:500]}"
-                )
-            await asyncio.sleep(0.05)
-
-
-@asynccontextmanager
-async def _planter(urls: Mapping[str, str], operator: str) -> AsyncIterator[Planter]:
-    async with httpx2.AsyncClient(timeout=_PATIENCE_S, trust_env=False) as client:
-        yield Planter(client, urls, operator)
+def price_list(pkr_per_gpu_hour: Mapping[Sku, int] = PKR_PER_GPU_HOUR) -> dict[str, object]:
+    """Return the command that publishes these SKUs, each in every price class, open-ended."""
+    return {
+        "currency": CURRENCY,
+        "valid_from": PRICES_VALID_FROM,
+        "valid_until": None,
+        "prices": [
+            {
+                "sku": sku,
+                "price_class": price_class,
+                "micro_per_gpu_hour": str(rate_micro(pkr, price_class)),
+            }
+            for sku, pkr in pkr_per_gpu_hour.items()
+            for price_class in PERCENT_OF_LIST
+        ],
+    }

@@ -1,7 +1,7 @@
 """How the three services are run in the local stack: their commands, settings and topics.
 
-Every service is its own process and its own database. What is said here in environment variables is
-what a deployment says to a container; nothing else is passed.
+Every service is its own process and has its own database. It gets the environment variables that a
+deployment would give to a container, and nothing else.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from typing import Final
 
 import seed
 from brokers import PARTITIONS, Broker
-from children import Program, answer_of
+from children import Program, first_line_of
 from databases import SERVICES, Server
 from hisab_contracts import topics as names
-from hisab_contracts.ids import HubCode
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _TOPICS: Final = frozenset(
@@ -41,15 +40,15 @@ def new_secret() -> str:
     return f"hsb_{secrets.token_urlsafe(32)}"
 
 
-def is_ours(topic: str) -> bool:
+def is_service_topic(topic: str) -> bool:
     """Say whether a topic is one that our services create."""
     return topic in _TOPICS or names.hub_of_topic(topic) is not None
 
 
-def topics() -> dict[str, object]:
+def topics_of_outsiders() -> dict[str, object]:
     """Return the topics outsiders use, as stack.json names them."""
     return {
-        "hub": {hub: names.hub_topic(HubCode(hub)) for hub in seed.HUBS},
+        "hub": {hub: names.hub_topic(hub) for hub in seed.HUBS},
         "charges": names.CHARGES,
         "quarantine": names.QUARANTINE,
         "entries": names.ENTRIES,
@@ -58,7 +57,7 @@ def topics() -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which port each service gets, and what it is told."""
+    """Which port each service gets, and its settings."""
 
     server: Server
     env: Mapping[str, str]
@@ -86,7 +85,7 @@ class Plan:
 
     def metering(self, broker: Broker) -> Program:
         """Return the program of metering."""
-        return self._serve("metering", broker, {})
+        return self._serve("metering", broker, {"HISAB_HUB_PARTITIONS": str(PARTITIONS)})
 
     def ledger(self, broker: Broker, operator: str) -> Program:
         """Return the program of the ledger, with the secret of its first operator key."""
@@ -97,12 +96,12 @@ class Plan:
         ledger = {"HISAB_LEDGER_URL": self.urls()["ledger"], "HISAB_LEDGER_KEY": finance}
         return self._serve("invoicing", broker, ledger)
 
-    def _serve(self, service: str, broker: Broker, more: Mapping[str, str]) -> Program:
+    def _serve(self, service: str, broker: Broker, own_settings: Mapping[str, str]) -> Program:
         port = self.ports[service]
 
         async def is_ready() -> bool:
-            question = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-            answer = await answer_of(port, question)
+            request = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            answer = await first_line_of(port, request)
             return answer is not None and answer.split()[1:2] == [b"200"]
 
         return Program(
@@ -115,12 +114,11 @@ class Plan:
                 "HISAB_HTTP_PORT": str(port),
                 "HISAB_KAFKA": broker.bootstrap_servers,
                 "HISAB_PARTITIONS": str(PARTITIONS),
-                "HISAB_HUB_PARTITIONS": str(PARTITIONS),
                 "HISAB_REPLICATION": "1",
                 "HISAB_DB_API": self.server.dsn(f"{service}_api", service),
                 "HISAB_DB_WRITER": self.server.dsn(f"{service}_writer", service),
             }
-            | dict(more),
+            | dict(own_settings),
             cwd=_ROOT,
             is_ready=is_ready,
         )

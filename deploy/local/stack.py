@@ -108,14 +108,14 @@ class Stack:
 
     def stop(self, name: str, patience_s: int = 30) -> None:
         """Stop a process and keep it down until `start`."""
-        marker = self.folder / "stopped" / name
+        marker = description.stop_marker(self.folder, name)
         marker.parent.mkdir(exist_ok=True)
         marker.touch()
         self._wait(name, patience_s, down=True)
 
     def start(self, name: str, patience_s: int = 30) -> None:
         """Let a stopped process run again; returns when it was started, ready or not."""
-        (self.folder / "stopped" / name).unlink(missing_ok=True)
+        description.stop_marker(self.folder, name).unlink(missing_ok=True)
         self._wait(name, patience_s, down=False)
 
     def _wait(self, name: str, patience_s: int, *, down: bool) -> None:
@@ -128,7 +128,7 @@ class Stack:
 
 @contextlib.contextmanager
 def running(folder: Path | None = None, *, infrastructure_only: bool = False) -> Iterator[Stack]:
-    """Run a stack of one's own for the length of a block; it also ends with this process.
+    """Run a separate stack for the length of a block; it also ends with this process.
 
     Without a folder it lives in a temporary one, beside any other stack of this machine.
     """
@@ -149,12 +149,12 @@ def running(folder: Path | None = None, *, infrastructure_only: bool = False) ->
 def up(folder: Path, *, infrastructure_only: bool, ends_with: int | None) -> None:
     """Start a stack and return when it is ready; one that runs in this folder is ended first."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "up.lock").open("w") as only_one:
-        fcntl.flock(only_one, fcntl.LOCK_EX)
+    with (folder / "up.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if description.holder(folder) is not None:
             print("a stack already runs here: ending it first", flush=True)
             down(folder)
-        for marker in (folder / "stopped").glob("*"):
+        for marker in description.stop_markers(folder):
             marker.unlink()
         _start(folder, infrastructure_only=infrastructure_only, ends_with=ends_with)
 
@@ -181,15 +181,15 @@ def _start(folder: Path, *, infrastructure_only: bool, ends_with: int | None) ->
             env=dict(os.environ) | {sweeper.MARK: stack_id},
             start_new_session=True,
         )
-    with log.open() as said:
+    with log.open() as progress:
         while not _is_described(folder, stack_id):
-            print(said.read(), end="", flush=True)
+            print(progress.read(), end="", flush=True)
             if supervisor.poll() is not None:
-                print(said.read(), end="", flush=True)
+                print(progress.read(), end="", flush=True)
                 down(folder)  # The sweeper may still be at work: nothing stays behind.
                 raise StackFailed(f"the stack did not start; its logs are in {logs}")
             time.sleep(_POLL_S)
-        print(said.read(), end="", flush=True)
+        print(progress.read(), end="", flush=True)
 
 
 def _is_described(folder: Path, stack_id: str) -> bool:

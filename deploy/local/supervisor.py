@@ -4,7 +4,7 @@
 
     supervisor.py --dir FOLDER [--infrastructure] --started-by PID [--ends-with PID]
 
-It ends on SIGTERM or SIGINT, with the process it was told to end with, with its caller as long as
+It ends on SIGTERM or SIGINT, with the process that `--ends-with` names, with its caller as long as
 the stack is not ready, or when something cannot be brought back. A process that dies is started
 again after a moment, every time. A file `FOLDER/stopped/<name>` keeps that process down for as long
 as it exists (`stack.py stop`, `start`).
@@ -29,10 +29,11 @@ import brokers
 import children
 import databases
 import description
-import seed
 import services
 import sweeper
 from children import Program, StackError
+from hisab_contracts.reference import Role
+from seeder import Seeder
 
 _READY_PATIENCE_S: Final = 600
 _STOP_PATIENCE_S: Final = 10
@@ -42,7 +43,7 @@ _PAUSE_BEFORE_RESTART_S: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a stack is asked to be."""
+    """What a stack shall be, from the command line and the environment."""
 
     stack_id: str
     folder: Path
@@ -79,7 +80,7 @@ class Supervisor:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Start the stack, stay until it is told to stop, and end it."""
+        """Start the stack, stay until `stop` or a signal, and end it."""
         watch = asyncio.create_task(self._watch_companion())
         starting = asyncio.create_task(self._start())
         stopping = asyncio.create_task(self._stopping.wait())
@@ -99,6 +100,7 @@ class Supervisor:
 
     async def _watch_companion(self) -> None:
         """Stop when a process ends that this stack ends with."""
+        # By polling: neither is a child of this process, so nobody reports its end.
         starter, companion = self._settings.started_by, self._settings.ends_with
         while not self._stopping.is_set():
             for process in (companion, starter if self._content is None else None):
@@ -108,7 +110,7 @@ class Supervisor:
             await asyncio.sleep(_TICK_S)
 
     async def _start(self) -> None:
-        """Start what was asked for; when one part cannot start, the others are given up too."""
+        """Start all parts at once; when one cannot start, the others are given up too."""
         async with asyncio.TaskGroup() as group:
             kafka = group.create_task(self._start_kafka())
             postgres = group.create_task(self._start_postgres())
@@ -125,7 +127,11 @@ class Supervisor:
         kafka: asyncio.Task[brokers.Broker],
         postgres: asyncio.Task[databases.Server],
     ) -> None:
-        """Bring up the services: each needs its schema and the broker; invoicing a finance key."""
+        """Bring up the services: all need their schema and the broker; invoicing a finance key.
+
+        The ledger comes first, because it makes the key that invoicing commands it with; metering
+        starts beside it.
+        """
         server = await postgres
         await databases.create_databases(server)
         plan = services.Plan.new(server, self._settings.env, self._logs, self._ports)
@@ -133,6 +139,7 @@ class Supervisor:
             group.create_task(children.run_to_end(plan.migration(service)))
             for service in databases.SERVICES
         ]
+        # A failed migration is raised by the group; here it only matters that all have ended.
         await asyncio.wait(migrations)
         say("schemas migrated")
         broker = await kafka
@@ -142,16 +149,16 @@ class Supervisor:
         metering = group.create_task(self._run(plan.metering(broker)))
         await self._run(plan.ledger(broker, operator))
         say(f"ledger: {urls['ledger']}")
-        async with seed.Planter.at(urls, operator) as planter:
-            finance = await planter.make_key({"role": "finance"}, "invoicing")
+        async with Seeder.at(urls, operator) as seeder:
+            finance = await seeder.make_key({"role": Role.FINANCE}, "invoicing")
             invoicing = group.create_task(self._run(plan.invoicing(broker, finance)))
             await metering
             say(f"metering: {urls['metering']}")
-            keys = await planter.plant_reference()
+            keys = await seeder.seed_metering_and_ledger()
             await invoicing
             say(f"invoicing: {urls['invoicing']}")
-            await planter.plant_invoicing()
-            await planter.wait_usable(keys)
+            await seeder.seed_invoicing()
+            await seeder.wait_until_keys_work(keys)
         await self._describe(broker, server, urls, keys)
 
     async def _start_kafka(self) -> brokers.Broker:
@@ -159,7 +166,7 @@ class Supervisor:
         wanted = settings.kafka_provider
         if settings.kafka_address is not None:
             broker = self._given_kafka = brokers.Broker("environment", settings.kafka_address)
-            if not await brokers.answers(broker):
+            if not await brokers.is_answering(broker):
                 raise StackError(f"no Kafka broker answers at {settings.kafka_address}")
             say(f"kafka: environment, {broker.bootstrap_servers}")
             return broker
@@ -179,9 +186,9 @@ class Supervisor:
             why = jars
         if wanted == "kraft":
             raise StackError(f"Apache Kafka was asked for: {why}")
-        program, said = brokers.prepare_memory(self._data, self._logs, settings.env)
+        program, address_file = brokers.prepare_memory(self._data, self._logs, settings.env)
         await self._run(program)
-        broker = brokers.Broker("memory", said.read_text())
+        broker = brokers.Broker("memory", address_file.read_text())
         reason = "asked for" if wanted == "memory" else why
         say(f"kafka: memory ({reason}), {broker.bootstrap_servers}: no durability, no retention")
         return broker
@@ -189,12 +196,12 @@ class Supervisor:
     async def _start_postgres(self) -> databases.Server:
         settings = self._settings
         if settings.postgres_address is not None:
-            server = self._given_postgres = databases.given(settings.postgres_address)
+            server = self._given_postgres = databases.describe_given(settings.postgres_address)
             say("postgres: environment")
             return server
         binaries = databases.find_binaries(settings.postgres_provider)
         account = children.unprivileged_account()
-        program, server = await databases.prepare(
+        program, server = await databases.prepare_server(
             binaries, self._data, self._logs, account, settings.env, self._ports
         )
         await self._run(program)
@@ -206,9 +213,11 @@ class Supervisor:
         """Refuse a given broker that already holds topics of ours: a stack starts empty."""
         if self._given_kafka is None:
             return
-        found = {name for name in await brokers.topic_names(broker) if services.is_ours(name)}
+        found = {
+            name for name in await brokers.topic_names(broker) if services.is_service_topic(name)
+        }
         if found and self._settings.env.get("HISAB_STACK_RESET") != "1":
-            self._given_kafka = None
+            self._given_kafka = None  # Nothing in it is this stack's to delete when it ends.
             raise StackError(
                 f"the given Kafka already has {', '.join(sorted(found)[:5])}: a stack starts from "
                 f"empty topics. HISAB_STACK_RESET=1 deletes them"
@@ -224,7 +233,7 @@ class Supervisor:
             if self._given_kafka is not None:
                 names = await brokers.topic_names(self._given_kafka)
                 await brokers.delete_topics(
-                    self._given_kafka, {name for name in names if services.is_ours(name)}
+                    self._given_kafka, {name for name in names if services.is_service_topic(name)}
                 )
             if self._given_postgres is not None:
                 await databases.drop_databases(self._given_postgres)
@@ -240,12 +249,13 @@ class Supervisor:
 
     async def _keep(self, program: Program, process: asyncio.subprocess.Process) -> None:
         """Bring a program back whenever it ends, until the stack stops; then stop it."""
-        held = self._settings.folder / "stopped" / program.name
+        stop_marker = description.stop_marker(self._settings.folder, program.name)
         while not self._stopping.is_set():
+            # Not longer than a tick: a stop marker may appear while the process is well.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TICK_S):
                     await process.wait()
-            if held.exists():
+            if stop_marker.exists():
                 if process.returncode is None:
                     await children.stop(process, program.stop_signal, _STOP_PATIENCE_S)
                     self._set_pid(program.name, None)
@@ -258,6 +268,7 @@ class Supervisor:
                 self.stop()
                 continue
             say(f"{program.name} ended with {process.returncode}: starting it again")
+            # A program that dies at once must not keep the machine busy with its restarts.
             await asyncio.sleep(_PAUSE_BEFORE_RESTART_S)
             process = await children.spawn(program)
             self._set_pid(program.name, process.pid)
@@ -268,7 +279,7 @@ class Supervisor:
         await children.stop(process, program.stop_signal, _STOP_PATIENCE_S)
 
     def _set_pid(self, name: str, pid: int | None) -> None:
-        """Note a process's number and tell outsiders."""
+        """Note a process's number, in stack.json too once there is one."""
         self._pids[name] = pid
         content = self._content
         if content is None:
@@ -295,7 +306,7 @@ class Supervisor:
             "supervisor_pid": os.getpid(),
             "provider": {"kafka": broker.provider, "postgres": server.provider},
             "kafka": {"bootstrap_servers": broker.bootstrap_servers},
-            "topics": services.topics(),
+            "topics": services.topics_of_outsiders(),
             "services": {n: {"url": urls[n], "pid": self._pids[n]} for n in names},
             "postgres": {
                 name: {part: server.dsn(f"{name}_{part}", name) for part in ("reader", "owner")}
@@ -384,7 +395,7 @@ async def _run(settings: Settings, data: Path) -> int:
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, supervisor.stop)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # The stack outlives the terminal of `make up`.
     refused = False
     try:
         await supervisor.run()

@@ -11,7 +11,6 @@ Only the standard library, and Linux's /proc. It touches nothing without the mar
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -19,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Final
+
+import description
 
 MARK: Final = "HISAB_STACK_ID"
 """Every process of a stack carries this in its environment."""
@@ -55,14 +56,6 @@ def kill_marked(stack_id: str) -> None:
         how = signal.SIGKILL
 
 
-def remove_description(folder: Path, stack_id: str) -> None:
-    """Remove stack.json, if it still describes this stack."""
-    description = folder / "stack.json"
-    with contextlib.suppress(OSError, ValueError):
-        if json.loads(description.read_bytes())["stack_id"] == stack_id:
-            description.unlink()
-
-
 def main() -> None:
     """Wait for the supervisor's end, then sweep: `sweeper.py <stack id> <folder> <data>`."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
@@ -70,7 +63,7 @@ def main() -> None:
     stack_id, folder, data = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     sys.stdin.buffer.read()
     kill_marked(stack_id)
-    remove_description(folder, stack_id)
+    description.remove(folder, stack_id)
     shutil.rmtree(data, ignore_errors=True)
 
 

@@ -84,10 +84,10 @@ def test_a_fresh_checkout_is_built_in_a_path_with_a_space(checkout: Path) -> Non
 def test_a_changed_lock_is_noticed(checkout: Path) -> None:
     """The stamp covers the lock: another lock is another environment."""
     program = (
-        "import bootstrap, pathlib; before = bootstrap._content();"
+        "import bootstrap, pathlib; before = bootstrap._hash_inputs();"
         "lock = bootstrap.ROOT / 'requirements.lock';"
         "lock.write_text(lock.read_text() + '# changed\\n');"
-        "print(before == bootstrap._content())"
+        "print(before == bootstrap._hash_inputs())"
     )
     answer = subprocess.run(
         [sys.executable, "-c", program],
