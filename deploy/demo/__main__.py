@@ -23,17 +23,21 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+_DEPLOY: Final = Path(__file__).resolve().parents[1]
+# Run as a folder, Python looks for modules in it; ours are the package `demo` and the seed values
+# of the local stack.
+sys.path[:1] = [str(_DEPLOY), str(_DEPLOY / "local")]
 
+import seed  # noqa: E402
 from demo import live, readback, replay, report, scenes, simulator, summary  # noqa: E402
 from demo.api import Api, Json  # noqa: E402
 from demo.emitter import Emitter  # noqa: E402
-from demo.local import LocalStack  # noqa: E402
+from demo.local_stack import LocalStack  # noqa: E402
 from demo.scenes import Stage  # noqa: E402
 from demo.screen import Screen, gpu_hours, pkr, pkr_of_minor  # noqa: E402
 from demo.stream import Numbering, Record  # noqa: E402
 
-ROOT: Final = Path(__file__).resolve().parents[2]
+ROOT: Final = _DEPLOY.parent
 GRANT_MICRO: Final = 3_000_000_000_000
 _CANCEL_AGAIN_S: Final = 2
 UNDECODABLE: Final = b"\xff\xfe this was never an event \x00"
@@ -41,7 +45,7 @@ UNDECODABLE: Final = b"\xff\xfe this was never an event \x00"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked for."""
+    """What the command line and the environment ask for."""
 
     data: Path | None
     chaos: int | None
@@ -51,7 +55,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
+class PlayResult:
     """What a play leaves behind for the summary."""
 
     source: Json
@@ -84,13 +88,13 @@ def main(arguments: list[str], environment: dict[str, str]) -> int:
     screen = Screen()
     try:
         options = options_of(arguments, environment)
-        trace = None if options.data is None else trace_of(options.data)
+        trace = None if options.data is None else read_trace_file(options.data)
     except UnusableError as refused:
         print(f"demo: {refused}", file=sys.stderr)
         return 2
     stack = LocalStack(options.folder / "demo" / "stack", options.keep)
     try:
-        ok = asyncio.run(interruptible(run(options, trace, stack, screen)))
+        ok = asyncio.run(run_interruptible(run(options, trace, stack, screen)))
     except (KeyboardInterrupt, asyncio.CancelledError):
         screen.bad("interrupted")
         ok = False
@@ -99,7 +103,7 @@ def main(arguments: list[str], environment: dict[str, str]) -> int:
         ok = False
     finally:
         if options.keep:
-            say_where(screen, stack)
+            show_addresses(screen, stack)
         else:
             stack.down()
     if not ok:
@@ -107,7 +111,7 @@ def main(arguments: list[str], environment: dict[str, str]) -> int:
     return 0 if ok else 1
 
 
-async def interruptible(work: Coroutine[None, None, bool]) -> bool:
+async def run_interruptible(work: Coroutine[None, None, bool]) -> bool:
     """Do the work; SIGINT and SIGTERM cancel it, again until it ends: a library may swallow one."""
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
@@ -149,7 +153,7 @@ def options_of(arguments: list[str], environment: dict[str, str]) -> Options:
     )
 
 
-def trace_of(path: Path) -> replay.Trace:
+def read_trace_file(path: Path) -> replay.Trace:
     """Read the trace; `UnusableError` when it cannot be replayed."""
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
@@ -183,8 +187,8 @@ async def run(
             else:
                 played = await play_trace(stage, options, trace, out, watch)
         screen.scene("Everything is read back, and every sum comes to zero")
-        readings = await readback.read_all(api, played.months)
-    scenes.show_sums(screen, readings.hubs, summary.differences(readings))
+        figures = await readback.read_all(api, played.months)
+    scenes.show_sums(screen, figures.hubs, summary.compare_sums(figures))
     content = summary.summary_of(
         summary.Run(
             source=played.source,
@@ -192,26 +196,26 @@ async def run(
             seconds={"start": start_s, **played.seconds, "total": watch.total()},
             sent=emitter.sent,
             hold_refused=played.hold_refused,
-            pdfs={name: shown(path) for name, path in played.pdfs.items()},
+            pdfs={name: display_path(path) for name, path in played.pdfs.items()},
             freshness_ms=played.freshness_ms,
-            report=shown(out / "report.html"),
+            report=display_path(out / "report.html"),
         ),
-        readings,
+        figures,
     )
-    page = report.page(content, readings, out)
+    page = report.render_page(content, figures, out)
     (out / "report.html").write_text(page, encoding="utf-8")
-    summary.write(options.folder / "demo-summary.json", content)
-    say_summary(screen, content, readings, options.folder)
+    summary.write_summary(options.folder / "demo-summary.json", content)
+    show_summary(screen, content, figures, options.folder)
     return bool(content["ok"])
 
 
-async def play_month(stage: Stage, options: Options, out: Path, watch: Stopwatch) -> Played:
+async def play_month(stage: Stage, options: Options, out: Path, watch: Stopwatch) -> PlayResult:
     """The simulated month, scene by scene, then live."""
-    screen, api = stage.screen, stage.api
-    month, numbering = simulator.month(), Numbering()
-    records = [numbering.record(said) for said in month.said]
-    gc.freeze()
-    parts = cut(
+    screen = stage.screen
+    month, numbering = simulator.plan_month(), Numbering()
+    records = numbering.write_records(month.plan)
+    gc.freeze()  # They live to the end: the collector need not go through them again.
+    parts = cut_records(
         records,
         (month.first_days_until_ms, month.unknown_until_ms, month.kill_at_ms, simulator.UNTIL_MS),
     )
@@ -222,7 +226,7 @@ async def play_month(stage: Stage, options: Options, out: Path, watch: Stopwatch
     await scenes.show_identity(stage)
 
     screen.scene("A grant takes two people")
-    await scenes.grant(stage, replay.GRANTED, GRANT_MICRO, simulator.GRANTS_FROM_MS)
+    await scenes.make_grants(stage, seed.FUNDED, GRANT_MICRO, simulator.GRANTS_FROM_MS)
 
     screen.scene("May this job start?")
     refused = await scenes.refuse_hold(stage)
@@ -230,8 +234,10 @@ async def play_month(stage: Stage, options: Options, out: Path, watch: Stopwatch
     screen.scene("Usage that nobody can price yet waits, whole, and is released")
     await scenes.report_usage(stage, "5 to 16 July", parts[1])
     await scenes.show_open_month(stage, simulator.MONTH)
-    await scenes.release_unknown_sku(stage, "isb", simulator.NEW_SKU, simulator.NEW_SKU_PKR)
-    await scenes.dismiss_conflict(stage, simulator.DISPUTED_NODE[0])
+    await scenes.release_unknown_sku(
+        stage, simulator.NEW_SKU_HUB, simulator.NEW_SKU, simulator.NEW_SKU_PKR
+    )
+    await scenes.dismiss_conflict(stage, simulator.DISPUTED_NODE.hub)
 
     screen.scene("The ledger is killed in the middle of the stream")
     await scenes.kill_ledger(stage, parts[2], parts[3])
@@ -246,9 +252,9 @@ async def play_month(stage: Stage, options: Options, out: Path, watch: Stopwatch
     close_s = watch.lap()
 
     screen.scene(f"Live: a balance falls for {options.live_seconds:.0f} s")
-    freshness = await live.live(stage, numbering, options.live_seconds)
-    await readback.drained(api, stage.emitter.sent)
-    return Played(
+    freshness = await live.emit_live(stage, numbering, options.live_seconds)
+    await stage.wait_until_drained()
+    return PlayResult(
         source={"kind": "simulator", "seed": simulator.SEED, "period": simulator.MONTH},
         months=(simulator.MONTH,),
         seconds={"replay": replay_s, "close": close_s, "live": watch.lap()},
@@ -260,19 +266,18 @@ async def play_month(stage: Stage, options: Options, out: Path, watch: Stopwatch
 
 async def play_trace(
     stage: Stage, options: Options, trace: replay.Trace, out: Path, watch: Stopwatch
-) -> Played:
+) -> PlayResult:
     """A recorded trace: grants, all of its usage, five months closed."""
     screen = stage.screen
     content = (options.data or Path()).read_bytes()
     screen.scene(f"The trace: {trace.rows} rows, {len(trace.pods)} of them billable")
     for row in trace.unreadable:
         screen.bad(f"line {row.line} cannot be read: {row.reason}")
-    await scenes.grant(stage, replay.GRANTED, replay.GRANT_MICRO, replay.EPOCH_MS)
+    await scenes.make_grants(stage, seed.FUNDED, replay.GRANT_MICRO, seed.EPOCH_MS)
 
     screen.scene("Three hubs report what the trace recorded")
-    numbering = Numbering()
-    records = [numbering.record(said) for said in replay.plan_of(trace, options.chaos)]
-    gc.freeze()
+    records = Numbering().write_records(replay.plan_trace(trace, options.chaos))
+    gc.freeze()  # They live to the end: the collector need not go through them again.
     await scenes.report_usage(stage, "the trace", records)
     await scenes.show_identity(stage)
     replay_s = watch.lap()
@@ -285,9 +290,9 @@ async def play_trace(
         await scenes.close_month(stage, month)
     screen.good(f"{', '.join(replay.MONTHS)} are closed")
     pdfs = await scenes.show_invoices(stage, replay.MONTHS, out / "invoices")
-    await readback.drained(stage.api, stage.emitter.sent)
+    await stage.wait_until_drained()
     unreadable = [{"line": row.line, "reason": row.reason} for row in trace.unreadable]
-    return Played(
+    return PlayResult(
         source={
             "kind": "trace",
             "sha256": sha256(content).hexdigest(),
@@ -305,20 +310,22 @@ async def play_trace(
     )
 
 
-def cut(records: list[Record], edges_ms: tuple[int, ...]) -> list[list[Record]]:
-    """Cut records, which are in order, at instants: what is said at or after an edge goes on."""
+def cut_records(records: list[Record], edges_ms: tuple[int, ...]) -> list[list[Record]]:
+    """Cut records, which are in order, at instants; what falls on an edge comes after it."""
     parts: list[list[Record]] = [[] for _ in range(len(edges_ms) + 1)]
     for record in records:
         parts[sum(record.order_ms >= edge for edge in edges_ms)].append(record)
     return parts
 
 
-def say_summary(screen: Screen, content: Json, readings: readback.Readings, folder: Path) -> None:
+def show_summary(
+    screen: Screen, content: Json, figures: readback.ServiceFigures, folder: Path
+) -> None:
     """End with the few figures that matter."""
     screen.scene("Summary")
     records, reported = (
         content["records"],
-        sum(int(hub["reported_gpu_ns"]) for hub in readings.hubs.values()),
+        sum(int(hub["reported_gpu_ns"]) for hub in figures.hubs.values()),
     )
     screen.say(
         f"records {records['sent']} sent = {records['accepted']} accepted"
@@ -345,12 +352,12 @@ def say_summary(screen: Screen, content: Json, readings: readback.Readings, fold
     if content["ok"]:
         screen.good("all differences are 0")
         return
-    for fault in summary.faults(content, readings):
+    for fault in summary.find_faults(content, figures):
         screen.bad(fault)
 
 
-def say_where(screen: Screen, stack: LocalStack) -> None:
-    """Say how to go on with a stack that was kept."""
+def show_addresses(screen: Screen, stack: LocalStack) -> None:
+    """Show how to go on with a stack that was kept."""
     if not stack.description.exists():
         return
     screen.scene("The stack stays up")
@@ -362,7 +369,7 @@ def say_where(screen: Screen, stack: LocalStack) -> None:
     screen.say(f"to end it  {stack.down_command}")
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """Write a path relative to the checkout where it lies in it."""
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 

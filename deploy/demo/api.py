@@ -2,7 +2,7 @@
 
 Addresses and keys come from `stack.json`, which is read again whenever a service does not answer:
 a service that was killed is back within seconds, and asking again is safe because every command
-carries an idempotency key made of what it says.
+carries an idempotency key made of its content.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, Final, Self
 
 import httpx2
 
-SERVICES: Final = ("metering", "ledger", "invoicing")
 _PATIENCE_S: Final = 60
 _PAUSE_S: Final = 0.1
 _PAGE: Final = 1000
@@ -26,7 +25,7 @@ Json = dict[str, Any]
 
 
 class RefusedError(Exception):
-    """A service said no; `problem` is its problem document."""
+    """A service refused a call; `problem` is its problem document."""
 
     def __init__(self, call: str, status: int, problem: Json) -> None:
         super().__init__(f"{call}: {status} {problem.get('code')}: {problem.get('detail')}")
@@ -54,6 +53,11 @@ class Api:
         await self._client.aclose()
 
     @property
+    def services(self) -> list[str]:
+        """The services of this stack."""
+        return list(self.stack["services"])
+
+    @property
     def hubs(self) -> list[str]:
         """The hubs of this stack."""
         return list(self.stack["topics"]["hub"])
@@ -75,19 +79,21 @@ class Api:
 
     async def get(self, service: str, path: str, key: str, **query: object) -> Json:
         """Read something."""
-        answer = await self._ask("GET", service, path, key, query=query)
-        return _object(answer)
+        answer = await self._call("GET", service, path, key, query=query)
+        return _require_object(answer)
 
     async def get_bytes(self, service: str, path: str, key: str) -> bytes:
         """Download a document."""
-        return (await self._ask("GET", service, path, key)).content
+        return (await self._call("GET", service, path, key)).content
 
     async def post(self, service: str, path: str, key: str, body: Json, attempt: int = 1) -> Json:
         """Command something; a repeat of the same attempt gets the first answer."""
         text = json.dumps(body, sort_keys=True)
-        said = sha256(f"{service} {path} {attempt} {text}".encode()).hexdigest()[:40]
-        answer = await self._ask("POST", service, path, key, body=body, idempotency_key=said)
-        return _object(answer)
+        idempotency_key = sha256(f"{service} {path} {attempt} {text}".encode()).hexdigest()[:40]
+        answer = await self._call(
+            "POST", service, path, key, body=body, idempotency_key=idempotency_key
+        )
+        return _require_object(answer)
 
     async def items(self, service: str, path: str, key: str, **query: object) -> list[Json]:
         """Read a whole list, page by page."""
@@ -101,7 +107,7 @@ class Api:
             if cursor is None:
                 return found
 
-    async def _ask(
+    async def _call(
         self,
         method: str,
         service: str,
@@ -112,7 +118,7 @@ class Api:
         body: Json | None = None,
         idempotency_key: str | None = None,
     ) -> httpx2.Response:
-        """Ask until there is an answer that is not "later"; `RefusedError` when it is no."""
+        """Call until the answer is more than "later"; `RefusedError` when it is a refusal."""
         deadline = time.monotonic() + _PATIENCE_S
         parameters = {
             name: str(value) for name, value in (query or {}).items() if value is not None
@@ -130,21 +136,22 @@ class Api:
                     json=body,
                 )
             except httpx2.TransportError:
+                # Nobody answers: a service that was killed comes back, maybe at another address.
                 if time.monotonic() > deadline:
                     raise
                 self.reload()
             else:
-                if not _again(answer) or time.monotonic() > deadline:
-                    return _accepted(answer, f"{method} {service} {path}")
+                if not _may_succeed_later(answer) or time.monotonic() > deadline:
+                    return _require_success(answer, f"{method} {service} {path}")
             await asyncio.sleep(_PAUSE_S)
 
 
-def _again(answer: httpx2.Response) -> bool:
+def _may_succeed_later(answer: httpx2.Response) -> bool:
     """Say whether the same request may succeed in a moment."""
     return answer.status_code in {429, 503}
 
 
-def _accepted(answer: httpx2.Response, call: str) -> httpx2.Response:
+def _require_success(answer: httpx2.Response, call: str) -> httpx2.Response:
     if answer.is_success:
         return answer
     try:
@@ -154,7 +161,7 @@ def _accepted(answer: httpx2.Response, call: str) -> httpx2.Response:
     raise RefusedError(call, answer.status_code, problem if isinstance(problem, dict) else {})
 
 
-def _object(answer: httpx2.Response) -> Json:
+def _require_object(answer: httpx2.Response) -> Json:
     content = answer.json()
     if not isinstance(content, dict):
         raise TypeError(f"{answer.url} answered no JSON object")

@@ -1,6 +1,6 @@
-"""The Kafka side: one producer for all hubs, records in the order in which they are said.
+"""The Kafka side: one producer for all hubs, records in the order in which they are emitted.
 
-Every record is acknowledged by all replicas before `settle` returns; what the broker refuses is
+Every record is acknowledged by all replicas before `flush` returns; what the broker refuses is
 raised there, never dropped. `sent` counts as `records.sent` does: intervals and what nobody can
 decode.
 """
@@ -20,7 +20,7 @@ from hisab_contracts.topics import hub_topic, partition_of
 
 _STRIDE: Final = 500
 """Records between two looks at progress."""
-_MOST_UNSETTLED: Final = 20_000
+_MOST_UNACKNOWLEDGED: Final = 20_000
 
 
 class Emitter:
@@ -35,7 +35,7 @@ class Emitter:
             max_batch_size=256 * 1024,
         )
         self._partition_of: dict[bytes, int] = {}
-        self._unsettled: list[asyncio.Future[object]] = []
+        self._unacknowledged: list[asyncio.Future[object]] = []
         self._sent = 0
 
     @property
@@ -66,21 +66,23 @@ class Emitter:
                 if progress is not None:
                     progress(number - since, record.order_ms)
                 since = number
+                # `send` need not wait for anything, and then no other task would ever have a turn.
                 await asyncio.sleep(0)
-        await self.settle()
+        await self.flush()
 
     async def emit_bytes(self, hub: HubCode, value: bytes) -> None:
         """Send what is no event at all: no key, no sequence."""
         await self._producer.send_and_wait(hub_topic(hub), value)
         self._sent += 1
 
-    async def settle(self) -> None:
+    async def flush(self) -> None:
         """Wait until the broker has acknowledged everything; raise its first refusal."""
-        unsettled, self._unsettled = self._unsettled, []
-        await asyncio.gather(*unsettled)
+        unacknowledged, self._unacknowledged = self._unacknowledged, []
+        await asyncio.gather(*unacknowledged)
 
     async def _send(self, record: Record) -> None:
         topic = hub_topic(record.hub)
+        # aiokafka would hash the key in Python for every record; a node keeps its partition.
         partition = self._partition_of.get(record.key)
         if partition is None:
             partitions = await self._producer.partitions_for(topic)
@@ -88,7 +90,7 @@ class Emitter:
         sending = await self._producer.send(
             topic, record.value, key=record.key, partition=partition, headers=list(HEADERS)
         )
-        self._unsettled.append(sending)
+        self._unacknowledged.append(sending)
         self._sent += record.counts
-        if len(self._unsettled) >= _MOST_UNSETTLED:
-            await self.settle()
+        if len(self._unacknowledged) >= _MOST_UNACKNOWLEDGED:
+            await self.flush()

@@ -1,4 +1,4 @@
-"""`report.html`: one file, no network, figures drawn as inline SVG. Pure: readings in, text out.
+"""`report.html`: one file, no network, figures drawn as inline SVG. Pure: figures in, text out.
 
 Pictures are drawn from what the services answered: the identity from metering's reconciliation,
 GPU-hours and balances from the ledger's entries, invoices from invoicing.
@@ -13,21 +13,27 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
+import seed
 from demo.api import Json
-from demo.readback import Readings
+from demo.readback import IDENTITY_SIDES, ServiceFigures
 from demo.screen import gpu_hours, pkr, pkr_of_minor
+from demo.stream import DAY_MS
 from demo.style import STYLE
-from hisab_contracts.units import instant_ms, instant_text, month_bounds_ms
+from hisab_contracts.units import (
+    GPU_NS_PER_GPU_HOUR,
+    instant_ms,
+    karachi_date_on,
+    month_bounds_ms,
+)
 
-_DAY_MS: Final = 86_400_000
-_KARACHI_MS: Final = 5 * 3_600_000
 _WIDTH: Final = 960
 _HEIGHT: Final = 250
 _LEFT: Final = 64
 _RIGHT: Final = 132
 _TOP: Final = 12
 _BOTTOM: Final = 26
-_SIDES: Final = ("billed", "duplicate", "quarantined", "voided")
+_SIDES: Final = (*IDENTITY_SIDES[1:], "voided")
+"""What the reported time is made of."""
 _PALETTE: Final = 8
 
 
@@ -41,7 +47,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Days:
-    """What the entries say, by Karachi day of the months shown."""
+    """What the entries add up to, by Karachi day of the months shown."""
 
     first: int
     labels: tuple[str, ...]
@@ -50,16 +56,16 @@ class Days:
     owed: tuple[Line, ...]
 
 
-def page(content: Json, readings: Readings, folder: Path) -> str:
+def render_page(content: Json, figures: ServiceFigures, folder: Path) -> str:
     """Return the whole page; links to PDFs are relative to `folder`."""
-    days = days_of(readings, sorted(readings.periods))
+    days = days_of(figures, sorted(figures.periods))
     blocks = (
         _head(content),
-        _tiles(content, readings),
+        _tiles(content, figures),
         _section(
             "Every reported GPU-nanosecond is accounted for",
             "reported = billed + duplicate + quarantined + voided, hub by hub, in GPU-hours",
-            _identity(readings.hubs),
+            _identity(figures.hubs),
         ),
         _section(
             "GPU-hours per hub",
@@ -81,7 +87,7 @@ def page(content: Json, readings: Readings, folder: Path) -> str:
             "numbers are gapless; each PDF is the bytes whose hash is stated",
             _invoices(content, folder),
         ),
-        _section("Sums that must be zero", "", _checks(content, readings)),
+        _section("Sums that must be zero", "", _checks(content, figures)),
         _section("Tenants", "what was charged, and who pays for it, in PKR", _tenants(content)),
     )
     return (
@@ -92,16 +98,16 @@ def page(content: Json, readings: Readings, folder: Path) -> str:
     )
 
 
-def days_of(readings: Readings, months: Sequence[str]) -> Days:
+def days_of(figures: ServiceFigures, months: Sequence[str]) -> Days:
     """Add up the entries of all books by day."""
     from_ms = month_bounds_ms(months[0])[0]
     until_ms = month_bounds_ms(months[-1])[1]
-    count = (until_ms - from_ms) // _DAY_MS
+    count = (until_ms - from_ms) // DAY_MS
     used: defaultdict[str, list[int]] = defaultdict(lambda: [0] * count)
     credit: defaultdict[str, list[int]] = defaultdict(lambda: [0] * count)
     owed: defaultdict[str, list[int]] = defaultdict(lambda: [0] * count)
-    day_of = _DayOf(from_ms, count)
-    for tenant, book in readings.entries.items():
+    day_of = _DayIndex(from_ms, count)
+    for tenant, book in figures.entries.items():
         for entry in book:
             day = day_of(str(entry["effective_at"]))
             if day is None:
@@ -113,43 +119,42 @@ def days_of(readings: Readings, months: Sequence[str]) -> Days:
                 account, micro = str(posting["account"]), int(posting["posting_micro"])
                 if account.startswith("lot:"):
                     credit[tenant][day] += micro
+                # Not `invoiced`: it moves the month's receivable away; the chart is of the usage.
                 elif account == "receivable" and entry["kind"] != "invoiced":
                     owed[tenant][day] -= micro
-    labels = tuple(
-        instant_text(from_ms + _KARACHI_MS + day * _DAY_MS)[5:10] for day in range(count)
-    )
-    hours = {hub: [value // 3_600_000_000_000 for value in used[hub]] for hub in readings.hubs}
+    labels = tuple(f"{karachi_date_on(from_ms + day * DAY_MS):%m-%d}" for day in range(count))
+    hours = {hub: [value // GPU_NS_PER_GPU_HOUR for value in used[hub]] for hub in figures.hubs}
     return Days(
         first=from_ms,
         labels=labels,
         gpu_hours=tuple(Line(hub, tuple(values)) for hub, values in hours.items()),
-        credit=_running(credit),
-        owed=_running(owed),
+        credit=_running_totals(credit),
+        owed=_running_totals(owed),
     )
 
 
-class _DayOf:
+class _DayIndex:
     """Finds the day of an instant's text; entries repeat a few hours, so answers are kept."""
 
     def __init__(self, from_ms: int, count: int) -> None:
         self._from_ms, self._count = from_ms, count
-        self._known: dict[str, int | None] = {}
+        self._found: dict[str, int | None] = {}
 
     def __call__(self, text: str) -> int | None:
-        if text not in self._known:
-            day = (instant_ms(text) - self._from_ms) // _DAY_MS
-            self._known[text] = day if 0 <= day < self._count else None
-        return self._known[text]
+        if text not in self._found:
+            day = (instant_ms(text) - self._from_ms) // DAY_MS
+            self._found[text] = day if 0 <= day < self._count else None
+        return self._found[text]
 
 
-def _running(changes: Mapping[str, Sequence[int]]) -> tuple[Line, ...]:
+def _running_totals(changes: Mapping[str, Sequence[int]]) -> tuple[Line, ...]:
     """Turn daily changes in micro-units into daily balances in whole units."""
     lines = []
     for name, values in sorted(changes.items()):
         total, balances = 0, []
         for value in values:
             total += value
-            balances.append(total // 1_000_000)
+            balances.append(total // seed.MICRO_PER_PKR)
         if any(balances):
             lines.append(Line(name, tuple(balances)))
     return tuple(lines)
@@ -174,8 +179,8 @@ def _head(content: Json) -> str:
     )
 
 
-def _tiles(content: Json, readings: Readings) -> str:
-    reported = sum(int(hub["reported_gpu_ns"]) for hub in readings.hubs.values())
+def _tiles(content: Json, figures: ServiceFigures) -> str:
+    reported = sum(int(hub["reported_gpu_ns"]) for hub in figures.hubs.values())
     invoiced = sum(int(invoice["total_minor"]) for invoice in content["invoices"])
     rerun, fresh, records = content["rerun"], content["freshness_ms"], content["records"]
     tiles = [
@@ -369,7 +374,7 @@ def _link(invoice: Json, folder: Path) -> str:
     return f'<a href="{escape(where)}">{escape(str(invoice["number"]))}</a>'
 
 
-def _checks(content: Json, readings: Readings) -> str:
+def _checks(content: Json, figures: ServiceFigures) -> str:
     rows = [[row["check"], f"{row['difference_micro']} micro"] for row in content["reconciliation"]]
     rows.append(
         [
@@ -379,7 +384,7 @@ def _checks(content: Json, readings: Readings) -> str:
     )
     steps = [
         [month, str(step["step"]), pkr(step["micro"])]
-        for month, period in sorted(readings.periods.items())
+        for month, period in sorted(figures.periods.items())
         for step in period["steps"]
     ]
     waterfall = _table(("month", "from the ledger to the invoices", "PKR"), steps)

@@ -10,23 +10,26 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import seed
 from demo import readback
 from demo.api import Api, Json, RefusedError
 from demo.emitter import Emitter
 from demo.screen import Screen, gpu_hours, pkr, pkr_of_minor
-from demo.stream import Record
+from demo.stream import Record, count_intervals
+from hisab_contracts.ids import HubCode, Sku
 from hisab_contracts.units import instant_text
 
-HELD_TENANT: Final = "ravi-health"
-HELD_SKU: Final = "h100-sxm-80"
-ONE_GPU_HOUR_MICRO: Final = 840_000_000
-FAR_AWAY: Final = "2099-01-01T00:00:00.000Z"
-GRANT_UNTIL: Final = "2030-01-01T00:00:00.000Z"
+HELD_TENANT: Final = seed.RAVI_HEALTH
+HELD_HUB: Final = seed.LAHORE
+HELD_SKU: Final = seed.H100
+ONE_GPU_HOUR_MICRO: Final = seed.rate_micro(seed.PKR_PER_GPU_HOUR[HELD_SKU], seed.ON_DEMAND)
+HOLD_EXPIRES_AT: Final = "2099-01-01T00:00:00.000Z"
+GRANT_EXPIRES_AT: Final = "2030-01-01T00:00:00.000Z"
 _PATIENCE_S: Final = 60
 _LOOK_S: Final = 0.1
 _IN_MEMORY_AT_ONCE: Final = 8_000
@@ -44,29 +47,32 @@ class Stage:
     emitter: Emitter
     screen: Screen
 
+    async def wait_until_drained(self, progress: Callable[[int], None] | None = None) -> None:
+        """Wait until the services have taken all that was emitted so far."""
+        await readback.wait_until_drained(self.api, self.emitter.sent, progress)
+
 
 async def report_usage(stage: Stage, label: str, records: Sequence[Record]) -> None:
-    """Hubs say this, and metering is followed until it has read all that was sent so far."""
-    before = (await readback.records(stage.api))["read"]
+    """Emit what hubs report, and follow metering until it has read all that was sent so far."""
+    last = await readback.count_read(stage.api)
     began = time.monotonic()
-    counted = sum(record.counts for record in records)
+    count = count_intervals(records)
     with stage.screen.progress(f"{label}: emitted", len(records)) as advance:
         for part in _portions(stage, records):
             await stage.emitter.emit(part, lambda done, at_ms: advance(done, _day(at_ms)))
             if len(part) < len(records):
-                await readback.drained(stage.api, stage.emitter.sent)
+                await stage.wait_until_drained()
         advance(len(records), _day(records[-1].order_ms) if records else "")
-    with stage.screen.progress(f"{label}: metered", counted) as advance:
-        last = before
+    with stage.screen.progress(f"{label}: metered", count) as advance:
 
-        def heard(read: int) -> None:
+        def show(read: int) -> None:
             nonlocal last
             advance(read - last, "")
             last = read
 
-        await readback.drained(stage.api, stage.emitter.sent, heard)
+        await stage.wait_until_drained(show)
     seconds = time.monotonic() - began
-    stage.screen.say(f"{counted} intervals from {len(stage.api.hubs)} hubs in {seconds:.1f} s")
+    stage.screen.say(f"{count} intervals from {len(stage.api.hubs)} hubs in {seconds:.1f} s")
 
 
 def _portions(stage: Stage, records: Sequence[Record]) -> list[Sequence[Record]]:
@@ -79,20 +85,21 @@ def _portions(stage: Stage, records: Sequence[Record]) -> list[Sequence[Record]]
 
 async def show_identity(stage: Stage) -> None:
     """Show reported = billed + duplicate + quarantined as metering answers it now."""
-    identity_table(stage.screen, await readback.reconciliations(stage.api))
+    show_identity_table(stage.screen, await readback.read_reconciliations(stage.api))
 
 
-def identity_table(screen: Screen, hubs: dict[str, Json]) -> None:
+def show_identity_table(screen: Screen, hubs: dict[str, Json]) -> None:
     """Show the identity hub by hub, in GPU-hours; its difference in GPU-nanoseconds."""
-    sides = ("reported", "billed", "duplicate", "quarantined")
     rows = []
     for hub, answer in hubs.items():
-        hours = [gpu_hours(answer[f"{side}_gpu_ns"]) for side in sides]
+        hours = [gpu_hours(answer[f"{side}_gpu_ns"]) for side in readback.IDENTITY_SIDES]
         rows.append([hub, *hours, f"{answer['difference_gpu_ns']} GPU-ns"])
-    screen.table(("GPU-hours", *sides, "difference"), rows)
+    screen.table(("GPU-hours", *readback.IDENTITY_SIDES, "difference"), rows)
 
 
-async def grant(stage: Stage, tenants: Sequence[str], micro: int, from_ms: int) -> None:
+async def make_grants(
+    stage: Stage, tenants: Sequence[str], grant_micro: int, effective_ms: int
+) -> None:
     """An officer proposes a grant per tenant; another key, an approver's, approves it."""
     for tenant in tenants:
         proposed = await stage.api.post(
@@ -101,11 +108,11 @@ async def grant(stage: Stage, tenants: Sequence[str], micro: int, from_ms: int) 
             "officer",
             {
                 "tenant_id": tenant,
-                "programme_id": "ignite",
-                "grant_micro": str(micro),
+                "programme_id": seed.PROGRAMME,
+                "grant_micro": str(grant_micro),
                 "priority": 100,
-                "effective_at": instant_text(from_ms),
-                "expires_at": GRANT_UNTIL,
+                "effective_at": instant_text(effective_ms),
+                "expires_at": GRANT_EXPIRES_AT,
                 "scope": {},
                 "coverage_bps": 10000,
                 "tax_effect": "tender",
@@ -114,28 +121,20 @@ async def grant(stage: Stage, tenants: Sequence[str], micro: int, from_ms: int) 
         path = f"/v1/grants/{proposed['grant_id']}/approve"
         approved = await stage.api.post("ledger", path, "approver", {})
         if tenant == tenants[0]:
-            stage.screen.say(f"officer proposes {pkr(micro)} PKR for {tenant}: {proposed['state']}")
+            stage.screen.say(
+                f"officer proposes {pkr(grant_micro)} PKR for {tenant}: {proposed['state']}"
+            )
             stage.screen.good(f"approver, another key, approves: {approved['state']}")
-    stage.screen.say(f"{len(tenants)} tenants now hold {pkr(micro)} PKR of credit each")
+    stage.screen.say(f"{len(tenants)} tenants now hold {pkr(grant_micro)} PKR of credit each")
 
 
 async def refuse_hold(stage: Stage) -> Json:
     """Ask for one GPU-hour more than there is; return the refusal as it was given."""
-    balance = await stage.api.get("ledger", f"/v1/tenants/{HELD_TENANT}/balance", "scheduler")
+    balance = await readback.read_balance(stage.api, HELD_TENANT, "scheduler")
     wanted = int(balance["available_micro"]) + ONE_GPU_HOUR_MICRO
-    body = {
-        "tenant_id": HELD_TENANT,
-        "project_id": "main",
-        "job_ref": "too-large",
-        "allocation_id": None,
-        "hub": "lhr",
-        "sku": HELD_SKU,
-        "hold_micro": str(wanted),
-        "expires_at": FAR_AWAY,
-    }
     stage.screen.say(f"scheduler asks for a hold of {pkr(wanted)} PKR for {HELD_TENANT}")
     try:
-        placed = await stage.api.post("ledger", "/v1/holds", "scheduler", body)
+        placed = await _ask_for_hold(stage, wanted, "too-large", None)
     except RefusedError as refused:
         problem = refused.problem
         answer = {name: problem.get(name) for name in _REFUSAL_MEMBERS}
@@ -150,30 +149,32 @@ async def refuse_hold(stage: Stage) -> Json:
 _REFUSAL_MEMBERS: Final = ("code", "available_micro", "shortfall_micro")
 
 
-async def place_hold(stage: Stage, tenant: str, allocation_id: str, micro: int) -> str:
-    """Reserve credit for one allocation; return the hold."""
-    placed = await stage.api.post(
-        "ledger",
-        "/v1/holds",
-        "scheduler",
-        {
-            "tenant_id": tenant,
-            "project_id": "main",
-            "job_ref": allocation_id,
-            "allocation_id": allocation_id,
-            "hub": "lhr",
-            "sku": HELD_SKU,
-            "hold_micro": str(micro),
-            "expires_at": FAR_AWAY,
-        },
-    )
-    stage.screen.good(f"a hold of {pkr(micro)} PKR for {tenant} is {placed['state']}")
+async def place_hold(stage: Stage, allocation_id: str, hold_micro: int) -> str:
+    """Reserve credit of the held tenant for one allocation; return the hold."""
+    placed = await _ask_for_hold(stage, hold_micro, allocation_id, allocation_id)
+    stage.screen.good(f"a hold of {pkr(hold_micro)} PKR for {HELD_TENANT} is {placed['state']}")
     return str(placed["hold_id"])
 
 
-async def release_unknown_sku(stage: Stage, hub: str, sku: str, pkr_per_hour: int) -> None:
+async def _ask_for_hold(
+    stage: Stage, hold_micro: int, job_ref: str, allocation_id: str | None
+) -> Json:
+    body = {
+        "tenant_id": HELD_TENANT,
+        "project_id": seed.PROJECT,
+        "job_ref": job_ref,
+        "allocation_id": allocation_id,
+        "hub": HELD_HUB,
+        "sku": HELD_SKU,
+        "hold_micro": str(hold_micro),
+        "expires_at": HOLD_EXPIRES_AT,
+    }
+    return await stage.api.post("ledger", "/v1/holds", "scheduler", body)
+
+
+async def release_unknown_sku(stage: Stage, hub: HubCode, sku: Sku, pkr_per_hour: int) -> None:
     """Show what waits because no price list names its SKU, then publish one that does."""
-    waiting = (await readback.reconciliations(stage.api))[hub]
+    waiting = (await readback.read_reconciliations(stage.api))[hub]
     where = {"hub": hub, "reason": "unknown-sku"}
     page = await stage.api.get("metering", "/v1/quarantine", "operator", limit=1, **where)
     if not page["items"]:
@@ -183,26 +184,16 @@ async def release_unknown_sku(stage: Stage, hub: str, sku: str, pkr_per_hour: in
         f" {gpu_hours(waiting['quarantined_gpu_ns'])} GPU-hours; the first says:"
     )
     stage.screen.say(f"{page['items'][0]['reason']}: {page['items'][0]['detail']}")
-    rates = {"on_demand": 100, "reserved": 80, "spot": 50}
-    prices = [
-        {"sku": sku, "price_class": name, "micro_per_gpu_hour": str(pkr_per_hour * pct * 10_000)}
-        for name, pct in rates.items()
-    ]
-    body = {
-        "currency": "PKR",
-        "valid_from": "2025-01-01T00:00:00.000Z",
-        "valid_until": None,
-        "prices": prices,
-    }
+    body = seed.price_list({sku: pkr_per_hour})
     listed = await stage.api.post("metering", "/v1/price-lists", "operator", body)
     stage.screen.say(f"operator names {sku} in price list {listed['price_version'][:12]}...")
-    began = time.monotonic()
+    deadline = time.monotonic() + _PATIENCE_S
     while await _open_items(stage, hub, "unknown-sku"):
-        if time.monotonic() - began > _PATIENCE_S:
+        if time.monotonic() > deadline:
             raise SceneError(f"records with SKU {sku} were not released")
         await asyncio.sleep(_LOOK_S)
-    await readback.drained(stage.api, stage.emitter.sent)
-    after = (await readback.reconciliations(stage.api))[hub]
+    await stage.wait_until_drained()
+    after = (await readback.read_reconciliations(stage.api))[hub]
     released = int(after["billed_gpu_ns"]) - int(waiting["billed_gpu_ns"])
     stage.screen.good(
         f"released by itself: {gpu_hours(released)} GPU-hours more are billed,"
@@ -238,14 +229,15 @@ async def kill_ledger(stage: Stage, before: Sequence[Record], after: Sequence[Re
         killed = time.monotonic()
         screen.say(f"kill -9 {pid}: the ledger is gone, the hubs go on")
         await stage.emitter.emit(after, lambda done, at_ms: advance(done, _day(at_ms)))
+    # The number goes away first and comes back with another process: neither look is the end of it.
     while (found := api.reload()["services"]["ledger"]["pid"]) in {pid, None}:
         if time.monotonic() - killed > _PATIENCE_S:
             raise SceneError("the ledger did not come back")
         await asyncio.sleep(0.02)
     await api.get("ledger", "/v1/status", "auditor")
     screen.say(f"the supervisor has it back as {found} after {time.monotonic() - killed:.1f} s")
-    await readback.drained(api, stage.emitter.sent)
-    metered, booked = await charged_everywhere(stage)
+    await stage.wait_until_drained()
+    metered, booked = await read_charged_totals(stage)
     lost, doubled = max(0, metered - booked), max(0, booked - metered)
     text = f"metered {pkr(metered)}, booked {pkr(booked)} PKR: lost {lost}, doubled {doubled}"
     if lost or doubled:
@@ -253,10 +245,10 @@ async def kill_ledger(stage: Stage, before: Sequence[Record], after: Sequence[Re
     screen.good(text)
 
 
-async def charged_everywhere(stage: Stage) -> tuple[int, int]:
+async def read_charged_totals(stage: Stage) -> tuple[int, int]:
     """Return what metering has rated and what the ledger has booked, in micro-units."""
-    hubs = await readback.reconciliations(stage.api)
-    books = await readback.balances(stage.api, stage.api.stack["keys"]["tenant"])
+    hubs = await readback.read_reconciliations(stage.api)
+    books = await readback.read_balances(stage.api, stage.api.stack["keys"]["tenant"])
     return (
         sum(int(answer["charge_micro"]) for answer in hubs.values()),
         sum(int(answer["charged_micro"]) for answer in books.values()),
@@ -265,7 +257,7 @@ async def charged_everywhere(stage: Stage) -> tuple[int, int]:
 
 async def show_open_month(stage: Stage, month: str) -> None:
     """Show why a month cannot be closed yet."""
-    period = await stage.api.get("invoicing", f"/v1/periods/{month}", "finance")
+    period = await _read_period(stage, month)
     reasons = period["blocked_by"]
     first = f"{reasons[0]['kind']}: {reasons[0]['detail']}" if reasons else "nothing blocks it"
     stage.screen.say(f"{month} is {period['state']}; {len(reasons)} reasons, first {first}")
@@ -273,23 +265,28 @@ async def show_open_month(stage: Stage, month: str) -> None:
 
 async def close_month(stage: Stage, month: str) -> None:
     """Wait until the watermarks make a month closable, close it, wait until it is closed."""
-    path = f"/v1/periods/{month}"
-    period = await _until(stage, month, ("closable", "closed"))
+    # `closing`: the command was accepted, and this client lost the answer; it needs no second one.
+    period = await _wait_for_period(stage, month, ("closable", "closing", "closed"))
     if period["state"] == "closable":
         command = {"issued_on": None, "override": None}
-        await stage.api.post("invoicing", f"{path}/close", "finance", command)
-    await _until(stage, month, ("closed",))
+        path = f"/v1/periods/{month}/close"
+        await stage.api.post("invoicing", path, "finance", command)
+    await _wait_for_period(stage, month, ("closed",))
 
 
-async def _until(stage: Stage, month: str, states: Sequence[str]) -> Json:
-    began = time.monotonic()
+async def _wait_for_period(stage: Stage, month: str, states: Sequence[str]) -> Json:
+    deadline = time.monotonic() + _PATIENCE_S
     while True:
-        period = await stage.api.get("invoicing", f"/v1/periods/{month}", "finance")
+        period = await _read_period(stage, month)
         if period["state"] in states:
             return period
-        if time.monotonic() - began > _PATIENCE_S:
+        if time.monotonic() > deadline:
             raise SceneError(f"{month} stays {period['state']}: {period['blocked_by']}")
         await asyncio.sleep(_LOOK_S)
+
+
+async def _read_period(stage: Stage, month: str) -> Json:
+    return await stage.api.get("invoicing", f"/v1/periods/{month}", "finance")
 
 
 async def show_invoices(stage: Stage, months: Sequence[str], folder: Path) -> dict[str, Path]:
@@ -297,11 +294,10 @@ async def show_invoices(stage: Stage, months: Sequence[str], folder: Path) -> di
     api = stage.api
     pdfs, rows, identical = {}, [], 0
     for month in months:
-        for invoice in await api.items("invoicing", "/v1/invoices", "finance", period=month):
-            pdfs[invoice["invoice_id"]] = await readback.download(api, invoice, folder)
-            path = f"/v1/invoices/{invoice['invoice_id']}/recompute"
-            identical += (await api.post("invoicing", path, "auditor", {}))["identical"] is True
-            money = [pkr_of_minor(invoice[f"{n}_minor"]) for n in ("net", "tax", "total")]
+        for invoice in await readback.read_invoices(api, month):
+            pdfs[invoice["invoice_id"]] = await readback.download_pdf(api, invoice, folder)
+            identical += (await readback.recompute(api, invoice))["identical"] is True
+            money = [pkr_of_minor(invoice[f"{part}_minor"]) for part in ("net", "tax", "total")]
             rows.append([str(invoice["number"]), invoice["tenant_id"], month, *money])
     stage.screen.table(("invoice", "tenant", "month", "net PKR", "tax PKR", "total PKR"), rows)
     stage.screen.good(f"{len(rows)} PDFs saved; recomputed from the entries: {identical} identical")
@@ -310,7 +306,7 @@ async def show_invoices(stage: Stage, months: Sequence[str], folder: Path) -> di
 
 def show_sums(screen: Screen, hubs: dict[str, Json], checks: dict[str, int]) -> None:
     """Show every sum that must come to zero."""
-    identity_table(screen, hubs)
+    show_identity_table(screen, hubs)
     rows = [[check, f"{micro} micro"] for check, micro in checks.items()]
     screen.table(("must be zero", "difference"), rows)
 

@@ -12,6 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+import seed
+from hisab_contracts.units import GPU_NS_PER_GPU_HOUR, MICRO_PER_MINOR
+
 _PLAIN_WIDTH: Final = 160
 _QUARTERS: Final = 4
 
@@ -20,11 +23,12 @@ Advance = Callable[[int, str], None]
 
 
 class Screen:
-    """Speaks to a person; knows whether somebody watches a terminal."""
+    """Prints for a person; knows whether somebody watches a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         console = console or Console(highlight=False)
         if not console.is_terminal:
+            # Rich would wrap at 80 columns, and a line in a file or a pipe is for grep.
             console.width = _PLAIN_WIDTH
         self._console = console
 
@@ -98,14 +102,14 @@ class Screen:
 
 
 def _quarters(label: str, total: int, say: Callable[[str], None]) -> Advance:
-    """Return an advance that says a line each quarter of the way."""
-    done = said = 0
+    """Return an advance that prints a line each quarter of the way."""
+    done = shown = 0
 
     def advance(more: int, note: str) -> None:
-        nonlocal done, said
+        nonlocal done, shown
         done += more
-        if total and (quarter := min(done, total) * _QUARTERS // total) > said:
-            said = quarter
+        if total and (quarter := min(done, total) * _QUARTERS // total) > shown:
+            shown = quarter
             say(f"{label}: {min(done, total)} of {total}  {note}".rstrip())
 
     return advance
@@ -113,8 +117,8 @@ def _quarters(label: str, total: int, say: Callable[[str], None]) -> Advance:
 
 def pkr(micro: int | str) -> str:
     """Write micro-units as PKR with two decimals, for eyes only."""
-    whole, part = divmod(abs(int(micro)), 1_000_000)
-    return f"{'-' if int(micro) < 0 else ''}{whole:,}.{part // 10_000:02d}"
+    whole, part = divmod(abs(int(micro)), seed.MICRO_PER_PKR)
+    return f"{'-' if int(micro) < 0 else ''}{whole:,}.{part // MICRO_PER_MINOR:02d}"
 
 
 def pkr_of_minor(minor: int | str) -> str:
@@ -125,5 +129,5 @@ def pkr_of_minor(minor: int | str) -> str:
 
 def gpu_hours(used_gpu_ns: int | str) -> str:
     """Write GPU-nanoseconds as GPU-hours with two decimals, for eyes only."""
-    hundredths = abs(int(used_gpu_ns)) // 36_000_000_000
+    hundredths = abs(int(used_gpu_ns)) * 100 // GPU_NS_PER_GPU_HOUR
     return f"{hundredths // 100:,}.{hundredths % 100:02d}"

@@ -1,9 +1,9 @@
-"""What nodes say, in which order, under which sequence number, as bytes for a hub's topic.
+"""What nodes report: which events, in which order, under which sequence number, in which bytes.
 
-Pure. A plan is a list of `Said`: facts with the instant at which their source says them. `disturb`
-resends, re-chunks and shuffles a plan the way a bad network would, without saying anything new and
-without passing a watermark. `Numbering` gives each fact its place in its source's sequence and
-writes it as a CloudEvent; a resend is the very same record again.
+Pure. A plan is a list of `PlannedEvent`: facts, each with the instant at which its source emits it.
+`disturb` resends, re-chunks and shuffles a plan the way a bad network would; it adds no usage and
+passes no watermark. `Numbering` gives each fact its place in its source's sequence and writes it as
+a CloudEvent; a resend is the very same record again.
 """
 
 from __future__ import annotations
@@ -13,40 +13,74 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import lru_cache
 from itertools import pairwise
-from typing import Final
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
 from hisab_contracts import events
-from hisab_contracts.ids import HubCode, NodeId
-from hisab_contracts.units import instant_text
+from hisab_contracts.ids import DeviceId, HubCode, NodeId, SliceId
+from hisab_contracts.units import (
+    HOUR_MS,
+    WHOLE_DEVICE_PPM,
+    floor_gpu_ms,
+    gpu_ns,
+    hour_floor_ms,
+    instant_text,
+)
 
-STARTED_FIRST: Final = 0
-USAGE: Final = 1
-AGAIN: Final = 2
-ENDED: Final = 3
-WATERMARK_LAST: Final = 4
-"""Ranks at one instant: a watermark comes after everything it promises to have followed."""
-
+DAY_MS: Final = 24 * HOUR_MS
 HEADERS: Final = (("content-type", b"application/cloudevents+json"),)
 """Headers of every event in structured mode."""
 
 _ENCODER: Final = msgspec.json.Encoder()
 _text_of: Final = lru_cache(maxsize=4096)(instant_text)
 
-SaidFact = events.Interval | events.Started | events.Ended | events.Watermark
+NodeFact = events.Interval | events.Started | events.Ended | events.Watermark
+"""What a node of the demo reports."""
+Cause = Literal["user", "limit", "preemption", "infrastructure"]
+"""Why a run ended."""
 
 
-class Said(msgspec.Struct, frozen=True, gc=False):
-    """One fact and the instant (event time) at which its source says it."""
+class Rank(IntEnum):
+    """The order of what falls on one instant.
+
+    A watermark comes last: it promises that all usage before it has been reported.
+    """
+
+    STARTED = 0
+    USAGE = 1
+    RESENT = 2
+    ENDED = 3
+    WATERMARK = 4
+
+
+class Node(NamedTuple):
+    """A machine of a hub."""
+
+    hub: HubCode
+    node_id: NodeId
+
+    def source(self, epoch: str) -> str:
+        """Return the source of this node's agent in one epoch."""
+        return f"{self.path}/epochs/{epoch}"
+
+    @property
+    def path(self) -> str:
+        """The source without its epoch: the Kafka key of everything this node reports."""
+        return f"/hubs/{self.hub}/nodes/{self.node_id}"
+
+
+class PlannedEvent(msgspec.Struct, frozen=True, gc=False):
+    """One fact and the instant (event time) at which its source emits it."""
 
     order_ms: int
-    rank: int
+    rank: Rank
     source: str
     subject: str
-    fact: SaidFact
+    fact: NodeFact
 
     @property
     def key(self) -> tuple[int, int, str, int]:
@@ -72,7 +106,7 @@ class Disturbance:
     seed: int
     resend_pct: int = 5
     rechunk_pct: int = 10
-    shuffle_ms: int = 6 * 3_600_000
+    shuffle_ms: int = 6 * HOUR_MS
 
 
 class _Event(msgspec.Struct):
@@ -85,74 +119,133 @@ class _Event(msgspec.Struct):
     time: str
     sequence: str
     datacontenttype: str
-    data: SaidFact
+    data: NodeFact
     subject: str | msgspec.UnsetType = msgspec.UNSET
 
 
-def source_of(hub: str, node_id: str, epoch: str) -> str:
-    """Return the source of one node's agent in one epoch."""
-    return f"/hubs/{hub}/nodes/{node_id}/epochs/{epoch}"
+def whole_slices(names: Iterable[str], share_ppm: int = WHOLE_DEVICE_PPM) -> list[events.Device]:
+    """Return a share of each named device, none of which is cut into slices."""
+    return [events.Device(DeviceId(name), SliceId(name), share_ppm) for name in names]
 
 
-def interval_said(source: str, fact: events.Interval) -> Said:
-    """An interval is said when it ends."""
-    return Said(fact.end_ms, USAGE, source, fact.allocation_id, fact)
+def run_events(source: str, run: events.Interval, cause: Cause) -> Iterator[PlannedEvent]:
+    """Return one run's start, its usage cut at UTC hours, and its end.
+
+    `run` is the whole run as if it were one interval: its parts differ from it by their times only.
+    """
+    yield started_event(source, run)
+    for start_ms, end_ms in cut_at_hours(run.start_ms, run.end_ms):
+        part = msgspec.structs.replace(run, start_ms=start_ms, end_ms=end_ms)
+        yield interval_event(source, part)
+    yield ended_event(source, run, cause)
 
 
-def watermark_said(source: str, watermark_ms: int) -> Said:
-    """A watermark is said at its instant, after all else."""
-    _, _, hub, _, node_id, _, _ = source.split("/")
-    fact = events.Watermark(hub=HubCode(hub), node_id=NodeId(node_id), watermark_ms=watermark_ms)
-    return Said(watermark_ms, WATERMARK_LAST, source, "", fact)
+def started_event(source: str, run: events.Interval) -> PlannedEvent:
+    """Return the start of a run."""
+    fact = events.Started(
+        hub=run.hub,
+        node_id=run.node_id,
+        tenant_id=run.tenant_id,
+        allocation_id=run.allocation_id,
+        sku=run.sku,
+        price_class=run.price_class,
+        devices=run.devices,
+        started_ms=run.start_ms,
+        project_id=run.project_id,
+        hold_id=run.hold_id,
+    )
+    return PlannedEvent(run.start_ms, Rank.STARTED, source, run.allocation_id, fact)
 
 
-def hourly(start_ms: int, end_ms: int) -> Iterator[tuple[int, int]]:
+def interval_event(source: str, fact: events.Interval) -> PlannedEvent:
+    """Return an interval, emitted when it ends."""
+    return PlannedEvent(fact.end_ms, Rank.USAGE, source, fact.allocation_id, fact)
+
+
+def ended_event(source: str, run: events.Interval, cause: Cause) -> PlannedEvent:
+    """Return the end of a run, with the total that metering compares."""
+    shares_ppm = sum(device.share_ppm for device in run.devices)
+    fact = events.Ended(
+        hub=run.hub,
+        node_id=run.node_id,
+        tenant_id=run.tenant_id,
+        allocation_id=run.allocation_id,
+        ended_ms=run.end_ms,
+        cause=cause,
+        reserved_gpu_ms=floor_gpu_ms(gpu_ns(run.start_ms, run.end_ms, shares_ppm)),
+        project_id=run.project_id,
+    )
+    return PlannedEvent(run.end_ms, Rank.ENDED, source, run.allocation_id, fact)
+
+
+def watermark_event(node: Node, epoch: str, watermark_ms: int) -> PlannedEvent:
+    """Return a node's watermark, emitted at its own instant, after all else."""
+    fact = events.Watermark(hub=node.hub, node_id=node.node_id, watermark_ms=watermark_ms)
+    return PlannedEvent(watermark_ms, Rank.WATERMARK, node.source(epoch), "", fact)
+
+
+def daily_instants(from_ms: int, until_ms: int) -> list[int]:
+    """Return the two instants and every UTC midnight between them: when watermarks are due."""
+    first_midnight_ms = from_ms - from_ms % DAY_MS + DAY_MS
+    return sorted({from_ms, *range(first_midnight_ms, until_ms + 1, DAY_MS), until_ms})
+
+
+def cut_at_hours(start_ms: int, end_ms: int) -> Iterator[tuple[int, int]]:
     """Cut [start, end) at UTC hours."""
     while start_ms < end_ms:
-        until_ms = min(end_ms, start_ms - start_ms % 3_600_000 + 3_600_000)
+        until_ms = min(end_ms, hour_floor_ms(start_ms) + HOUR_MS)
         yield start_ms, until_ms
         start_ms = until_ms
 
 
+def order_plan(plan: Iterable[PlannedEvent]) -> list[PlannedEvent]:
+    """Return a plan in emission order."""
+    return sorted(plan, key=lambda event: event.key)
+
+
 class Numbering:
-    """Gives each source's facts 1, 2, 3 ... in the order they are said, and writes them."""
+    """Numbers each source's facts 1, 2, 3 ... in the order of emission, and writes them."""
 
     def __init__(self) -> None:
         self._last: defaultdict[str, int] = defaultdict(int)
         self._written: dict[tuple[str, str, int, int], Record] = {}
 
-    def record(self, said: Said) -> Record:
-        """Write what is said; a resend (rank AGAIN) returns the record of its original."""
-        fact = said.fact
+    def write_record(self, event: PlannedEvent) -> Record:
+        """Write an event; a resend returns the record of its original, number and all."""
+        fact = event.fact
         if isinstance(fact, events.Interval):
-            name = (said.source, said.subject, fact.start_ms, fact.end_ms)
-            if said.rank == AGAIN:
-                return msgspec.structs.replace(self._written[name], order_ms=said.order_ms)
-            record = self._write(said, counts=True)
+            name = (event.source, event.subject, fact.start_ms, fact.end_ms)
+            if event.rank == Rank.RESENT:
+                return msgspec.structs.replace(self._written[name], order_ms=event.order_ms)
+            record = self._write(event, counts=True)
             self._written[name] = record
             return record
-        return self._write(said, counts=False)
+        return self._write(event, counts=False)
 
-    def _write(self, said: Said, *, counts: bool) -> Record:
-        self._last[said.source] += 1
-        sequence = self._last[said.source]
-        node_path = said.source.rpartition("/epochs/")[0]
-        event = _Event(
+    def write_records(self, plan: Iterable[PlannedEvent]) -> list[Record]:
+        """Write events in the order in which they are emitted."""
+        return [self.write_record(event) for event in plan]
+
+    def _write(self, event: PlannedEvent, *, counts: bool) -> Record:
+        self._last[event.source] += 1
+        sequence = self._last[event.source]
+        fact = event.fact
+        content = _Event(
             specversion="1.0",
-            type=type_of(said.fact),
-            source=said.source,
-            id=f"{said.fact.hub}-{said.fact.node_id}-{sequence}"[:128],
-            time=_text_of(said.order_ms),
+            type=type_of(fact),
+            source=event.source,
+            id=f"{fact.hub}-{fact.node_id}-{sequence}"[:128],
+            time=_text_of(event.order_ms),
             sequence=f"{sequence:020d}",
             datacontenttype="application/json",
-            data=said.fact,
-            subject=said.subject or msgspec.UNSET,
+            data=fact,
+            subject=event.subject or msgspec.UNSET,
         )
-        value = _ENCODER.encode(event)
-        return Record(said.fact.hub, node_path.encode(), value, said.order_ms, counts)
+        key = Node(fact.hub, fact.node_id).path.encode()
+        return Record(fact.hub, key, _ENCODER.encode(content), event.order_ms, counts)
 
 
-def type_of(fact: SaidFact) -> str:
+def type_of(fact: NodeFact) -> str:
     """Name the event type of a fact."""
     match fact:
         case events.Interval():
@@ -165,98 +258,102 @@ def type_of(fact: SaidFact) -> str:
             return events.WATERMARK
 
 
-def disturb(plan: Iterable[Said], how: Disturbance) -> list[Said]:
-    """Resend, re-chunk and shuffle intervals; say nothing new and pass no watermark.
+def count_intervals(records: Iterable[Record]) -> int:
+    """Return how many of these records `records.sent` counts."""
+    return sum(record.counts for record in records)
+
+
+def disturb(plan: Iterable[PlannedEvent], disturbance: Disturbance) -> list[PlannedEvent]:
+    """Resend, re-chunk and shuffle intervals; add no usage and pass no watermark.
 
     The union of what is reported per device stays the same, so everything that is billed does too.
     """
-    per_source: defaultdict[str, list[Said]] = defaultdict(list)
-    for said in plan:
-        per_source[said.source].append(said)
-    disturbed: list[Said] = []
+    per_source: defaultdict[str, list[PlannedEvent]] = defaultdict(list)
+    for event in plan:
+        per_source[event.source].append(event)
+    disturbed: list[PlannedEvent] = []
     for source, items in per_source.items():
-        dice = random.Random(f"{how.seed}:{source}")  # noqa: S311 -- A disturbance, no secret.
-        disturbed.extend(_disturb_source(items, how, dice))
+        # Dice of its own per source: what happens to one does not depend on how many there are.
+        dice = random.Random(f"{disturbance.seed}:{source}")  # noqa: S311 -- No secret.
+        disturbed.extend(_disturb_source(items, disturbance, dice))
     return disturbed
 
 
-def in_order(plan: Iterable[Said]) -> list[Said]:
-    """Return a plan in emission order."""
-    return sorted(plan, key=lambda said: said.key)
-
-
-def _disturb_source(items: Sequence[Said], how: Disturbance, dice: random.Random) -> Iterator[Said]:
-    limits = sorted(said.order_ms for said in items if said.rank == WATERMARK_LAST)
+def _disturb_source(
+    items: Sequence[PlannedEvent], disturbance: Disturbance, dice: random.Random
+) -> Iterator[PlannedEvent]:
+    limits = sorted(event.order_ms for event in items if event.rank == Rank.WATERMARK)
     runs: defaultdict[str, list[events.Interval]] = defaultdict(list)
     source = items[0].source
-    for said in items:
-        if isinstance(said.fact, events.Interval):
-            runs[said.subject].append(said.fact)
+    for event in items:
+        if isinstance(event.fact, events.Interval):
+            runs[event.subject].append(event.fact)
         else:
-            yield said
+            yield event
     for run in runs.values():
-        for fact in _rechunked(run, how, dice, limits):
-            late_ms = _later(fact.end_ms, how, dice, limits)
-            yield Said(late_ms, USAGE, source, fact.allocation_id, fact)
-            if dice.randrange(100) < how.resend_pct:
-                again_ms = _later(late_ms, how, dice, limits)
-                yield Said(again_ms, AGAIN, source, fact.allocation_id, fact)
+        for fact in _rechunk(run, disturbance, dice, limits):
+            late_ms = _delay(fact.end_ms, disturbance, dice, limits)
+            yield PlannedEvent(late_ms, Rank.USAGE, source, fact.allocation_id, fact)
+            if dice.randrange(100) < disturbance.resend_pct:
+                again_ms = _delay(late_ms, disturbance, dice, limits)
+                yield PlannedEvent(again_ms, Rank.RESENT, source, fact.allocation_id, fact)
 
 
-def _later(order_ms: int, how: Disturbance, dice: random.Random, limits: Sequence[int]) -> int:
+def _delay(
+    order_ms: int, disturbance: Disturbance, dice: random.Random, limits: Sequence[int]
+) -> int:
     """Delay within the bound, but never past the source's next watermark."""
-    delayed_ms = order_ms + dice.randint(0, how.shuffle_ms)
+    delayed_ms = order_ms + dice.randint(0, disturbance.shuffle_ms)
     place = bisect_left(limits, order_ms)
     return min(delayed_ms, limits[place]) if place < len(limits) else delayed_ms
 
 
-def _rechunked(
-    run: Sequence[events.Interval], how: Disturbance, dice: random.Random, limits: Sequence[int]
+def _rechunk(
+    run: Sequence[events.Interval],
+    disturbance: Disturbance,
+    dice: random.Random,
+    limits: Sequence[int],
 ) -> Iterator[events.Interval]:
-    """Cut some intervals in two or three, and join some to the next one of the same allocation."""
-    waiting: events.Interval | None = None
+    """Cut some intervals in two or three, and join some to the next of the same allocation."""
+    held_back: events.Interval | None = None
     for fact in sorted(run, key=lambda interval: interval.start_ms):
-        if waiting is not None:
-            joined = _joined(waiting, fact, limits)
+        if held_back is not None:
+            joined = _join(held_back, fact, limits)
             if joined is not None:
-                waiting = None
+                held_back = None
                 yield joined
                 continue
-            yield waiting
-            waiting = None
+            yield held_back
+            held_back = None
         roll = dice.randrange(100)
-        if roll < how.rechunk_pct:
-            yield from _cut(fact, dice)
-        elif roll < 2 * how.rechunk_pct:
-            waiting = fact
+        if roll < disturbance.rechunk_pct:
+            yield from _cut_at_random(fact, dice)
+        elif roll < 2 * disturbance.rechunk_pct:
+            held_back = fact
         else:
             yield fact
-    if waiting is not None:
-        yield waiting
+    if held_back is not None:
+        yield held_back
 
 
-def _cut(fact: events.Interval, dice: random.Random) -> Iterator[events.Interval]:
+def _cut_at_random(fact: events.Interval, dice: random.Random) -> Iterator[events.Interval]:
     inner = {dice.randint(fact.start_ms, fact.end_ms) for _ in range(2)}
     edges = sorted({fact.start_ms, fact.end_ms, *inner})
     for start_ms, end_ms in pairwise(edges):
         yield msgspec.structs.replace(fact, start_ms=start_ms, end_ms=end_ms)
 
 
-def _joined(
+def _join(
     first: events.Interval, second: events.Interval, limits: Sequence[int]
 ) -> events.Interval | None:
-    """Join two that touch and claim the same, unless a watermark was said between them."""
+    """Join two that touch and claim the same, unless a watermark stands between them."""
     joined = msgspec.structs.replace(first, end_ms=second.end_ms)
     if msgspec.structs.replace(second, start_ms=first.start_ms) != joined:
         return None
     if first.end_ms != second.start_ms:
         return None
+    # Emitted at its end, the joined interval would report time that the watermark has closed.
     place = bisect_left(limits, first.start_ms + 1)
     if place < len(limits) and limits[place] < second.end_ms:
         return None
     return joined
-
-
-def counted(records: Iterable[Record]) -> int:
-    """Return how many of these records `records.sent` counts."""
-    return sum(record.counts for record in records)

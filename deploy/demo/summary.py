@@ -1,6 +1,6 @@
-"""`demo-summary.json`: what the services said, added up. Pure but for one atomic write.
+"""`demo-summary.json`: what the services answered, added up. Pure but for one atomic write.
 
-`differences` lists everything that must be zero; one that is not makes the demo fail.
+`compare_sums` lists everything that must be zero; one that is not makes the demo fail.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import seed
 from demo.api import Json
-from demo.readback import Readings, broken_chain, number_gaps
-from demo.replay import KIND_OF
+from demo.readback import (
+    IDENTITY_SIDES,
+    ServiceFigures,
+    find_broken_link,
+    find_number_gaps,
+    sum_records,
+)
+from hisab_contracts.ids import TenantId
 from hisab_contracts.units import floor_gpu_ms
 
-_BALANCE_SIDES: Final = (
-    "charged_micro",
-    "funded_micro",
-    "receivable_micro",
-    "invoiced_micro",
-    "settled_micro",
-    "unfunded_micro",
-    "available_micro",
-)
+_PAID_FROM: Final = ("funded", "receivable", "invoiced", "settled", "unfunded")
+"""What a tenant's charges are made of: each is in exactly one of these."""
+_BALANCE_MEMBERS: Final = tuple(f"{side}_micro" for side in ("charged", *_PAID_FROM, "available"))
 _INVOICE_MEMBERS: Final = (
     "invoice_id",
     "number",
@@ -51,51 +52,44 @@ class Run:
     report: str
 
 
-def summary_of(run: Run, readings: Readings) -> Json:
+def summary_of(run: Run, figures: ServiceFigures) -> Json:
     """Build the summary; `ok` says that nothing differs."""
-    hubs = list(readings.hubs.values())
+    hubs = list(figures.hubs.values())
 
     def over_hubs(name: str) -> int:
         return sum(int(hub[name]) for hub in hubs)
 
-    checks = differences(readings)
-    read = {
-        name: sum(int(hub["records"][name]) for hub in hubs)
-        for name in ("read", "accepted", "duplicate", "quarantined")
-    }
+    checks = compare_sums(figures)
     content: Json = {
         "format": 1,
         "ok": False,
         "source": run.source,
         "provider": run.provider,
         "seconds": run.seconds,
-        "records": {"sent": run.sent, **read},
+        "records": {"sent": run.sent, **sum_records(figures.hubs)},
         "gpu_ms": {
-            **{
-                side: str(floor_gpu_ms(over_hubs(f"{side}_gpu_ns")))
-                for side in ("reported", "billed", "duplicate", "quarantined")
-            },
+            **{side: str(floor_gpu_ms(over_hubs(f"{side}_gpu_ns"))) for side in IDENTITY_SIDES},
             "difference": str(over_hubs("difference_gpu_ns")),
         },
         "charges": {
             "count": over_hubs("buckets"),
             "charged_micro": str(over_hubs("charge_micro")),
         },
-        "entries": sum(int(answer["as_of"]["seq"]) for answer in readings.balances.values()),
+        "entries": sum(int(answer["as_of"]["seq"]) for answer in figures.balances.values()),
         "tenants": [
-            {"tenant_id": tenant, "kind": KIND_OF[tenant]}
-            | {side: answer[side] for side in _BALANCE_SIDES}
-            for tenant, answer in readings.balances.items()
+            {"tenant_id": tenant, "kind": seed.TENANTS[TenantId(tenant)].kind}
+            | {member: answer[member] for member in _BALANCE_MEMBERS}
+            for tenant, answer in figures.balances.items()
         ],
         "hold_refused": run.hold_refused,
         "invoices": [
             {member: invoice[member] for member in _INVOICE_MEMBERS}
             | {"pdf": run.pdfs[invoice["invoice_id"]], "pdf_sha256": invoice["pdf_sha256"]}
-            for invoice in readings.invoices
+            for invoice in figures.invoices
         ],
         "rerun": {
-            "compared": len(readings.recomputed),
-            "identical": sum(answer["identical"] is True for answer in readings.recomputed),
+            "compared": len(figures.recomputed),
+            "identical": sum(answer["identical"] is True for answer in figures.recomputed),
         },
         "freshness_ms": run.freshness_ms,
         "reconciliation": [
@@ -103,53 +97,50 @@ def summary_of(run: Run, readings: Readings) -> Json:
         ],
         "report": run.report,
     }
-    content["ok"] = not faults(content, readings)
+    content["ok"] = not find_faults(content, figures)
     return content
 
 
-def differences(readings: Readings) -> dict[str, int]:
+def compare_sums(figures: ServiceFigures) -> dict[str, int]:
     """Return every comparison of sums, in micro-units."""
-    charged = {tenant: int(answer["charged_micro"]) for tenant, answer in readings.balances.items()}
+    charged = {tenant: int(answer["charged_micro"]) for tenant, answer in figures.balances.items()}
     sides = sum(
         int(answer["charged_micro"]) - sum(int(answer[f"{side}_micro"]) for side in _PAID_FROM)
-        for answer in readings.balances.values()
+        for answer in figures.balances.values()
     )
-    metered = {hub: int(answer["charge_micro"]) for hub, answer in readings.hubs.items()}
-    booked = booked_per_hub(readings.entries)
+    metered = {hub: int(answer["charge_micro"]) for hub, answer in figures.hubs.items()}
+    booked = sum_booked_per_hub(figures.entries)
     per_hub = sum(abs(micro - booked.get(hub, 0)) for hub, micro in metered.items())
-    steps = sum(abs(int(period["difference_micro"])) for period in readings.periods.values())
+    steps = sum(abs(int(period["difference_micro"])) for period in figures.periods.values())
     return {
         "charges = entries": sum(metered.values()) - sum(charged.values()),
         "charges = entries, hub by hub": per_hub,
         "charged = funded + receivable + invoiced + settled + unfunded": sides,
-        "trial balance": int(readings.trial_balance["sum_micro"]),
+        "trial balance": int(figures.trial_balance["sum_micro"]),
         "ledger + steps + residue = invoices": steps,
     }
 
 
-_PAID_FROM: Final = ("funded", "receivable", "invoiced", "settled", "unfunded")
-
-
-def booked_per_hub(entries: Mapping[str, Sequence[Json]]) -> dict[str, int]:
-    """Sum what the entries themselves say was charged, by hub."""
+def sum_booked_per_hub(entries: Mapping[str, Sequence[Json]]) -> dict[str, int]:
+    """Sum the charges that stand in the entries themselves, by hub."""
     booked: dict[str, int] = {}
     for book in entries.values():
         for entry in book:
-            charge = entry.get("charge")
+            charge = entry.get("charge")  # Only the entry of a charge has this member.
             if charge is not None:
                 hub = charge["hub"]
                 booked[hub] = booked.get(hub, 0) + int(charge["charge_micro"])
     return booked
 
 
-def faults(content: Json, readings: Readings) -> list[str]:
+def find_faults(content: Json, figures: ServiceFigures) -> list[str]:
     """Return everything that is not as promised, in words."""
     found = [
         f"{row['check']}: {row['difference_micro']} micro"
         for row in content["reconciliation"]
         if int(row["difference_micro"]) != 0
     ]
-    for hub, answer in readings.hubs.items():
+    for hub, answer in figures.hubs.items():
         if int(answer["difference_gpu_ns"]) != 0:
             found.append(f"identity of {hub}: {answer['difference_gpu_ns']} GPU-ns")
     records, rerun = content["records"], content["rerun"]
@@ -159,15 +150,15 @@ def faults(content: Json, readings: Readings) -> list[str]:
         found.append(f"records do not add up: {records}")
     if rerun["identical"] != rerun["compared"]:
         found.append(f"rerun: {rerun['identical']} of {rerun['compared']} identical")
-    found.extend(f"invoice numbers: {gap}" for gap in number_gaps(readings.invoices))
-    for tenant, book in readings.entries.items():
-        fault = broken_chain(book)
+    found.extend(f"invoice numbers: {gap}" for gap in find_number_gaps(figures.invoices))
+    for tenant, book in figures.entries.items():
+        fault = find_broken_link(book)
         if fault is not None:
             found.append(f"book of {tenant}: {fault}")
     return found
 
 
-def write(path: Path, content: Json) -> None:
+def write_summary(path: Path, content: Json) -> None:
     """Write the summary atomically."""
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import oracle
-from demo.api import SERVICES, Json
+from databases import SERVICES
+from demo.api import Json
 from e2e.outside import HOUR, Outside, at, outside_of, until
 from stack import Stack
 

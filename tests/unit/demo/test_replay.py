@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import oracle
-from demo.replay import MissingColumns, Trace, plan_of, read_trace, watermark_instants
+from demo.replay import MissingColumns, Trace, plan_trace, read_trace, watermark_instants
 from demo.stream import Numbering, Record
 
 HEADER = "name,num_gpu,gpu_milli,qos,pod_phase,creation_time,deletion_time,scheduled_time"
@@ -29,8 +29,7 @@ def trace(*rows: str) -> Trace:
 
 def records(found: Trace, chaos: int | None = None) -> list[Record]:
     """Write the plan of a trace."""
-    numbering = Numbering()
-    return [numbering.record(said) for said in plan_of(found, chaos)]
+    return Numbering().write_records(plan_trace(found, chaos))
 
 
 def events(found: Trace, chaos: int | None = None) -> list[dict[str, Any]]:
@@ -38,9 +37,9 @@ def events(found: Trace, chaos: int | None = None) -> list[dict[str, Any]]:
     return [json.loads(record.value) for record in records(found, chaos)]
 
 
-def usage(said: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def usage(emitted: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the intervals."""
-    return [event["data"] for event in said if event["type"] == "pk.hisab.usage.interval.v1"]
+    return [event["data"] for event in emitted if event["type"] == "pk.hisab.usage.interval.v1"]
 
 
 def test_missing_columns_are_all_named() -> None:
@@ -106,9 +105,9 @@ def test_a_row_that_cannot_be_read_is_listed_with_its_line(row: str) -> None:
     )
 
 
-def test_usage_is_cut_at_utc_hours_and_said_in_order_of_its_end() -> None:
+def test_usage_is_cut_at_utc_hours_and_emitted_in_order_of_its_end() -> None:
     """A pod of 90 minutes is two intervals; the order is (end, name, start)."""
-    said = usage(events(trace("b,2,1000,LS,Failed,0,5400,0", "a,1,500,BE,Running,0,3600,60")))
+    intervals = usage(events(trace("b,2,1000,LS,Failed,0,5400,0", "a,1,500,BE,Running,0,3600,60")))
     hour = 3_600_000
     epoch = 1_751_310_000_000
     expected = [
@@ -124,18 +123,19 @@ def test_usage_is_cut_at_utc_hours_and_said_in_order_of_its_end() -> None:
             data["devices"][0]["share_ppm"],
             data["price_class"],
         )
-        for data in said
+        for data in intervals
     ]
 
 
 def test_a_failed_pod_ended_at_its_limit_and_never_by_the_infrastructure() -> None:
     """`pod_phase` Failed is cause `limit`, all else `user`."""
-    said = events(trace("f,1,1000,LS,Failed,0,60,0", "r,1,1000,LS,Running,0,60,0"))
-    causes = {e["data"]["allocation_id"]: e["data"]["cause"] for e in said if "cause" in e["data"]}
+    emitted = events(trace("f,1,1000,LS,Failed,0,60,0", "r,1,1000,LS,Running,0,60,0"))
+    ended = [event["data"] for event in emitted if "cause" in event["data"]]
+    causes = {data["allocation_id"]: data["cause"] for data in ended}
     assert {"f": "limit", "r": "user"} == causes
 
 
-def test_every_source_says_watermarks_after_each_day_at_the_end_and_for_november() -> None:
+def test_every_source_emits_watermarks_after_each_day_at_the_end_and_for_november() -> None:
     """First one before any usage, the last at 2025-12-01 in Karachi."""
     found = trace("p,1,1000,LS,Running,0,100000,0")
     day = 1_751_328_000_000
@@ -144,7 +144,7 @@ def test_every_source_says_watermarks_after_each_day_at_the_end_and_for_november
 
 
 @pytest.mark.parametrize("chaos", [None, 7])
-def test_no_source_says_usage_before_its_own_watermark(chaos: int | None) -> None:
+def test_no_source_reports_usage_before_its_own_watermark(chaos: int | None) -> None:
     """Disturbed or not, and its sequence counts 1, 2, 3 ... with resends under their old number."""
     found = trace(*(f"p{n},1,1000,LS,Running,0,{n * 9000 + 250000},{n * 5000}" for n in range(60)))
     watermark: dict[str, int] = {}
@@ -175,14 +175,14 @@ def test_chaos_changes_records_but_nothing_that_is_billed(seed: int) -> None:
     assert wild != calm
 
 
-def test_two_replays_say_the_same_bytes() -> None:
+def test_two_replays_emit_the_same_bytes() -> None:
     """Nothing is drawn from a clock or a random source."""
     found = trace("p,1,1000,LS,Running,0,100000,0", "q,8,1000,BE,Failed,0,90000.25,7")
     for chaos in (None, 5):
         assert records(found, chaos) == records(found, chaos)
 
 
-def test_the_recorded_trace_says_what_was_published_about_it() -> None:
+def test_the_recorded_trace_is_reported_as_published() -> None:
     """6,203 billable pods, 59,362 intervals, and the GPU time of an independent calculation."""
     if not RECORDED.exists():
         pytest.skip("the recorded trace is not on this machine (HISAB_TRACE)")
@@ -190,16 +190,16 @@ def test_the_recorded_trace_says_what_was_published_about_it() -> None:
         found = read_trace(lines)
     assert isinstance(found, Trace)
     assert (8152, 6203, 0) == (found.rows, len(found.pods), len(found.unreadable))
-    said = usage(events(found))
-    assert said == [
+    reported = usage(events(found))
+    assert reported == [
         {**data, **dict.fromkeys(("hold_id", "energy_start_mj", "energy_end_mj"))}
         | {"project_id": "main", "state": "running"}
         for data in oracle.trace_usage(RECORDED)
     ]
-    assert len(said) == 59_362
-    reported = sum(
+    assert len(reported) == 59_362
+    reported_gpu_ns = sum(
         (data["end_ms"] - data["start_ms"]) * device["share_ppm"]
-        for data in said
+        for data in reported
         for device in data["devices"]
     )
-    assert reported // 1_000_000 == 185_294_426_970
+    assert reported_gpu_ns // 1_000_000 == 185_294_426_970

@@ -9,8 +9,8 @@ import pytest
 
 from demo import report, summary
 from demo.api import Json
-from demo.live import Probe, freshness
-from demo.readback import Readings, broken_chain, number_gaps
+from demo.live import Probe, freshness_of
+from demo.readback import ServiceFigures, find_broken_link, find_number_gaps
 from demo.screen import gpu_hours, pkr, pkr_of_minor
 
 CHARGE = {
@@ -50,9 +50,9 @@ INVOICE = {
 }
 
 
-def readings() -> Readings:
+def figures() -> ServiceFigures:
     """One GPU-hour of one commercial tenant, billed."""
-    return Readings(
+    return ServiceFigures(
         hubs={
             "lhr": {
                 "reported_gpu_ns": "3600000000000",
@@ -86,7 +86,7 @@ def readings() -> Readings:
     )
 
 
-def content_of(read: Readings, sent: int = 2) -> Json:
+def content_of(service_figures: ServiceFigures, sent: int = 2) -> Json:
     """Summarise a run that sent two records."""
     run = summary.Run(
         source={"kind": "simulator", "period": "2025-07"},
@@ -98,17 +98,17 @@ def content_of(read: Readings, sent: int = 2) -> Json:
         freshness_ms={"samples": 1, "p50": 1, "p99": 1},
         report="r",
     )
-    return summary.summary_of(run, read)
+    return summary.summary_of(run, service_figures)
 
 
 def test_a_run_without_differences_is_ok() -> None:
-    """All of it, from the reading to the report."""
-    content = content_of(readings())
+    """All of it, from the figures to the report."""
+    content = content_of(figures())
     assert content["ok"] is True
     assert content["gpu_ms"]["reported"] == "3600000"
     assert content["entries"] == 2
     assert {"0"} == {row["difference_micro"] for row in content["reconciliation"]}
-    page = report.page(content, readings(), Path(".hisab/demo"))
+    page = report.render_page(content, figures(), Path(".hisab/demo"))
     assert 'href="invoices/a.pdf"' in page
     assert "http" not in page.replace("http-equiv", "")
 
@@ -129,39 +129,39 @@ def test_a_run_without_differences_is_ok() -> None:
 )
 def test_any_difference_fails(spoil: object) -> None:
     """Each of the promises is looked at."""
-    read = deepcopy(readings())
-    spoil(read)  # type: ignore[operator]
-    assert content_of(read)["ok"] is False
+    spoiled = deepcopy(figures())
+    spoil(spoiled)  # type: ignore[operator]
+    assert content_of(spoiled)["ok"] is False
 
 
 def test_a_lost_record_fails() -> None:
     """Three were sent, two were read."""
-    assert content_of(readings(), sent=3)["ok"] is False
+    assert content_of(figures(), sent=3)["ok"] is False
 
 
 def test_a_gap_in_a_book_is_named() -> None:
     """So are a broken hash and postings that do not sum to zero."""
-    assert broken_chain([CHARGE, INVOICED]) is None
-    assert broken_chain([INVOICED]) == "entry 1 has seq 2"
+    assert find_broken_link([CHARGE, INVOICED]) is None
+    assert find_broken_link([INVOICED]) == "entry 1 has seq 2"
     unbalanced = {**CHARGE, "postings": CHARGE["postings"][:1]}  # type: ignore[index]
-    assert broken_chain([unbalanced]) == "the postings of entry 1 do not sum to zero"
+    assert find_broken_link([unbalanced]) == "the postings of entry 1 do not sum to zero"
 
 
 def test_a_missing_invoice_number_is_named() -> None:
     """Per series: a gap in one is not filled by another."""
-    found = number_gaps([{"number": "A/1"}, {"number": "A/3"}, {"number": "B/1"}])
+    found = find_number_gaps([{"number": "A/1"}, {"number": "A/3"}, {"number": "B/1"}])
     assert ["A/2", "A/3"] == found
 
 
 def test_a_probe_is_seen_when_the_balance_has_reached_it() -> None:
     """One GPU-second of eight devices at 840 PKR an hour is 1 866 666 micro."""
     probe = Probe(100)
-    probe.reported(1_000, 2_000, 8_000_000, 10.0)
-    probe.seen(1_866_765, 10.5)
-    assert [] == probe.seen_ms
-    probe.seen(1_866_766, 10.75)
-    assert [750] == probe.seen_ms
-    assert {"samples": 1, "p50": 750, "p99": 750} == freshness(probe.seen_ms)
+    probe.expect(1_000, 2_000, 8_000_000, 10.0)
+    probe.observe(1_866_765, 10.5)
+    assert [] == probe.delays_ms
+    probe.observe(1_866_766, 10.75)
+    assert [750] == probe.delays_ms
+    assert {"samples": 1, "p50": 750, "p99": 750} == freshness_of(probe.delays_ms)
 
 
 def test_amounts_are_written_for_eyes_without_floats() -> None:
