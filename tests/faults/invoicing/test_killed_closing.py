@@ -93,12 +93,12 @@ async def test_a_close_survives_invoicing_being_killed_again_and_again(own_stack
         found = await outside.api.items("invoicing", "/v1/invoices", "finance", period=MONTH)
         proof = await outside.api.get("invoicing", f"{path}/reconciliation", "finance")
         accounts = (await outside.api.get("ledger", "/v1/trial-balance", "auditor"))["accounts"]
-    assert sorted(tenants) == [one["tenant_id"] for one in found]
+    assert sorted(tenants) == [invoice["tenant_id"] for invoice in found]
     numbers = [f"INV-2025-26-{n:06d}" for n, _ in zip(count(1), found, strict=False)]
-    assert numbers == sorted(one["number"] for one in found)
-    assert {"finalised"} == {one["state"] for one in found}
+    assert numbers == sorted(invoice["number"] for invoice in found)
+    assert {"finalised"} == {invoice["state"] for invoice in found}
     documents = await moved(own_stack)
-    assert sorted(f"document:{one['invoice_id']}" for one in found) == sorted(documents)
+    assert sorted(f"document:{invoice['invoice_id']}" for invoice in found) == sorted(documents)
     assert (BILLED, "0", "0", 0) == (
         proof["invoices_count"],
         proof["difference_micro"],
@@ -107,5 +107,5 @@ async def test_a_close_survives_invoicing_being_killed_again_and_again(own_stack
     )
     charged_micro = sum(CHARGE_MICRO + number for number in range(BILLED))
     assert -charged_micro == next(
-        int(one["balance_micro"]) for one in accounts if one["account"] == "invoiced"
+        int(account["balance_micro"]) for account in accounts if account["account"] == "invoiced"
     )

@@ -13,23 +13,36 @@ import httpx2
 import infrastructure
 from hisab_contracts import topics
 from hisab_contracts.charges import OpenQuarantine
-from hisab_contracts.entries import EntryWatermark
-from hisab_contracts.ids import HubCode, LegalEntityId, PriceClass, Sku, TenantId
-from hisab_contracts.reference import TenantRecord
+from hisab_contracts.entries import ChargeDetail, Entry, EntryWatermark, Posting
+from hisab_contracts.ids import (
+    AllocationId,
+    BucketId,
+    EntryId,
+    HubCode,
+    LegalEntityId,
+    NodeId,
+    PriceClass,
+    PriceVersion,
+    ProjectId,
+    Sku,
+    TenantId,
+)
+from hisab_contracts.reference import Role, TenantRecord
 from hisab_contracts.units import month_bounds_ms
-from invoicing import closing_store, store
 from invoicing.__main__ import SERVICE
-from invoicing.billing import RatedUsage
-from invoicing.books import KeptCharge, KeptEntry
 from invoicing.closing import Closer, compute_some
-from invoicing.document import default_issued_on
-from invoicing.tax import TaxRow
-from runtime.auth import Role, mint, store_keys
-from runtime.database import Database
+from invoicing.core.billing import book_entry_of
+from invoicing.core.document import default_issued_on
+from invoicing.core.periods import Closing
+from invoicing.core.sellers import Seller
+from invoicing.core.tax import TaxRow, version_of
+from invoicing.store import closings, entries, reference
+from runtime.auth import mint, store_keys
+from runtime.database import Database, Limits
+from runtime.outbox import Outbox
 from runtime.service import Settings, make_app, make_kit
-from runtime.streams import Outbox
 
-SELLER = LegalEntityId("ignite-haas")
+SELLER = Seller(LegalEntityId("ignite-haas"), "Ignite HaaS", "INV")
 MONTH = "2025-07"
 TAXES = (("lhr", "PRA", 1600), ("khi", "SRB", 1500), ("isb", "FBR", 1500))
 
@@ -45,20 +58,45 @@ def charge(
     unfunded_micro: int = 0,
     price_class: str = "on_demand",
     used_gpu_ns: int = 3_600_000_000_000,
-) -> KeptEntry:
-    """A charge in the first hour of a month."""
+) -> Entry:
+    """A charge in the first hour of a month, as the ledger says it."""
     hour_ms = month_bounds_ms(month)[0]
-    usage = RatedUsage(
-        HubCode(hub),
-        Sku("h100-sxm-80"),
-        PriceClass(price_class),
-        used_gpu_ns,
-        funded_micro,
-        receivable_micro,
-        unfunded_micro,
+    charge_micro = funded_micro + receivable_micro + unfunded_micro
+    paid = (("lot:g", funded_micro), ("receivable", receivable_micro), ("unfunded", unfunded_micro))
+    detail = ChargeDetail(
+        bucket_id=BucketId("00" * 16),
+        allocation_id=AllocationId("job"),
+        project_id=ProjectId("main"),
+        hub=HubCode(hub),
+        node_id=NodeId("n1"),
+        sku=Sku("h100-sxm-80"),
+        price_class=PriceClass(price_class),
+        price_version=PriceVersion("p1"),
+        hour_ms=hour_ms,
+        revision=0,
+        gpu_ns=used_gpu_ns,
+        charge_micro=charge_micro,
+        over_limit=False,
     )
-    return KeptEntry(
-        TenantId(tenant), seq, "charge", entry_hash(tenant, seq), KeptCharge(month, hour_ms, usage)
+    return Entry(
+        tenant_id=TenantId(tenant),
+        seq=seq,
+        entry_id=EntryId(f"{tenant}.{seq}"),
+        kind="charge",
+        effective_ms=hour_ms,
+        recorded_ms=hour_ms,
+        postings=[
+            Posting(account, change_micro, 0)
+            for account, change_micro in (
+                *((account, -micro) for account, micro in paid),
+                ("usage", charge_micro),
+            )
+        ],
+        caused_by="",
+        actor="metering",
+        prev_hash="",
+        hash=entry_hash(tenant, seq).hex(),
+        charge=detail,
     )
 
 
@@ -75,26 +113,26 @@ class Books:
     writer: Database
     closer: Closer
 
-    async def keep(self, *entries: KeptEntry) -> None:
+    async def keep(self, *booked: Entry) -> None:
         """Insert entries as the consumer does."""
         async with self.writer.transaction() as connection:
-            await store.keep_entries(connection, entries)
+            await entries.append_entries(connection, [book_entry_of(entry) for entry in booked])
 
     async def tenants(self, *tenants: str, kind: str = "commercial") -> None:
         """Make tenants known."""
-        records = [TenantRecord(TenantId(t), kind, "PKR", 0, []) for t in tenants]  # type: ignore[arg-type]
+        records = [TenantRecord(TenantId(tenant), kind, "PKR", 0, []) for tenant in tenants]  # type: ignore[arg-type]
         async with self.writer.transaction() as connection:
-            await store.keep_tenants(connection, records)
+            await reference.store_tenants(connection, records)
 
     async def seller(self) -> None:
         """Register who sells and the tax rows."""
         async with self.api.transaction(tenant="*") as connection:
-            await store.add_seller(connection, SELLER, "Ignite HaaS", actor="test")
+            await reference.add_seller(connection, SELLER, actor="test")
             for number, (hub, authority, bps) in enumerate(TAXES, start=1):
                 row = TaxRow(
                     number, HubCode(hub), authority, bps, dt.date(2024, 7, 1), "unconfirmed"
                 )
-                await store.add_tax_row(connection, row, actor="test")
+                await closings.add_tax_row(connection, row, actor="test")
 
     async def watermark(
         self,
@@ -108,18 +146,24 @@ class Books:
         """Have a hub say W in every partition."""
         mark = EntryWatermark(HubCode(hub), revision, watermark_ms, False, list(quarantined), [])
         async with self.writer.transaction() as connection:
-            await store.keep_watermarks(
+            await entries.store_watermarks(
                 connection, [(number, mark) for number in range(partitions)]
             )
 
     async def close(self, month: str = MONTH) -> None:
         """Put a closing and its bills on the record."""
         async with self.api.transaction(tenant="*") as connection:
-            request = closing_store.CloseRequest(
-                month, SELLER, default_issued_on(month), None, (), "test"
+            closing = Closing(
+                period=month,
+                legal_entity_id=SELLER.legal_entity_id,
+                issued_on=default_issued_on(month),
+                override_reason=None,
+                overridden=(),
+                tax_version=version_of(await closings.tax_rows(connection)),
+                actor="test",
             )
-            assert await closing_store.request_closing(connection, request)
-            await closing_store.add_bills(connection, month)
+            assert await closings.record_closing(connection, closing)
+            await closings.add_bills(connection, month)
 
     async def compute(self, month: str = MONTH) -> None:
         """Compute every bill of a month that is being closed."""
@@ -137,10 +181,10 @@ class Books:
 
 
 @contextlib.asynccontextmanager
-async def books_in(database: infrastructure.Database) -> AsyncIterator[Books]:
-    """Open invoicing's database by its two roles."""
+async def books_in(database: infrastructure.Database, *, writers: int = 16) -> AsyncIterator[Books]:
+    """Open invoicing's database by its two roles; so many may write at once."""
     api = Database(database.api, name="test-api")
-    writer = Database(database.writer, name="test-writer")
+    writer = Database(database.writer, name="test-writer", limits=Limits(max_connections=writers))
     await api.open()
     await writer.open()
     try:
@@ -182,7 +226,6 @@ async def served(database: infrastructure.Database) -> AsyncIterator[Served]:
         http_port=0,
         kafka="127.0.0.1:1",
         partitions=4,
-        hub_partitions=4,
         replication=1,
         instance="0",
         database_api=database.api,
@@ -195,14 +238,14 @@ async def served(database: infrastructure.Database) -> AsyncIterator[Served]:
     await kit.writer.open()
     try:
         minted = {str(role): mint(f"k-{role}", role) for role in Role if role not in OWNED}
-        minted |= {t: mint(f"k-{t}", Role.TENANT, tenant_id=t) for t in ("a", "b")}
-        minted["hub"] = mint("k-hub", Role.HUB, hub="lhr")
+        minted |= {name: mint(f"k-{name}", Role.TENANT, tenant_id=name) for name in ("a", "b")}
+        minted["hub"] = mint("k-hub", Role.HUB, bound_to="lhr")
         async with kit.writer.transaction() as connection:
-            await store_keys(connection, [one.access_key for one in minted.values()])
+            await store_keys(connection, [key.access_key for key in minted.values()])
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://invoicing") as client:
             books = Books(kit.api, kit.writer, Closer(Outbox((topics.DOCUMENTS,))))
-            keys = {name: one.secret for name, one in minted.items()}
+            keys = {name: key.secret for name, key in minted.items()}
             yield Served(books, client, keys)
     finally:
         await kit.api.close()

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import infrastructure
+from hisab_contracts.entries import Entry
 from integration.invoicing.months import MONTH, books_in, charge
-from invoicing import closing_store, invoice_store, store
-from invoicing.books import KeptEntry
+from invoicing.store import closings, documents, entries, periods
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -31,14 +31,14 @@ select period, tenant_id, hub, sku, price_class, first_seq, last_seq, used_gpu_n
   from month_usage
 """
 QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
-    ("unknown tenants", store._UNKNOWN_TENANTS, (MONTH,)),
-    ("billed hubs", store._BILLED_HUBS, (MONTH,)),
-    ("add bills", closing_store._ADD_BILLS, (MONTH,)),
-    ("usage sums", closing_store._USAGE_SUMS, (MONTH, ["a"], [1])),
-    ("late", invoice_store._LATE, (MONTH,)),
-    ("month facts", invoice_store._MONTH_FACTS, (MONTH,)),
-    ("charges", invoice_store._CHARGES, ("a", MONTH, 0, 9, 10)),
-    ("rerun facts", invoice_store._RERUN_FACTS, ("i",)),
+    ("unknown tenants", periods._UNKNOWN_TENANTS, (MONTH,)),
+    ("billed hubs", periods._BILLED_HUBS, (MONTH,)),
+    ("add bills", closings._ADD_BILLS, (MONTH,)),
+    ("usage sums", entries._USAGE_SUMS, (MONTH, ["a"], [1])),
+    ("late", periods._LATE, (MONTH,)),
+    ("month sums", periods._MONTH_SUMS, (MONTH,)),
+    ("charges", entries._CHARGES, ("a", MONTH, 0, 9, 10)),
+    ("invoice basis", documents._BASIS, ("i",)),
 ]
 
 
@@ -47,7 +47,7 @@ async def sums(connection: Connection, query: str) -> set[tuple[object, ...]]:
     return {tuple(row.values()) for row in await connection.fetch(query)}
 
 
-def some_charges(dice: random.Random, tenant: str, count: int) -> list[KeptEntry]:
+def some_charges(dice: random.Random, tenant: str, count: int) -> list[Entry]:
     """Charges of a tenant over two months and four lines; some give credit back."""
     return [
         charge(
@@ -78,7 +78,7 @@ async def test_the_sums_are_those_of_the_entries_whatever_comes_twice_or_out_of_
     ]
     async with books_in(migrated("invoicing")) as books:
 
-        async def keep(share: list[list[KeptEntry]]) -> None:
+        async def keep(share: list[list[Entry]]) -> None:
             for batch in share:
                 await books.keep(*sorted(batch, key=lambda entry: (entry.tenant_id, entry.seq)))
 
@@ -101,17 +101,17 @@ async def test_a_bill_is_the_sum_of_its_single_charges_whatever_came_later(
         await books.close()
         await books.keep(*charges[max(cut, 1) :])
         async with books.writer.connection() as connection:
-            (bill,) = await closing_store.pending_bills(connection, MONTH, 10)
-            found = (await closing_store.usage_sums(connection, MONTH, [bill]))["a"]  # type: ignore[index]
-            single, _ = await invoice_store.charges(connection, bill, 0)
-            late_micro = await invoice_store.late_micro(connection, MONTH)
-            facts = await invoice_store.month_facts(connection, MONTH)
+            (bill,) = await closings.pending_bills(connection, MONTH, 10)
+            found = (await entries.usage_sums(connection, MONTH, [bill]))[bill.tenant_id]
+            single, _ = await entries.charges(connection, bill, 0)
+            late_micro = await periods.late_micro(connection, MONTH)
+            facts = await periods.facts_of_month(connection, MONTH)
     assert (1, cut) == (found.first_seq, bill.last_seq)
     for part in ("used_gpu_ns", "funded_micro", "receivable_micro", "unfunded_micro"):
-        assert sum(getattr(one, part) for one in single) == sum(
+        assert sum(getattr(usage, part) for usage in single) == sum(
             getattr(line, part) for line in found.usage
         )
-    assert {(one.hub, one.sku, one.price_class) for one in single} == {
+    assert {(usage.hub, usage.sku, usage.price_class) for usage in single} == {
         (line.hub, line.sku, line.price_class) for line in found.usage
     }
     assert facts.late_micro == late_micro
@@ -136,7 +136,7 @@ def scanned(plan: dict[str, Any]) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize(("name", "query", "values"), QUERIES, ids=[each[0] for each in QUERIES])
+@pytest.mark.parametrize(("name", "query", "values"), QUERIES, ids=[query[0] for query in QUERIES])
 async def test_what_a_month_asks_reads_no_other_months_charges(
     planned: infrastructure.Database, name: str, query: str, values: tuple[object, ...]
 ) -> None:

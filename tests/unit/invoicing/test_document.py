@@ -6,66 +6,43 @@ import datetime as dt
 import hashlib
 import json
 from dataclasses import replace
+from typing import get_args
 
 import msgspec
 import pytest
 
-from hisab_contracts.ids import HubCode, LegalEntityId, PriceClass, Sku, TenantId
-from invoicing.billing import Bill, RatedUsage, UnbalancedError, bill_of
-from invoicing.document import (
+from hisab_contracts.canonical import content_sha256
+from hisab_contracts.invariants import InvariantBroken
+from invoicing.core.billing import ZeroBill
+from invoicing.core.document import (
     Content,
-    Facts,
+    DocumentEvent,
     content_bytes,
     default_issued_on,
     document_id,
     draft_of,
+    finalise,
+    finalising_event,
     gpu_hours,
     grouped_minor,
     long_date,
-    numbered,
+    number_draft,
     percent,
     printed,
     read_content,
+    steps_of,
 )
-from invoicing.tax import TaxRow
-
-LHR, KHI = HubCode("lhr"), HubCode("khi")
-H100, ON_DEMAND = Sku("h100-sxm-80"), PriceClass("on_demand")
-ROWS = {
-    LHR: TaxRow(1, LHR, "PRA", 1600, dt.date(2025, 1, 1), "Punjab (unconfirmed)"),
-    KHI: TaxRow(2, KHI, "SRB", 1500, dt.date(2025, 1, 1), "Sindh (unconfirmed)"),
-}
-FACTS = Facts(
-    legal_entity_id=LegalEntityId("ignite-haas"),
-    legal_entity_name="Ignite HaaS (Pvt) Ltd",
-    series="INV",
-    tenant_id=TenantId("indus-foundry"),
-    period="2025-07",
-    currency="PKR",
-    issued_on=dt.date(2025, 8, 1),
-    tax_point_on=dt.date(2025, 7, 31),
-    tax_version=2,
-    first_seq=1,
-    last_seq=3,
-    last_hash="ab" * 32,
+from invoicing.core.tax import TaxMissing
+from unit.invoicing.documents import (
+    FACTS,
+    KHI,
+    TAX_ROWS,
+    WORKED_EXAMPLE_USAGE,
+    at,
+    drafted,
+    golden_documents,
+    worked_example,
 )
-
-
-def worked_example_bill() -> Bill:
-    bill = bill_of(
-        [
-            RatedUsage(KHI, H100, ON_DEMAND, 3_600_000_000_000, 0, 840_000_000, 0),
-            RatedUsage(LHR, H100, ON_DEMAND, 600_000_000_000, 0, 140_000_000, 0),
-        ],
-        ROWS,
-        dt.date(2025, 7, 31),
-    )
-    assert isinstance(bill, Bill)
-    return bill
-
-
-def worked_example() -> Content:
-    return numbered(draft_of(FACTS, worked_example_bill()), FACTS.place(1))
 
 
 def test_the_content_states_the_bill_in_strings() -> None:
@@ -94,12 +71,99 @@ def test_the_content_states_the_bill_in_strings() -> None:
 @pytest.mark.defect("I13")
 def test_a_draft_has_no_number_and_numbering_changes_nothing_else() -> None:
     """The number is taken when the invoice is finalised, and only then."""
-    draft = draft_of(FACTS, worked_example_bill())
+    draft = drafted()
     assert "" == draft.content.number
-    content = numbered(draft, FACTS.place(12))
+    content = number_draft(draft, at(12))
     assert "INV-2025-26-000012" == content.number
     assert draft.content == msgspec.structs.replace(content, number="")
     assert ("0", "980000000") == (draft.funded_micro, draft.receivable_micro)
+
+
+def test_a_draft_is_refused_where_there_is_nothing_to_bill_or_nothing_to_tax_by() -> None:
+    """The refusals of the bill, unchanged."""
+    assert ZeroBill(0) == draft_of(FACTS, 1, (), TAX_ROWS)
+    untaxed = replace(FACTS, tax_version=1)
+    assert TaxMissing(KHI, dt.date(2025, 7, 31)) == draft_of(
+        untaxed, 1, WORKED_EXAMPLE_USAGE, TAX_ROWS
+    )
+
+
+def test_a_finalised_invoice_is_numbered_hashed_and_announced() -> None:
+    """The event names what was hashed; the PDF is still to come."""
+    invoice = finalise(drafted(), at(12))
+    assert number_draft(drafted(), at(12)) == invoice.content
+    assert content_sha256(invoice.content) == invoice.content_sha256
+    assert (0, 980_000_000) == (invoice.funded_micro, invoice.receivable_micro)
+    assert DocumentEvent(
+        invoice_id=invoice.content.invoice_id,
+        tenant_id=FACTS.tenant_id,
+        legal_entity=FACTS.legal_entity_id,
+        series="INV",
+        fiscal_year="2025-26",
+        position=12,
+        number="INV-2025-26-000012",
+        period="2025-07",
+        state="finalising",
+        content_sha256=invoice.content_sha256,
+        pdf_sha256=None,
+    ) == finalising_event(invoice)
+
+
+def test_the_ledger_is_asked_only_where_it_has_something_to_move() -> None:
+    """A month that grants paid in full has a PDF to render and nothing else."""
+    granted = (replace(WORKED_EXAMPLE_USAGE[0], funded_micro=840_000_000, receivable_micro=0),)
+    assert ("pdf", "ledger") == steps_of(finalise(drafted(), at(1)))
+    assert ("pdf",) == steps_of(finalise(drafted(usage=granted), at(1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "invoice-worked-example",
+            "77dd8dac3d68826bd7324513eb5b1eb62856b49b54be546521f8fc472ef6c25b",
+        ),
+        ("invoice-granted", "5bf84add3e3a23ad7dd28e5a1047f5bf9f5190e6b8c7206cd6b3671871cffdd5"),
+    ],
+)
+@pytest.mark.defect("I24")
+def test_a_document_keeps_the_hash_it_was_first_issued_with(name: str, expected: str) -> None:
+    """Whatever members documents gain later: these have none of them."""
+    content = golden_documents()[name]
+    assert expected == content_sha256(content)
+    assert content == read_content(content_bytes(content))
+
+
+def test_no_part_of_a_document_has_a_default_but_none() -> None:
+    """Decision 0009: a default of another value would be left out where it is the truth."""
+    seen: list[type[msgspec.Struct]] = []
+    ahead: list[type[msgspec.Struct]] = [Content]
+    while ahead:
+        part = ahead.pop()
+        seen.append(part)
+        assert part.__struct_config__.omit_defaults
+        for member in msgspec.structs.fields(part):
+            assert member.default in (msgspec.NODEFAULT, None), (part, member.name)
+            assert msgspec.NODEFAULT is member.default_factory, (part, member.name)
+            inner = (member.type, *get_args(member.type))
+            ahead += [
+                kind
+                for kind in inner
+                if isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+            ]
+    assert {"Content", "InvoiceLine", "TaxBreakdown", "EntryRange", "Versions"} == {
+        part.__name__ for part in seen
+    }
+
+
+def test_a_member_that_is_added_later_leaves_older_documents_as_they_are() -> None:
+    """Optional, `None` by default: the encoding leaves it out."""
+
+    class Later(Content, frozen=True, kw_only=True):
+        due_on: str | None = None
+
+    stored = content_bytes(worked_example())
+    assert stored == content_bytes(msgspec.json.decode(stored, type=Later))
 
 
 @pytest.mark.defect("I24")
@@ -128,12 +192,12 @@ def test_the_number_carries_the_fiscal_year_of_the_issue_date(
     issued_on: dt.date, position: int, expected: str
 ) -> None:
     """June's invoice, issued on 1 July, is the new year's; never the year of today."""
-    assert expected == replace(FACTS, issued_on=issued_on).place(position).number
+    assert expected == at(position, replace(FACTS, issued_on=issued_on)).number
 
 
 def test_a_document_has_one_id_however_often_it_is_computed() -> None:
     """The id comes from seller, tenant and month, and from nothing else."""
-    again = draft_of(replace(FACTS, last_seq=9), worked_example_bill()).content
+    again = drafted(replace(FACTS, last_seq=9)).content
     assert worked_example().invoice_id == again.invoice_id
     other = document_id(FACTS.legal_entity_id, FACTS.tenant_id, "2025-08")
     assert other != again.invoice_id
@@ -184,7 +248,7 @@ def test_gpu_hours_are_shown_with_four_decimals_floored(used_gpu_ms: int, expect
 
 def test_negative_gpu_time_of_a_line_is_a_defect() -> None:
     """Corrections are for credit notes."""
-    with pytest.raises(UnbalancedError):
+    with pytest.raises(InvariantBroken):
         gpu_hours(-1)
 
 

@@ -8,14 +8,31 @@ from dataclasses import replace
 import pytest
 
 from hisab_contracts.charges import OpenQuarantine, SourceBehind
-from hisab_contracts.ids import HubCode, TenantId
-from invoicing.periods import (
+from hisab_contracts.ids import HubCode, LegalEntityId, TenantId
+from invoicing.core.document import OutstandingStep
+from invoicing.core.periods import (
     LASTING,
-    HubMark,
-    MonthState,
+    CloseRequest,
+    Closing,
+    IssuedTooEarly,
+    NothingToBillBy,
+    OutstandingBill,
+    PartitionWatermark,
+    PeriodBlocker,
+    PeriodClosed,
+    PeriodIncomplete,
+    PeriodProgress,
+    PeriodState,
+    RecordedClosing,
     blockers,
+    close_period,
+    close_request,
     complete_until,
+    describe,
+    progress_of,
 )
+from invoicing.core.sellers import Seller
+from invoicing.core.tax import TaxRow
 
 LHR, KHI = HubCode("lhr"), HubCode("khi")
 A, B = TenantId("indus-foundry"), TenantId("ravi-health")
@@ -31,26 +48,46 @@ def mark(
     silent: bool = False,
     quarantined: tuple[OpenQuarantine, ...] = (),
     behind: tuple[SourceBehind, ...] = (),
-) -> HubMark:
-    return HubMark(partition, hub, revision, watermark_ms, silent, quarantined, behind)
+) -> PartitionWatermark:
+    return PartitionWatermark(partition, hub, revision, watermark_ms, silent, quarantined, behind)
 
 
-COMPLETE = MonthState(
-    month="2025-07",
+PRA = TaxRow(1, LHR, "PRA", 1600, dt.date(2025, 1, 1), "cited")
+SRB = TaxRow(2, KHI, "SRB", 1500, dt.date(2025, 1, 1), "cited")
+SELLER = Seller(LegalEntityId("ignite-haas"), "Ignite HaaS", "INV")
+COMPLETE = PeriodState(
+    period="2025-07",
     partitions=2,
-    marks=(mark(0), mark(1)),
+    watermarks=(mark(0), mark(1)),
     quarantined_tenants=frozenset({A, B}),
     broken_books=(),
     unknown_tenants=(),
-    taxed_hubs=frozenset({LHR, KHI}),
     billed_hubs=(LHR,),
-    tax_point_on=dt.date(2025, 7, 31),
-    has_seller=True,
+    tax_rows=(PRA, SRB),
+    sellers=(SELLER,),
+    recorded=None,
+    outstanding=(),
 )
+INCOMPLETE = replace(COMPLETE, watermarks=(mark(0), mark(1, watermark_ms=END_MS - 1)))
+REQUEST = CloseRequest("2025-07", dt.date(2025, 8, 1), None, "key:finance")
+FORCED = replace(REQUEST, override_reason="khi burned down")
+CLOSING = Closing(
+    period="2025-07",
+    legal_entity_id=SELLER.legal_entity_id,
+    issued_on=dt.date(2025, 8, 1),
+    override_reason=None,
+    overridden=(),
+    tax_version=2,
+    actor="key:finance",
+)
+ASKED_AT = dt.datetime(2025, 8, 2, tzinfo=dt.UTC)
 
 
-def kinds(state: MonthState) -> list[tuple[str, str | None, str | None, str | None]]:
-    return [(b.kind, b.hub, b.source, b.tenant_id) for b in blockers(state)]
+def kinds(state: PeriodState) -> list[tuple[str, str | None, str | None, str | None]]:
+    return [
+        (blocker.kind, blocker.hub, blocker.source, blocker.tenant_id)
+        for blocker in blockers(state)
+    ]
 
 
 @pytest.mark.defect("M22")
@@ -62,7 +99,7 @@ def test_a_month_is_closable_once_every_partition_has_passed_its_end() -> None:
 @pytest.mark.defect("I20", "M21")
 def test_one_millisecond_short_of_the_end_keeps_the_month_open() -> None:
     """23:59:59.999 PKT belongs to the month."""
-    state = replace(COMPLETE, marks=(mark(0), mark(1, watermark_ms=END_MS - 1)))
+    state = replace(COMPLETE, watermarks=(mark(0), mark(1, watermark_ms=END_MS - 1)))
     (blocker,) = blockers(state)
     assert ("watermark", "lhr") == (blocker.kind, blocker.hub)
     assert (
@@ -73,18 +110,18 @@ def test_one_millisecond_short_of_the_end_keeps_the_month_open() -> None:
 
 def test_before_anything_was_emitted_no_month_is_closable() -> None:
     """Closing on silence would make everything that follows late."""
-    assert [("no-watermark", None, None, None)] == kinds(replace(COMPLETE, marks=()))
+    assert [("no-watermark", None, None, None)] == kinds(replace(COMPLETE, watermarks=()))
 
 
 def test_a_hub_seen_in_one_partition_counts_in_all() -> None:
     """What partition 1 has not said about khi may still be on its way."""
-    state = replace(COMPLETE, marks=(mark(0), mark(1), mark(0, KHI)))
+    state = replace(COMPLETE, watermarks=(mark(0), mark(1), mark(0, KHI)))
     assert [("watermark", "khi", None, None)] == kinds(state)
 
 
 def test_a_hub_that_has_no_watermark_yet_counts() -> None:
     """It has emitted, and nothing of it is complete."""
-    state = replace(COMPLETE, marks=(mark(0), mark(1, watermark_ms=None)))
+    state = replace(COMPLETE, watermarks=(mark(0), mark(1, watermark_ms=None)))
     assert "complete until not stated" in blockers(state)[0].detail
 
 
@@ -97,7 +134,7 @@ def test_a_silent_hub_is_named_with_the_sources_that_hold_it_back() -> None:
         SourceBehind("/hubs/khi/nodes/n4/epochs/e1", END_MS, "behind"),
     )
     newest = mark(1, KHI, END_MS - 7 * 3_600_000, revision=2, silent=True, behind=behind)
-    state = replace(COMPLETE, marks=(mark(0), mark(1), mark(0, KHI), newest))
+    state = replace(COMPLETE, watermarks=(mark(0), mark(1), mark(0, KHI), newest))
     assert [
         ("silent-hub", "khi", "/hubs/khi/nodes/n2/epochs/e1", None),
         ("silent-hub", "khi", "/hubs/khi/nodes/n3/epochs/e1", None),
@@ -107,7 +144,7 @@ def test_a_silent_hub_is_named_with_the_sources_that_hold_it_back() -> None:
 def test_open_quarantine_of_the_month_blocks_until_every_partition_says_it_is_gone() -> None:
     """A partition that has not yet read the release still says so."""
     waiting = (OpenQuarantine(A, "2025-07", 600_000_000_000),)
-    state = replace(COMPLETE, marks=(mark(0, quarantined=waiting), mark(1)))
+    state = replace(COMPLETE, watermarks=(mark(0, quarantined=waiting), mark(1)))
     (blocker,) = blockers(state)
     assert ("quarantine", "lhr", A) == (blocker.kind, blocker.hub, blocker.tenant_id)
     assert "600000000000 GPU-ns of this month wait in quarantine" == blocker.detail
@@ -120,7 +157,7 @@ def test_quarantine_of_another_month_of_nothing_or_of_an_unknown_tenant_blocks_n
         OpenQuarantine(B, "2025-07", 0),
         OpenQuarantine(TenantId("nobody"), "2025-07", 5),
     )
-    assert () == blockers(replace(COMPLETE, marks=(mark(0, quarantined=listed), mark(1))))
+    assert () == blockers(replace(COMPLETE, watermarks=(mark(0, quarantined=listed), mark(1))))
 
 
 def test_what_leaves_nothing_to_bill_by_is_listed_last_and_lasts() -> None:
@@ -130,8 +167,8 @@ def test_what_leaves_nothing_to_bill_by_is_listed_last_and_lasts() -> None:
         broken_books=(A,),
         unknown_tenants=(B,),
         billed_hubs=(KHI, LHR),
-        taxed_hubs=frozenset({LHR}),
-        has_seller=False,
+        tax_rows=(PRA,),
+        sellers=(),
     )
     assert [
         ("entry-gap", None, None, A),
@@ -146,3 +183,79 @@ def test_complete_until_is_the_lowest_partition_of_each_hub() -> None:
     """Unknown while one partition has said nothing."""
     marks = (mark(0), mark(1, watermark_ms=END_MS - 1), mark(0, KHI))
     assert {LHR: END_MS - 1, KHI: None} == complete_until(marks, 2)
+
+
+def test_a_complete_month_is_closed_by_the_tax_table_as_it_stands() -> None:
+    """What goes on the record; also for a month that nobody used anything in."""
+    assert CLOSING == close_period(COMPLETE, REQUEST)
+    assert replace(CLOSING, tax_version=0) == close_period(
+        replace(COMPLETE, billed_hubs=(), tax_rows=()), REQUEST
+    )
+
+
+def test_an_incomplete_month_is_refused_unless_finance_overrides_it_on_the_record() -> None:
+    """What was overridden is recorded with the reason."""
+    found = blockers(INCOMPLETE)
+    assert PeriodIncomplete(found) == close_period(INCOMPLETE, REQUEST)
+    assert replace(CLOSING, override_reason="khi burned down", overridden=found) == close_period(
+        INCOMPLETE, FORCED
+    )
+
+
+def test_no_override_helps_where_nothing_correct_can_be_computed() -> None:
+    """Only the lasting blockers are why; all of them are told."""
+    state = replace(INCOMPLETE, tax_rows=(SRB,))
+    behind, missing = blockers(state)
+    assert "tax-missing" == missing.kind
+    assert NothingToBillBy((behind, missing), (missing,)) == close_period(state, FORCED)
+
+
+@pytest.mark.parametrize("closed_at", [None, ASKED_AT])
+def test_a_month_is_closed_once_whatever_else_is_wrong(closed_at: dt.datetime | None) -> None:
+    """This refusal comes first."""
+    state = replace(INCOMPLETE, recorded=RecordedClosing(CLOSING, ASKED_AT, closed_at))
+    assert PeriodClosed("2025-07") == close_period(state, REQUEST)
+
+
+def test_invoices_are_dated_the_first_of_the_next_month_and_never_before_the_tax_point() -> None:
+    """The last day of the month itself is early enough."""
+    assert REQUEST == close_request("2025-07", None, None, "key:finance")
+    last_on = dt.date(2025, 7, 31)
+    assert replace(FORCED, issued_on=last_on) == close_request(
+        "2025-07", last_on, "khi burned down", "key:finance"
+    )
+    assert IssuedTooEarly(last_on) == close_request("2025-07", dt.date(2025, 7, 30), None, "")
+
+
+def test_a_month_goes_from_open_to_closable_to_closing_to_closed() -> None:
+    """While it is closing, what its bills still need is what blocks it, and nothing else does."""
+    assert PeriodProgress("open", blockers(INCOMPLETE)) == progress_of(INCOMPLETE)
+    assert PeriodProgress("closable", ()) == progress_of(COMPLETE)
+    closing = replace(
+        INCOMPLETE,
+        recorded=RecordedClosing(CLOSING, ASKED_AT, None),
+        outstanding=(
+            OutstandingBill(A, OutstandingStep("ledger", 2, "ledger unreachable")),
+            OutstandingBill(B, OutstandingStep("pdf", 0, None)),
+        ),
+    )
+    assert PeriodProgress(
+        "closing",
+        (
+            PeriodBlocker("ledger", None, None, A, "attempt 2: ledger unreachable"),
+            PeriodBlocker("pdf", None, None, B, "in progress"),
+        ),
+    ) == progress_of(closing)
+    done = replace(INCOMPLETE, recorded=RecordedClosing(CLOSING, ASKED_AT, ASKED_AT))
+    assert PeriodProgress("closed", ()) == progress_of(done)
+
+
+def test_a_blocker_is_described_in_one_line() -> None:
+    """With whom or what it is about, the nearest first; or by itself."""
+    about_all = PeriodBlocker("watermark", LHR, "/hubs/lhr/nodes/n1/epochs/e", A, "late")
+    assert "watermark (/hubs/lhr/nodes/n1/epochs/e): late" == describe(about_all)
+    assert "watermark (indus-foundry): late" == describe(replace(about_all, source=None))
+    assert "watermark (lhr): late" == describe(replace(about_all, source=None, tenant_id=None))
+    assert "no hub has emitted" == describe(
+        PeriodBlocker("no-watermark", None, None, None, "no hub has emitted")
+    )

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 
 import pytest
 
 from hisab_contracts.ids import HubCode
-from invoicing.tax import TaxRow, rows_in_force, tax_point_on
+from invoicing.core.tax import (
+    TaxRow,
+    TaxRowDiffers,
+    record_tax_row,
+    rows_in_force,
+    tax_point_on,
+    version_of,
+)
 
 LHR, KHI = HubCode("lhr"), HubCode("khi")
 
@@ -63,3 +71,25 @@ def test_every_hub_has_its_own_authority() -> None:
     """A row of one hub says nothing about another."""
     lahore, karachi = row(1, LHR, 1600, "2025-01-01"), row(2, KHI, 1500, "2025-01-01")
     assert {LHR: lahore, KHI: karachi} == rows_in_force([lahore, karachi], dt.date(2025, 7, 31), 2)
+
+
+def test_a_new_authority_for_a_fourth_hub_is_one_row_under_the_next_number() -> None:
+    """Peshawar's hub: nothing but data; the number that is asked for does not count."""
+    table = [row(1, LHR, 1600, "2025-01-01"), row(2, KHI, 1500, "2025-01-01")]
+    fourth = row(0, HubCode("pew"), 1500, "2025-01-01")
+    assert replace(fourth, tax_version=3) == record_tax_row(table, fourth)
+    assert (2, 0) == (version_of(table), version_of([]))
+
+
+def test_a_row_that_is_recorded_already_is_answered_and_not_recorded_again() -> None:
+    """The same hub, date, rate, authority and citation."""
+    table = [row(1, LHR, 1600, "2025-01-01"), row(2, KHI, 1500, "2025-01-01")]
+    assert table[1] == record_tax_row(table, replace(table[1], tax_version=0))
+
+
+def test_a_row_is_never_changed() -> None:
+    """Another rate from the same date on is refused; from another date on it is a new row."""
+    table = [row(1, LHR, 1600, "2025-01-01")]
+    assert TaxRowDiffers(table[0]) == record_tax_row(table, row(0, LHR, 200, "2025-01-01"))
+    later = row(0, LHR, 200, "2025-07-01")
+    assert replace(later, tax_version=2) == record_tax_row(table, later)

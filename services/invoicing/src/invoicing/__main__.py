@@ -8,15 +8,20 @@ from importlib.resources import files
 
 import invoicing
 from hisab_contracts import topics
+from hisab_contracts.reference import Role
 from hisab_contracts.units import instant_text
-from invoicing import api, consumer, store
-from invoicing.closing import Closer, LedgerTeller, Renderer
+from invoicing import consumer
+from invoicing.api import resources
+from invoicing.closing import Closer, InvoiceRenderer, LedgerPoster
+from invoicing.core.periods import complete_until
 from invoicing.ledger_client import LedgerClient
-from invoicing.periods import complete_until
-from invoicing.rendering import PressClient
+from invoicing.pdf import TypesetterProcess
+from invoicing.recompute import RecomputePool
+from invoicing.store import entries
+from runtime.consumer import Consumer, Subscription
 from runtime.kafka import Topic
+from runtime.outbox import Outbox
 from runtime.service import Kit, Parts, Service, Status, Task, main
-from runtime.streams import Consumer, Outbox, Subscription
 
 LEDGER_URL = "HISAB_LEDGER_URL"
 LEDGER_KEY = "HISAB_LEDGER_KEY"
@@ -28,12 +33,12 @@ def build(kit: Kit) -> Parts:
     ledger = LedgerClient(
         kit.settings.extra.get(LEDGER_URL, ""), kit.settings.extra.get(LEDGER_KEY, "")
     )
-    press = PressClient()
+    typesetter = TypesetterProcess()
 
     async def status() -> Status:
         async with kit.writer.connection() as connection:
-            marks = await store.marks(connection)
-        complete = complete_until(marks, kit.settings.partitions)
+            watermarks = await entries.watermarks(connection)
+        complete = complete_until(watermarks, kit.settings.partitions)
         return Status(
             complete_until={
                 hub: None if until is None else instant_text(until)
@@ -42,7 +47,7 @@ def build(kit: Kit) -> Parts:
         )
 
     return Parts(
-        router=api.routes(kit),
+        resources=resources(kit, RecomputePool()),
         topics=(Topic(topics.DOCUMENTS, kit.settings.partitions),),
         consumers=(
             Consumer(
@@ -64,8 +69,8 @@ def build(kit: Kit) -> Parts:
         outbox=outbox,
         tasks=(
             Task("closing", 200, Closer(outbox).run),
-            Task("pdf", 200, Renderer(press, outbox).run),
-            Task("ledger", 200, LedgerTeller(ledger, outbox).run),
+            Task("pdf", 200, InvoiceRenderer(typesetter, outbox).run),
+            Task("ledger", 200, LedgerPoster(ledger, outbox).run),
             Task("gaps", 500, consumer.GapFetcher(ledger).run),
         ),
         status=status,
@@ -77,6 +82,7 @@ SERVICE = Service(
     invoicing.__version__,
     files("invoicing") / "migrations",
     build,
+    roles=tuple(Role),
     extra_settings=(LEDGER_URL, LEDGER_KEY),
 )
 

@@ -1,4 +1,4 @@
-"""The job of closing a month: compute, number, render, tell the ledger; resumed after any crash.
+"""The job of closing a month: compute, number, render, post to the ledger; resumed after any crash.
 
 Finance's command writes down the closing and one bill per tenant with its position, and answers.
 What follows is this job's, in leased tasks that look for work in the database and record each
@@ -19,9 +19,8 @@ of the charges the document bills, under a key made of the document.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, assert_never
 
 import msgspec
@@ -29,25 +28,36 @@ import structlog
 
 from hisab_contracts import topics
 from hisab_contracts.canonical import content_sha256
-from invoicing import closing_store, store
-from invoicing.billing import Bill, UnbalancedError, ZeroBill, bill_of, invariant
-from invoicing.closing_store import BookUsage, Computed, Finalised, OpenStep
-from invoicing.document import (
+from hisab_contracts.invariants import InvariantBroken, invariant
+from invoicing.core.billing import ZeroBill
+from invoicing.core.document import (
+    ComputedBill,
     DocumentEvent,
     Draft,
-    Facts,
-    Place,
+    InvoiceFacts,
+    InvoiceStep,
+    SeriesPosition,
     content_bytes,
     draft_of,
-    numbered,
+    finalise,
+    finalising_event,
     read_content,
 )
-from invoicing.ledger_client import LedgerClient, LedgerUnreachable, Move, Moved, MoveRefused
-from invoicing.rendering import PressClient, RenderFailed
-from invoicing.tax import TaxMissing, TaxRow, rows_in_force
+from invoicing.core.tax import TaxMissing, TaxRow
+from invoicing.ledger_client import (
+    InvoicedCommand,
+    InvoicedEntry,
+    InvoicedRefused,
+    LedgerClient,
+    LedgerUnreachable,
+)
+from invoicing.pdf import RenderFailed, TypesetterProcess, pdf_sha256
+from invoicing.store import closings
+from invoicing.store.closings import DueStep
+from invoicing.store.entries import MonthUsage, usage_sums
 from runtime.database import transaction_on
 from runtime.kafka import Message
-from runtime.streams import Outbox
+from runtime.outbox import Outbox
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -68,13 +78,13 @@ class Closer:
 
     async def run(self, connection: Connection) -> None:
         """Take every open closing as far as it goes."""
-        for period in await closing_store.open_periods(connection):
+        for period in await closings.open_periods(connection):
             while await compute_some(connection, period):
                 pass
             while await self.number_some(connection, period):
                 pass
             async with transaction_on(connection):
-                closed = await closing_store.close_if_done(connection, period)
+                closed = await closings.close_if_done(connection, period)
             if closed:
                 _log.info("month closed", period=period)
 
@@ -83,71 +93,58 @@ class Closer:
     ) -> int:
         """Number the next computed bills of a month in one short transaction; says how many."""
         async with transaction_on(connection):
-            numbering = await closing_store.lock_numbering(connection, period)
-            if numbering is None:
+            series = await closings.lock_numbering(connection, period)
+            if series is None:
                 return 0
-            drafts = await closing_store.computed_drafts(connection, period, limit)
+            drafts = await closings.computed_drafts(connection, period, limit)
             if not drafts:
                 return 0
-            place = Place.of(numbering.legal_entity_id, numbering.series, numbering.issued_on)
-            first = await closing_store.take_positions(connection, place, len(drafts))
+            # The counter's lock is the last: from here to the commit nothing is waited for.
+            first = await closings.take_positions(connection, series, len(drafts))
             invoices = [
-                _finalised(draft, replace(place, position=first + offset))
-                for offset, draft in enumerate(drafts)
+                finalise(draft, SeriesPosition(series, position))
+                for position, draft in enumerate(drafts, start=first)
             ]
-            await closing_store.insert_invoices(connection, invoices)
-            await self.outbox.write(connection, [_message(one.event) for one in invoices])
+            await closings.insert_invoices(connection, period, invoices)
+            await self.outbox.write(
+                connection, [_message(finalising_event(invoice)) for invoice in invoices]
+            )
         return len(invoices)
 
 
 async def compute_some(connection: Connection, period: str) -> int:
     """Compute some pending bills of a month; says how many were tried."""
-    bills = await closing_store.pending_bills(connection, period, BILLS_AT_ONCE)
+    bills = await closings.pending_bills(connection, period, BILLS_AT_ONCE)
     if not bills:
         return 0
-    usage = await closing_store.usage_sums(connection, period, bills)
-    tax_rows = await store.tax_rows(connection)
-    computed = [compute(bill, usage[bill.tenant_id], tax_rows) for bill in bills]
+    usage = await usage_sums(connection, period, bills)
+    tax_rows = await closings.tax_rows(connection)
+    # No transaction around all this: what a bill is computed from never changes below its position.
+    computed = [compute_bill(facts, usage[facts.tenant_id], tax_rows) for facts in bills]
     async with transaction_on(connection):
-        await closing_store.store_computed(connection, period, computed)
+        await closings.store_computed(connection, period, computed)
     return len(bills)
 
 
-def compute(facts: Facts, book: BookUsage, tax_rows: Sequence[TaxRow]) -> Computed:
+def compute_bill(
+    facts: InvoiceFacts, month: MonthUsage, tax_rows: Sequence[TaxRow]
+) -> ComputedBill:
     """Compute one bill: a draft, nothing to invoice, or a reason that finance can read."""
-    in_force = rows_in_force(tax_rows, facts.tax_point_on, facts.tax_version)
     try:
-        bill = bill_of(book.usage, in_force, facts.tax_point_on)
-    except UnbalancedError as error:
-        return Computed(facts.tenant_id, None, f"does not balance: {error}")
-    match bill:
-        case Bill():
-            draft = draft_of(replace(facts, first_seq=book.first_seq), bill)
-            return Computed(facts.tenant_id, draft, None)
+        draft = draft_of(facts, month.first_seq, month.usage, tax_rows)
+    except InvariantBroken as error:
+        # A defect of ours, but of this bill: the others are computed, and the month stays open.
+        return ComputedBill(facts.tenant_id, "pending", None, f"does not balance: {error}")
+    match draft:
+        case Draft():
+            return ComputedBill(facts.tenant_id, "computed", draft, None)
         case ZeroBill():
-            return Computed(facts.tenant_id, None, None)
+            return ComputedBill(facts.tenant_id, "skipped", None, None)
         case TaxMissing(hub, at_on):
-            return Computed(facts.tenant_id, None, f"no tax row covers {hub} on {at_on}")
+            reason = f"no tax row covers {hub} on {at_on}"
+            return ComputedBill(facts.tenant_id, "pending", None, reason)
         case _:
-            assert_never(bill)
-
-
-def _finalised(draft: Draft, place: Place) -> Finalised:
-    content = numbered(draft, place)
-    event = DocumentEvent(
-        invoice_id=content.invoice_id,
-        tenant_id=content.tenant_id,
-        legal_entity=place.legal_entity_id,
-        series=place.series,
-        fiscal_year=place.fiscal_year,
-        position=place.position,
-        number=content.number,
-        period=content.period,
-        state="finalising",
-        content_sha256=content_sha256(content),
-        pdf_sha256=None,
-    )
-    return Finalised(place, content, int(draft.funded_micro), int(draft.receivable_micro), event)
+            assert_never(draft)
 
 
 def _message(event: DocumentEvent) -> Message:
@@ -155,49 +152,51 @@ def _message(event: DocumentEvent) -> Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Renderer:
+class InvoiceRenderer:
     """Renders the PDFs of numbered invoices."""
 
-    press: PressClient
+    typesetter: TypesetterProcess
     outbox: Outbox
 
     async def run(self, connection: Connection) -> None:
         """Render what is due, one after another."""
-        while steps := await closing_store.open_steps(connection, "pdf", STEPS_AT_ONCE):
+        while steps := await closings.due_steps(connection, "pdf", STEPS_AT_ONCE):
             for step in steps:
                 await self.render(connection, step)
 
-    async def render(self, connection: Connection, step: OpenStep) -> None:
+    async def render(self, connection: Connection, step: DueStep) -> None:
         """Render one invoice and keep its PDF."""
         content = read_content(step.content)
         try:
+            # jsonb does not keep bytes: what is set and attached must be what was hashed.
             invariant(content_sha256(content) == step.content_sha256, "content = its hash")
-            pdf = await self.press.pdf_of(content_bytes(content))
-        except (RenderFailed, UnbalancedError) as error:
+            pdf = await self.typesetter.pdf_of(content_bytes(content))
+        except (RenderFailed, InvariantBroken) as error:
             _log.warning("pdf not rendered", invoice_id=step.invoice_id, error=str(error))
-            await closing_store.step_failed(connection, step.invoice_id, "pdf", str(error))
+            await closings.step_failed(connection, step.invoice_id, "pdf", str(error))
             return
+        sha256 = pdf_sha256(pdf)
         async with transaction_on(connection):
-            await closing_store.keep_pdf(connection, step.invoice_id, step.tenant_id, pdf)
-            await record_done(connection, self.outbox, step, "pdf", _sha256(pdf))
+            await closings.keep_pdf(connection, step.invoice_id, step.tenant_id, pdf, sha256)
+            await record_done(connection, self.outbox, step, "pdf", sha256)
 
 
 @dataclass(frozen=True, slots=True)
-class LedgerTeller:
-    """Tells the ledger what numbered invoices bill."""
+class LedgerPoster:
+    """Has the ledger enter what numbered invoices bill."""
 
     ledger: LedgerClient
     outbox: Outbox
 
     async def run(self, connection: Connection) -> None:
-        """Tell what is due, a few at a time."""
-        while steps := await closing_store.open_steps(connection, "ledger", LEDGER_CALLS_AT_ONCE):
-            answers = await asyncio.gather(*(self._tell(step) for step in steps))
+        """Post what is due, a few at a time."""
+        while steps := await closings.due_steps(connection, "ledger", LEDGER_CALLS_AT_ONCE):
+            answers = await asyncio.gather(*(self._post(step) for step in steps))
             for step, answer in zip(steps, answers, strict=True):
                 await self._record(connection, step, answer)
 
-    async def _tell(self, step: OpenStep) -> Moved | MoveRefused:
-        move = Move(
+    async def _post(self, step: DueStep) -> InvoicedEntry | InvoicedRefused:
+        command = InvoicedCommand(
             document_id=step.invoice_id,
             tenant_id=step.tenant_id,
             period=step.period,
@@ -206,33 +205,32 @@ class LedgerTeller:
             last_seq=step.last_seq,
         )
         try:
-            return await self.ledger.move(move)
+            return await self.ledger.post_invoiced(command)
         except LedgerUnreachable as error:
-            return MoveRefused("unreachable", str(error))
+            # Perhaps it was booked and the answer lost: the key makes asking again harmless.
+            return InvoicedRefused("unreachable", str(error))
 
     async def _record(
-        self, connection: Connection, step: OpenStep, answer: Moved | MoveRefused
+        self, connection: Connection, step: DueStep, answer: InvoicedEntry | InvoicedRefused
     ) -> None:
         match answer:
-            case Moved(entry_id):
+            case InvoicedEntry(entry_id):
                 async with transaction_on(connection):
                     await record_done(connection, self.outbox, step, "ledger", entry_id)
-            case MoveRefused(code, detail):
+            case InvoicedRefused(code, detail):
                 reason = f"ledger {code}: {detail}"
-                _log.warning("ledger not told", invoice_id=step.invoice_id, reason=reason)
-                await closing_store.step_failed(connection, step.invoice_id, "ledger", reason)
+                _log.warning(
+                    "invoice not entered by the ledger", invoice_id=step.invoice_id, reason=reason
+                )
+                await closings.step_failed(connection, step.invoice_id, "ledger", reason)
             case _:
                 assert_never(answer)
 
 
 async def record_done(
-    connection: Connection, outbox: Outbox, step: OpenStep, name: str, outcome: str
+    connection: Connection, outbox: Outbox, step: DueStep, name: InvoiceStep, outcome: str
 ) -> None:
     """Record a step's outcome, and announce the invoice when nothing more remains."""
-    event = await closing_store.step_done(connection, step.invoice_id, name, outcome)
+    event = await closings.step_done(connection, step.invoice_id, name, outcome)
     if event is not None:
         await outbox.write(connection, [_message(event)])
-
-
-def _sha256(pdf: bytes) -> str:
-    return hashlib.sha256(pdf).hexdigest()

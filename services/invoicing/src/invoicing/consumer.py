@@ -2,8 +2,8 @@
 
 Entries arrive in order of seq per tenant, at least once. A message that cannot be read stops the
 consumer: skipping one would bill a wrong sum. When a book shows a gap, the missing entries are
-fetched from the ledger's feed, outside any transaction, and inserted like the others; until then
-the book's position stands still and months it has a part in stay open.
+fetched from the ledger's API, outside any transaction, and inserted like the others; until then the
+book's position stands still and months it has a part in stay open.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import structlog
 from hisab_contracts import topics
 from hisab_contracts.entries import Entry, EntryWatermark, read_entry_message
 from hisab_contracts.reference import TenantRecord
-from invoicing import store
-from invoicing.books import kept
+from invoicing.core.billing import book_entry_of
 from invoicing.ledger_client import LedgerClient, LedgerUnreachable
+from invoicing.store import entries, reference
 from runtime.auth import keep_access_keys
+from runtime.consumer import Batch
 from runtime.database import transaction_on
-from runtime.streams import Batch
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -32,18 +32,19 @@ _log = structlog.get_logger("invoicing.consumer")
 
 async def keep_entries(batch: Batch, connection: Connection) -> None:
     """Handle `ledger.entries.v1`: entries into their books, watermarks beside them."""
-    entries, marks = [], []
+    booked, watermarks = [], []
     for record in batch.records:
         message = read_entry_message(record.value or b"")
         match message:
             case Entry():
-                entries.append(kept(message))
+                booked.append(book_entry_of(message))
             case EntryWatermark():
-                marks.append((record.partition, message))
+                watermarks.append((record.partition, message))
             case _:
                 assert_never(message)
-    await store.keep_entries(connection, entries)
-    await store.keep_watermarks(connection, marks)
+    # In this order and one transaction: a watermark says that what came before it is here.
+    await entries.append_entries(connection, booked)
+    await entries.store_watermarks(connection, watermarks)
 
 
 async def keep_reference(batch: Batch, connection: Connection) -> None:
@@ -53,7 +54,7 @@ async def keep_reference(batch: Batch, connection: Connection) -> None:
         for record in batch.records
         if record.topic == topics.TENANTS and record.value is not None
     ]
-    await store.keep_tenants(connection, tenants)
+    await reference.store_tenants(connection, tenants)
     await keep_access_keys(batch, connection)
 
 
@@ -65,11 +66,12 @@ class GapFetcher:
 
     async def run(self, connection: Connection) -> None:
         """Fetch what is missing of the books that have a gap."""
-        for gap in await store.gaps(connection):
+        for gap in await entries.gaps(connection):
             try:
-                entries = await self.ledger.entries_after(gap.tenant_id, gap.contiguous_seq)
+                page = await self.ledger.entries_after(gap.tenant_id, gap.contiguous_seq)
             except LedgerUnreachable as error:
+                # Nothing is lost: the gap stays on record, and the next turn asks again.
                 _log.warning("gap not fetched", tenant_id=gap.tenant_id, error=str(error))
                 return
             async with transaction_on(connection):
-                await store.keep_entries(connection, entries)
+                await entries.append_entries(connection, [book_entry_of(entry) for entry in page])

@@ -3,22 +3,25 @@
 Pipeline, version 1. Charges arrive rated by metering and split by the ledger into what lots funded,
 what is receivable and what is unfunded; nothing is priced again here.
 
-1. *Rated usage* is grouped by (hub, SKU, price class); that partition is the line.
-2. A line's exact net is what was funded plus what is receivable (micro-units). What the ledger
+1. *An entry* of a book is read as far as bills need it (`book_entry_of`). The postings of a charge
+   say who pays, in the tenant's view: what pays is negative. `lot:*` accounts fund it, the rest is
+   `receivable` or `unfunded`.
+2. *Rated usage* is grouped by (hub, SKU, price class); that partition is the line.
+3. A line's exact net is what was funded plus what is receivable (micro-units). What the ledger
    left *unfunded* is never billed.
-3. The net is rounded once, half-up, to minor units, and the difference is kept, so that nothing is
+4. The net is rounded once, half-up, to minor units, and the difference is kept, so that nothing is
    lost or found: `residue_micro = net_minor x 10 000 - net_micro`.
-4. Tax is computed per line from the rounded net, and rounded once, half-up.
-5. Grants and prepaid credit are *tender*: they do not reduce the taxable base.
+5. Tax is computed per line from the rounded net, and rounded once, half-up.
+6. Grants and prepaid credit are *tender*: they do not reduce the taxable base.
    `tender_minor = floor(funded / 10 000)` of the month; `due = total - tender`. The tender is
    floored once and lines are rounded one by one, so with very small untaxed lines the amount due
    may be a few minor units below zero: it is then simply owed.
 
-Sums are Python integers of any size; no amount is ever a float. `waterfall` accounts for the way
-from what the ledger charged to what invoices say; it ends at exactly 0 or something is wrong.
+Sums are Python integers of any size; no amount is ever a float.
 
-Refusals: `TaxMissing` when a line's hub has no tax row; `ZeroBill` when no line comes to a whole
-minor unit (a zero invoice is skipped and burns no number).
+Refusals of `bill`, in order: `TaxMissing` when a line's hub has no tax row; `ZeroBill` when no line
+comes to a whole minor unit (a zero invoice is skipped and burns no number). `book_entry_of` refuses
+nothing: an entry that contradicts itself, or its kind, stops whoever reads it.
 """
 
 from __future__ import annotations
@@ -27,22 +30,23 @@ import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hisab_contracts.ids import HubCode, PriceClass, Sku
+import msgspec
+
+from hisab_contracts.entries import ChargeDetail, Entry, Posting
+from hisab_contracts.ids import DocumentId, HubCode, PriceClass, Sku, TenantId
+from hisab_contracts.invariants import invariant
 from hisab_contracts.units import (
     MICRO_PER_MINOR,
     floor_gpu_ms,
     minor_half_up,
+    month_of,
     tax_minor_half_up,
     tender_minor_floor,
 )
-from invoicing.tax import TaxMissing, TaxRow
+from invoicing.core.tax import TaxMissing, TaxRow
 
 PIPELINE_VERSION = 1
 """Named on every invoice; a change of any rule above is a new version beside this one."""
-
-
-class UnbalancedError(Exception):
-    """An amount that must balance does not: a defect of ours, never a customer's mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,34 @@ class RatedUsage:
     def charge_micro(self) -> int:
         """What was charged: the three ways it was paid, together."""
         return self.funded_micro + self.receivable_micro + self.unfunded_micro
+
+
+@dataclass(frozen=True, slots=True)
+class BilledCharge:
+    """A charge as bills see it: the month and hour of its usage, and who pays what of it."""
+
+    period: str
+    hour_ms: int
+    usage: RatedUsage
+
+
+@dataclass(frozen=True, slots=True)
+class InvoicedReceivable:
+    """What the ledger moved from receivable to one document."""
+
+    document_id: DocumentId
+    moved_micro: int
+
+
+@dataclass(frozen=True, slots=True)
+class BookEntry:
+    """One entry of a book as bills see it; of other kinds only that it is there."""
+
+    tenant_id: TenantId
+    seq: int
+    kind: str
+    entry_hash: bytes
+    detail: BilledCharge | InvoicedReceivable | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +144,58 @@ class ZeroBill:
     net_micro: int
 
 
-def invariant(holds: object, what: str) -> None:
-    """Stop when something that must hold does not (not `assert`: `-O` strips it)."""
-    if not holds:
-        raise UnbalancedError(what)
+def book_entry_of(entry: Entry) -> BookEntry:
+    """Read what bills need of an entry, whichever way it came.
+
+    Raises `InvariantBroken` when a charge's payers do not add up to it, and `ValidationError` when
+    an entry lacks what its kind promises: nobody may bill by guess.
+    """
+    detail: BilledCharge | InvoicedReceivable | None = None
+    if entry.kind == "charge":
+        if entry.charge is None:
+            raise msgspec.ValidationError(f"{entry.entry_id}: a charge without its detail")
+        usage = _usage_of(entry.charge, entry.postings)
+        # The month is the usage hour's, not the booking's: usage that comes late still belongs to
+        # the month in which it was used.
+        detail = BilledCharge(month_of(entry.charge.hour_ms), entry.charge.hour_ms, usage)
+    elif entry.kind == "invoiced":
+        detail = _invoiced_by(entry)
+    return BookEntry(entry.tenant_id, entry.seq, entry.kind, bytes.fromhex(entry.hash), detail)
 
 
-def bill_of(
+def _usage_of(charge: ChargeDetail, postings: Iterable[Posting]) -> RatedUsage:
+    """Split a charge by who pays: lots, the tenant's credit, or nobody."""
+    funded_micro = receivable_micro = unfunded_micro = 0
+    for posting in postings:
+        if posting.account.startswith("lot:"):
+            funded_micro -= posting.posting_micro
+        elif posting.account == "receivable":
+            receivable_micro -= posting.posting_micro
+        elif posting.account == "unfunded":
+            unfunded_micro -= posting.posting_micro
+    usage = RatedUsage(
+        hub=charge.hub,
+        sku=charge.sku,
+        price_class=charge.price_class,
+        used_gpu_ns=charge.gpu_ns,
+        funded_micro=funded_micro,
+        receivable_micro=receivable_micro,
+        unfunded_micro=unfunded_micro,
+    )
+    invariant(usage.charge_micro == charge.charge_micro, "funded + receivable + unfunded = charge")
+    return usage
+
+
+def _invoiced_by(entry: Entry) -> InvoicedReceivable:
+    """Read which document took how much: `invoiced:<document>` takes what leaves `receivable`."""
+    for posting in entry.postings:
+        name, _, document_id = posting.account.partition(":")
+        if name == "invoiced":
+            return InvoicedReceivable(DocumentId(document_id), -posting.posting_micro)
+    raise msgspec.ValidationError(f"{entry.entry_id}: an invoiced entry that names no document")
+
+
+def bill(
     usage: Iterable[RatedUsage], tax_rows: Mapping[HubCode, TaxRow], at_on: dt.date
 ) -> Bill | TaxMissing | ZeroBill:
     """Compute a month's bill from its rated usage and the tax rows in force on its tax point.
@@ -134,15 +211,16 @@ def bill_of(
     lines = tuple(_line(group, tax_rows[group.hub]) for group in groups)
     if not any(line.net_minor for line in lines):
         return ZeroBill(sum(line.net_micro for line in lines))
-    bill = _total(lines, groups)
-    _check(bill)
-    return bill
+    whole = _total(lines, groups)
+    _check(whole)
+    return whole
 
 
 def _grouped(usage: Iterable[RatedUsage]) -> list[RatedUsage]:
     """Sum per (hub, SKU, price class), in that order; what came to nothing at all has no line."""
     sums: dict[tuple[HubCode, Sku, PriceClass], list[int]] = {}
     for item in usage:
+        # Four plain integers, not a fact per item: a recomputed invoice sums 100 000 charges here.
         total = sums.setdefault((item.hub, item.sku, item.price_class), [0, 0, 0, 0])
         total[0] += item.used_gpu_ns
         total[1] += item.funded_micro
@@ -192,6 +270,7 @@ def _shares(lines: Iterable[Line]) -> tuple[TaxShare, ...]:
     for line in lines:
         net_minor, tax_minor = shares.get(line.tax_row, (0, 0))
         shares[line.tax_row] = (net_minor + line.net_minor, tax_minor + line.tax_minor)
+    # In order of authority, so that a breakdown does not depend on the order of the lines.
     in_order = sorted(shares, key=lambda row: (row.authority, row.hub))
     return tuple(TaxShare(row, *shares[row]) for row in in_order)
 
@@ -208,77 +287,3 @@ def _check(bill: Bill) -> None:
     invariant(sum(share.net_minor for share in bill.tax_shares) == bill.net_minor, "Σ shares = net")
     invariant(sum(share.tax_minor for share in bill.tax_shares) == bill.tax_minor, "Σ shares = tax")
     invariant(bill.due_minor + bill.tender_minor == bill.total_minor, "due + tender = total")
-
-
-@dataclass(frozen=True, slots=True)
-class MonthFacts:
-    """What a billing month's charges and documents come to, each figure read on its own.
-
-    Charges come from the entries, the last two from the invoices as they were issued.
-    """
-
-    charged_micro: int
-    non_commercial_micro: int
-    """Charges of tenants who are never invoiced."""
-    unfunded_micro: int
-    """Billed tenants' charges that nothing pays for: never billed."""
-    late_micro: int
-    """Charges booked after their tenant's position at the close."""
-    not_invoiced_micro: int
-    """Charges whose month is not closed, or whose invoice has no number yet."""
-    skipped_micro: int
-    """Charges of zero bills."""
-    residue_micro: int
-    net_minor: int
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One named step of a waterfall; what it adds (or takes, when negative)."""
-
-    step: str
-    change_micro: int
-
-
-def waterfall(facts: MonthFacts) -> tuple[Step, ...]:
-    """Walk from what the ledger charged for a month to what its invoices say.
-
-    The sum of the steps is the difference; it is 0 exactly when every charge is accounted for once.
-    """
-    return (
-        Step("charged", facts.charged_micro),
-        Step("non-commercial", -facts.non_commercial_micro),
-        Step("unfunded", -facts.unfunded_micro),
-        Step("late", -facts.late_micro),
-        Step("not-invoiced", -facts.not_invoiced_micro),
-        Step("skipped-zero-invoices", -facts.skipped_micro),
-        Step("residue", facts.residue_micro),
-        Step("invoiced", -facts.net_minor * MICRO_PER_MINOR),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class ReceivableFacts:
-    """What a month's invoices bill of the books, and what the ledger says it moved for them."""
-
-    net_micro: int
-    funded_micro: int
-    moved_micro: int
-    """`invoiced` entries of these documents, read back from the ledger's feed."""
-    awaited_micro: int
-    """Asked of the ledger, or still to be asked, and not yet seen in its feed."""
-
-
-def receivable_waterfall(facts: ReceivableFacts) -> tuple[Step, ...]:
-    """Walk from the exact net of a month's invoices to what the ledger moved to `invoiced`."""
-    return (
-        Step("net", facts.net_micro),
-        Step("funded", -facts.funded_micro),
-        Step("awaited", -facts.awaited_micro),
-        Step("moved", -facts.moved_micro),
-    )
-
-
-def difference_micro(steps: Iterable[Step]) -> int:
-    """Return what a waterfall leaves unexplained: 0, or something is wrong."""
-    return sum(step.change_micro for step in steps)

@@ -11,9 +11,16 @@ API is the content and five members about its processing, so an outsider checks 
 
 and the PDF carries the same bytes as its attachment `invoice.json`.
 
+Documents are kept for ever and grow only by optional members (decision 0009): a member that may be
+absent is `None` by default, so that the encoding leaves it out and an invoice of an older release
+keeps its bytes and its hash. No other default is allowed in `Content` and its parts.
+
 Numbers are `<series>-<fiscal year>-<position>`: the fiscal year (July to June, Asia/Karachi) is the
 one of `issued_on`, never of today; positions count 1, 2, 3 … per legal entity, series and fiscal
 year. The invoice's id is derived from what it is for, so computing it twice gives one id.
+
+`draft_of` goes the whole way from usage and tax rows to a document without a number; the close and
+a recomputation both call it, so they cannot drift apart. Its refusals are those of `billing.bill`.
 
 `printed` turns the content into the strings that the PDF's template sets: amounts grouped the
 Pakistani way (12,34,567.89), dates in words. It adds nothing and computes nothing but form.
@@ -23,13 +30,14 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import msgspec
 from msgspec import Struct
 
-from hisab_contracts.canonical import Canonical, canonical_bytes
+from hisab_contracts.canonical import Canonical, canonical_bytes, content_sha256
 from hisab_contracts.ids import (
     DocumentId,
     HubCode,
@@ -38,16 +46,32 @@ from hisab_contracts.ids import (
     Sku,
     TenantId,
 )
+from hisab_contracts.invariants import invariant
 from hisab_contracts.units import HOUR_MS, first_day_on, fiscal_year, next_month
-from invoicing.billing import PIPELINE_VERSION, Bill, Line, TaxShare, invariant
+from invoicing.core.billing import (
+    PIPELINE_VERSION,
+    Bill,
+    Line,
+    RatedUsage,
+    TaxShare,
+    ZeroBill,
+    bill,
+)
+from invoicing.core.tax import TaxMissing, TaxRow, rows_in_force, tax_point_on
 
 NUMBER_DIGITS: Final = 6
 
-State = Literal["finalising", "finalised"]
+InvoiceState = Literal["finalising", "finalised"]
 """`finalising`: numbered and hashed, but its PDF or the ledger's answer is still outstanding."""
 
+InvoiceStep = Literal["pdf", "ledger"]
+"""What is done with a numbered invoice: its PDF is made, the ledger enters what it bills."""
 
-class InvoiceLine(Struct, frozen=True):
+BillState = Literal["pending", "computed", "skipped", "numbered"]
+"""To be computed (again), waiting for its number, nothing to invoice, an invoice."""
+
+
+class InvoiceLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A line as the document states it."""
 
     hub: HubCode
@@ -62,7 +86,7 @@ class InvoiceLine(Struct, frozen=True):
     tax_minor: str
 
 
-class TaxBreakdown(Struct, frozen=True):
+class TaxBreakdown(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one authority is owed, and the row it rests on."""
 
     authority: str
@@ -74,7 +98,7 @@ class TaxBreakdown(Struct, frozen=True):
     tax_minor: str
 
 
-class EntryRange(Struct, frozen=True):
+class EntryRange(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Which of the tenant's entries are billed: the month's charges up to `last_seq`.
 
     `first_seq` is the first of them, `last_seq` the book's position when the month was closed,
@@ -86,14 +110,14 @@ class EntryRange(Struct, frozen=True):
     last_hash: str
 
 
-class Versions(Struct, frozen=True):
+class Versions(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """By which rules the bill was computed: it is a pure function of entries and these."""
 
     pipeline_version: int
     tax_version: int
 
 
-class Content(Struct, frozen=True):
+class Content(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """All that an invoice states. Its canonical encoding is what is hashed."""
 
     invoice_id: DocumentId
@@ -117,7 +141,7 @@ class Content(Struct, frozen=True):
 
 
 class Draft(Struct, frozen=True):
-    """A bill computed and not yet numbered: drafts have no number, and the place in it is empty."""
+    """A bill computed and not yet numbered: the number in its content is empty."""
 
     content: Content
     funded_micro: str
@@ -135,40 +159,51 @@ class DocumentEvent(Struct, frozen=True):
     position: int
     number: str
     period: str
-    state: State
+    state: InvoiceState
     content_sha256: str
     pdf_sha256: str | None
 
 
+class OutstandingStep(Struct, frozen=True):
+    """A step that a numbered invoice still waits for: `pdf`, or the entry in the `ledger`."""
+
+    step: str
+    attempts: int
+    reason: str | None
+    """Why the last attempt failed; None while it is in progress."""
+
+
 @dataclass(frozen=True, slots=True)
-class Place:
-    """An invoice's place in its series: positions are gapless per entity, series, fiscal year."""
+class NumberSeries:
+    """What counts its own numbers without a gap: a legal entity's series in one fiscal year."""
 
     legal_entity_id: LegalEntityId
     series: str
     fiscal_year: str
-    position: int
 
     @classmethod
-    def of(
-        cls,
-        legal_entity_id: LegalEntityId,
-        series: str,
-        issued_on: dt.date,
-        position: int = 0,
-    ) -> Place:
-        """Return a place in the series of the issue date's fiscal year; 0 is before the first."""
-        return cls(legal_entity_id, series, fiscal_year(issued_on), position)
+    def on(cls, legal_entity_id: LegalEntityId, series: str, issued_on: dt.date) -> NumberSeries:
+        """Return the one in which a document of this date is numbered, whenever that is done."""
+        return cls(legal_entity_id, series, fiscal_year(issued_on))
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesPosition:
+    """An invoice's place in its series, counted from 1."""
+
+    number_series: NumberSeries
+    position: int
 
     @property
     def number(self) -> str:
         """What is printed and quoted: `INV-2025-26-000001`."""
-        return f"{self.series}-{self.fiscal_year}-{self.position:0{NUMBER_DIGITS}d}"
+        in_series = self.number_series
+        return f"{in_series.series}-{in_series.fiscal_year}-{self.position:0{NUMBER_DIGITS}d}"
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What a document needs beside the bill: who, which month, when, from which entries."""
+class InvoiceFacts:
+    """What a document needs beside its charges: who, which month, when, from which entries."""
 
     legal_entity_id: LegalEntityId
     legal_entity_name: str
@@ -177,15 +212,36 @@ class Facts:
     period: str
     currency: str
     issued_on: dt.date
-    tax_point_on: dt.date
     tax_version: int
-    first_seq: int
     last_seq: int
     last_hash: str
 
-    def place(self, position: int) -> Place:
-        """Return the place of this document in its series, at a position."""
-        return Place.of(self.legal_entity_id, self.series, self.issued_on, position)
+    @property
+    def number_series(self) -> NumberSeries:
+        """Return what its number is taken from."""
+        return NumberSeries.on(self.legal_entity_id, self.series, self.issued_on)
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedBill:
+    """What came of a bill: computed with its draft, skipped, or pending with why it failed."""
+
+    tenant_id: TenantId
+    state: BillState
+    draft: Draft | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FinalisedInvoice:
+    """A numbered invoice, as it is written down."""
+
+    at: SeriesPosition
+    content: Content
+    content_sha256: str
+    funded_micro: int
+    receivable_micro: int
+    """What the ledger is to move from `receivable` to this document."""
 
 
 def document_id(legal_entity_id: LegalEntityId, tenant_id: TenantId, period: str) -> DocumentId:
@@ -199,18 +255,64 @@ def default_issued_on(period: str) -> dt.date:
     return first_day_on(next_month(period))
 
 
-def draft_of(facts: Facts, bill: Bill) -> Draft:
-    """State a bill as a document that still lacks its number."""
-    content = _content(facts, bill)
-    return Draft(content, str(bill.funded_micro), str(bill.receivable_micro))
+def draft_of(
+    facts: InvoiceFacts, first_seq: int, usage: Iterable[RatedUsage], tax_rows: Iterable[TaxRow]
+) -> Draft | TaxMissing | ZeroBill:
+    """Compute a month's bill and state it as a document that still lacks its number.
+
+    `usage` are the month's charges up to `facts.last_seq`, one by one or in any sums, the first of
+    them at `first_seq`. Of `tax_rows`, the whole table, those count that were recorded when the
+    month was closed and are in force on its tax point. Refusals in order: `TaxMissing`, `ZeroBill`.
+    """
+    at_on = tax_point_on(facts.period)
+    billed = bill(usage, rows_in_force(tax_rows, at_on, facts.tax_version), at_on)
+    if not isinstance(billed, Bill):
+        return billed
+    content = _content(facts, first_seq, billed, at_on)
+    return Draft(content, str(billed.funded_micro), str(billed.receivable_micro))
 
 
-def numbered(draft: Draft, place: Place) -> Content:
+def number_draft(draft: Draft, at: SeriesPosition) -> Content:
     """Give a draft its place in its series; nothing else of it changes."""
-    return msgspec.structs.replace(draft.content, number=place.number)
+    return msgspec.structs.replace(draft.content, number=at.number)
 
 
-def _content(facts: Facts, bill: Bill) -> Content:
+def finalise(draft: Draft, at: SeriesPosition) -> FinalisedInvoice:
+    """Number and hash a draft: from now on it never changes."""
+    content = number_draft(draft, at)
+    return FinalisedInvoice(
+        at=at,
+        content=content,
+        content_sha256=content_sha256(content),
+        funded_micro=int(draft.funded_micro),
+        receivable_micro=int(draft.receivable_micro),
+    )
+
+
+def steps_of(invoice: FinalisedInvoice) -> tuple[InvoiceStep, ...]:
+    """Return what is left to do: always a PDF; the ledger is asked only where it has to move."""
+    return ("pdf", "ledger") if invoice.receivable_micro > 0 else ("pdf",)
+
+
+def finalising_event(invoice: FinalisedInvoice) -> DocumentEvent:
+    """Announce that an invoice has its number and its hash; its PDF is still to come."""
+    content, in_series = invoice.content, invoice.at.number_series
+    return DocumentEvent(
+        invoice_id=content.invoice_id,
+        tenant_id=content.tenant_id,
+        legal_entity=in_series.legal_entity_id,
+        series=in_series.series,
+        fiscal_year=in_series.fiscal_year,
+        position=invoice.at.position,
+        number=content.number,
+        period=content.period,
+        state="finalising",
+        content_sha256=invoice.content_sha256,
+        pdf_sha256=None,
+    )
+
+
+def _content(facts: InvoiceFacts, first_seq: int, billed: Bill, at_on: dt.date) -> Content:
     return Content(
         invoice_id=document_id(facts.legal_entity_id, facts.tenant_id, facts.period),
         number="",
@@ -220,16 +322,18 @@ def _content(facts: Facts, bill: Bill) -> Content:
         period=facts.period,
         currency=facts.currency,
         issued_on=facts.issued_on.isoformat(),
-        tax_point_on=facts.tax_point_on.isoformat(),
-        lines=tuple(_line(line) for line in bill.lines),
-        taxes=tuple(_taxes(share) for share in bill.tax_shares),
-        net_minor=str(bill.net_minor),
-        tax_minor=str(bill.tax_minor),
-        total_minor=str(bill.total_minor),
-        tender_minor=str(bill.tender_minor),
-        due_minor=str(bill.due_minor),
-        entries=EntryRange(str(facts.first_seq), str(facts.last_seq), facts.last_hash),
-        versions=Versions(PIPELINE_VERSION, facts.tax_version),
+        tax_point_on=at_on.isoformat(),
+        lines=tuple(_line(line) for line in billed.lines),
+        taxes=tuple(_taxes(share) for share in billed.tax_shares),
+        net_minor=str(billed.net_minor),
+        tax_minor=str(billed.tax_minor),
+        total_minor=str(billed.total_minor),
+        tender_minor=str(billed.tender_minor),
+        due_minor=str(billed.due_minor),
+        entries=EntryRange(
+            first_seq=str(first_seq), last_seq=str(facts.last_seq), last_hash=facts.last_hash
+        ),
+        versions=Versions(pipeline_version=PIPELINE_VERSION, tax_version=facts.tax_version),
     )
 
 
@@ -298,7 +402,7 @@ def printed(content: Content) -> Canonical:
             f"pipeline {content.versions.pipeline_version}, "
             f"tax table {content.versions.tax_version}"
         ),
-        "content_sha256": hashlib.sha256(content_bytes(content)).hexdigest(),
+        "content_sha256": content_sha256(content),
     }
 
 
@@ -329,6 +433,7 @@ def _printed_tax(tax: TaxBreakdown) -> Canonical:
 
 def grouped_minor(shown_minor: int) -> str:
     """Write minor units with two decimals, grouped as in Pakistan: 12,34,56,789.05."""
+    # The last three digits stand together, all before them in pairs: thousand, lakh, crore.
     whole, cents = divmod(abs(shown_minor), 100)
     digits = str(whole)
     groups: list[str] = []

@@ -1,9 +1,13 @@
 """Which sales tax a line carries: dated rows, one authority per hub, chosen by place and by date.
 
-Services are taxed where they are delivered: Lahore's hub by PRA (Punjab), Karachi's by SRB (Sindh),
-Islamabad's by FBR (Capital Territory). A row says from which Karachi date on an authority asks how
-many basis points, and cites the law that says so. Rows are immutable: a change of the law is a new
-row with a later date.
+Services are taxed where they are delivered: Lahore's hub by PRA (Punjab), Karachi's by SRB
+(Sindh), Islamabad's by FBR (Capital Territory). None of these stands in code: hubs, authorities and
+rates are data. **A new hub or a new authority is one `POST /v1/tax-rates`** (`api/tax_rates.py`);
+until its row is there, a month in which commercial tenants used that hub says `tax-missing` and
+cannot be closed.
+
+A row says from which Karachi date on an authority asks how many basis points, and cites the law
+that says so. Rows are immutable: a change of the law is a new row with a later date.
 
 **Tax point.** A line is taxed at the rate in force on the *last day of the billing month*, the day
 on which the month's service is fully rendered, not on the day the invoice happens to be issued: the
@@ -15,14 +19,15 @@ changes within a month therefore applies to the whole of it.
 **Version.** Rows are numbered as they are recorded. An invoice pins the highest number known when
 its month was closed, so a row recorded later, whatever its date, never changes an old invoice.
 
-Refusal: `TaxMissing` when no row covers a hub on the tax point.
+Refusals: `TaxMissing` when no row covers a hub on the tax point; `TaxRowDiffers` when a row is to
+be recorded for a hub and a date that have another one.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from hisab_contracts.ids import HubCode
 from hisab_contracts.units import first_day_on, next_month
@@ -47,6 +52,31 @@ class TaxMissing:
 
     hub: HubCode
     tax_point_on: dt.date
+
+
+@dataclass(frozen=True, slots=True)
+class TaxRowDiffers:
+    """This hub has another row from this date on; a row is never changed."""
+
+    recorded: TaxRow
+
+
+def record_tax_row(rows: Sequence[TaxRow], wanted: TaxRow) -> TaxRow | TaxRowDiffers:
+    """Decide what recording a row comes to: the row under the next number, or the one there is.
+
+    `rows` is the whole table. The number that `wanted` carries does not count. Asking again for
+    what is recorded already is not an error and records nothing. Refusal: `TaxRowDiffers`.
+    """
+    for row in rows:
+        if (row.hub, row.valid_from) == (wanted.hub, wanted.valid_from):
+            same = replace(wanted, tax_version=row.tax_version) == row
+            return row if same else TaxRowDiffers(row)
+    return replace(wanted, tax_version=version_of(rows) + 1)
+
+
+def version_of(rows: Iterable[TaxRow]) -> int:
+    """Return the version of a tax table: the number of its newest row, 0 when it is empty."""
+    return max((row.tax_version for row in rows), default=0)
 
 
 def tax_point_on(month: str) -> dt.date:

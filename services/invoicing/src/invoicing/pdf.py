@@ -1,9 +1,9 @@
 """PDFs: one long-lived child process that sets invoices, and the client that feeds it.
 
-The child (`python -m invoicing.rendering`) keeps one typst compiler, reads contents from its
-standard input and writes PDFs to its standard output, each behind its length; it ends when its
-input ends, so it never outlives the service. The event loop never waits for typesetting, and a
-crash of the typesetter is a reason on one invoice.
+The child (`python -m invoicing.pdf`) keeps one typst compiler, reads contents from its standard
+input and writes PDFs to its standard output, each behind its length; it ends when its input ends,
+so it never outlives the service. The event loop never waits for typesetting, and a crash of the
+typesetter is a reason on one invoice.
 
 A PDF is a pure function of the content: the template and its fonts come with the packages, the
 creation time is midnight of the issue date, the data are strings in JSON. PDF/A-3b carries the
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import hashlib
 import sys
 from asyncio.subprocess import PIPE, Process
 from importlib.resources import files
@@ -24,7 +25,7 @@ import typst
 
 from hisab_contracts.canonical import canonical_bytes
 from hisab_contracts.units import KARACHI
-from invoicing.document import Content, content_bytes, printed, read_content
+from invoicing.core.document import Content, content_bytes, printed, read_content
 
 RENDER_TIMEOUT_S: Final = 60
 RENDERS_PER_CHILD: Final = 2_000
@@ -38,12 +39,18 @@ class RenderFailed(Exception):
     """An invoice could not be set; the message says why."""
 
 
-class Press:
+def pdf_sha256(pdf: bytes) -> str:
+    """Return the SHA-256 of a PDF, as invoices and their events state it."""
+    return hashlib.sha256(pdf).hexdigest()
+
+
+class Typesetter:
     """Sets contents as PDF with the embedded fonts and the packaged template."""
 
     def __init__(self) -> None:
         """Load the template and one compiler, used for every invoice of this process."""
         self._template = (files("invoicing") / "templates" / "invoice.typ").read_bytes()
+        # A font of the machine would make the same invoice come out differently elsewhere.
         self._compiler = typst.Compiler(font_paths=typst.Fonts(include_system_fonts=False))
 
     def pdf_of(self, content: Content) -> bytes:
@@ -76,7 +83,7 @@ class Press:
         return pdf
 
 
-class PressClient:
+class TypesetterProcess:
     """Has invoices set by a child process, one at a time; starts it when it is needed."""
 
     def __init__(self) -> None:
@@ -112,7 +119,7 @@ class PressClient:
             await self._end()
         if self._child is None:
             self._child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "invoicing.rendering", stdin=PIPE, stdout=PIPE
+                sys.executable, "-m", "invoicing.pdf", stdin=PIPE, stdout=PIPE
             )
             self._renders_left = RENDERS_PER_CHILD
         self._renders_left -= 1
@@ -126,6 +133,7 @@ class PressClient:
         return kind, await out.readexactly(size)
 
     async def _end(self) -> None:
+        # Forgotten before it is awaited: whoever is cancelled here leaves no dead child behind.
         child, self._child = self._child, None
         if child is None:
             return
@@ -134,20 +142,20 @@ class PressClient:
         await child.wait()
 
 
-def serve(reading: BinaryIO, writing: BinaryIO) -> None:
+def serve(contents: BinaryIO, pdfs: BinaryIO) -> None:
     """Set every content that comes, in order, until the input ends (the child's whole life)."""
-    press = Press()
+    typesetter = Typesetter()
     while True:
-        head = reading.read(LENGTH_BYTES)
+        head = contents.read(LENGTH_BYTES)
         if len(head) < LENGTH_BYTES:
             return
-        content = reading.read(int.from_bytes(head, "big"))
+        content = contents.read(int.from_bytes(head, "big"))
         try:
-            kind, answer = _PDF, press.pdf_of(read_content(content))
+            kind, answer = _PDF, typesetter.pdf_of(read_content(content))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is that invoice's reason
             kind, answer = _FAILED, str(error).encode()
-        writing.write(kind + len(answer).to_bytes(LENGTH_BYTES, "big") + answer)
-        writing.flush()
+        pdfs.write(kind + len(answer).to_bytes(LENGTH_BYTES, "big") + answer)
+        pdfs.flush()
 
 
 if __name__ == "__main__":

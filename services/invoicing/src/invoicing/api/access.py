@@ -1,0 +1,36 @@
+"""Who may ask what of bills, whose name stands on a command, and which month a path names.
+
+Money roles read everything here; a tenant reads its own invoices. Who may write is said at each
+endpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from hisab_contracts.reference import Role
+from hisab_contracts.units import month_bounds_ms
+from runtime.auth import Principal
+from runtime.http import Problem
+
+MONEY_ROLES: Final = (Role.FINANCE, Role.AUDITOR, Role.OPERATOR)
+"""They see every tenant's bills, months, tax rows and sellers."""
+
+INVOICE_READERS: Final = (Role.TENANT, *MONEY_ROLES)
+"""A tenant's key is among them: row-level security shows it its own invoices only."""
+
+
+def actor_of(principal: Principal) -> str:
+    """Return who did it, as it goes on the record."""
+    return f"key:{principal.key_id}"
+
+
+def require_month(month: str) -> None:
+    """Raise `Problem` 422 unless a billing month is written `yyyy-mm`.
+
+    Not 404: every month exists, also one without charges; this is the name of none.
+    """
+    try:
+        month_bounds_ms(month)
+    except ValueError as error:
+        raise Problem("malformed", str(error)) from error

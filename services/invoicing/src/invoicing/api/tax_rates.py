@@ -1,0 +1,116 @@
+"""`/v1/tax-rates`: the tax table, which grows by one dated row at a time.
+
+A new hub, a new authority or a new rate is a row here and a change of no file. Nothing in code
+knows an authority: invoices print what the row says, and the citation with it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING, Annotated, assert_never
+
+from fastapi import Request, Response
+from msgspec import Meta, Struct
+
+from hisab_contracts.ids import HUB_PATTERN, HubCode
+from hisab_contracts.reference import Role
+from invoicing.api.access import MONEY_ROLES, actor_of
+from invoicing.core.tax import TaxRow, TaxRowDiffers, record_tax_row
+from invoicing.store import closings, reference
+from runtime.database import ALL_TENANTS
+from runtime.http import Model, Position, Problem, Resource, get, page_of, page_response, post
+from runtime.idempotency import Answer, read_command, run_command
+from runtime.service import Kit
+
+if TYPE_CHECKING:
+    from runtime.database import Connection
+
+
+class TaxRate(Model, frozen=True):
+    """From a Karachi date on, an authority asks so much of what a hub sells, by this law."""
+
+    hub: Annotated[str, Meta(pattern=f"^{HUB_PATTERN}$")]
+    authority: Annotated[str, Meta(min_length=1, max_length=200)]
+    tax_bps: Annotated[int, Meta(ge=0, le=10_000)]
+    valid_from: dt.date
+    citation: Annotated[str, Meta(min_length=1, max_length=500)]
+
+
+class TaxRateAnswer(Struct, frozen=True):
+    """A recorded tax row."""
+
+    tax_version: int
+    hub: str
+    authority: str
+    tax_bps: int
+    valid_from: dt.date
+    citation: str
+
+
+class TaxRates(Resource):
+    """`/v1/tax-rates`: record a row, list the table."""
+
+    def __init__(self, kit: Kit) -> None:
+        """Serve from this kit."""
+        self._kit = kit
+
+    @post(
+        "/v1/tax-rates",
+        body=TaxRate,
+        answer=TaxRateAnswer,
+        status=201,
+        problems=("already-exists",),
+        idempotent=True,
+    )
+    async def add_tax_rate(self, request: Request) -> Response:
+        """Record a dated tax row; rows are never changed."""
+        principal = await self._kit.access.authorise(request, Role.OPERATOR)
+        command = await read_command(request, TaxRate)
+        wanted = _row(command.body)
+
+        async def run(connection: Connection) -> Answer:
+            # Rows are numbered one after another, so only one transaction at a time may add one.
+            await reference.lock_register(connection, "tax_rates")
+            rows = await closings.tax_rows(connection)
+            decided = record_tax_row(rows, wanted)
+            match decided:
+                case TaxRow():
+                    if decided not in rows:
+                        await closings.add_tax_row(connection, decided, actor=actor_of(principal))
+                    return Answer(201, _answer(decided))
+                case TaxRowDiffers():
+                    raise Problem("already-exists", "this hub has another row from this date on")
+                case _:
+                    assert_never(decided)
+
+        return await run_command(
+            self._kit.api, command, run, scope=principal.role, tenant=ALL_TENANTS
+        )
+
+    @get("/v1/tax-rates", answer=TaxRateAnswer, paged=True)
+    async def tax_rates(self, request: Request) -> Response:
+        """The tax table, in the order it was recorded."""
+        await self._kit.access.authorise(request, *MONEY_ROLES)
+        page = page_of(request, tuple[Position])
+        async with self._kit.api.transaction(tenant=ALL_TENANTS) as connection:
+            rows = await closings.tax_rows(connection)
+        (after_version,) = page.after or (0,)
+        shown = [_answer(row) for row in rows if row.tax_version > after_version]
+        return page_response(shown[: page.limit + 1], page, lambda answer: (answer.tax_version,))
+
+
+def _row(body: TaxRate) -> TaxRow:
+    return TaxRow(
+        tax_version=0,
+        hub=HubCode(body.hub),
+        authority=body.authority,
+        tax_bps=body.tax_bps,
+        valid_from=body.valid_from,
+        citation=body.citation,
+    )
+
+
+def _answer(row: TaxRow) -> TaxRateAnswer:
+    return TaxRateAnswer(
+        row.tax_version, row.hub, row.authority, row.tax_bps, row.valid_from, row.citation
+    )

@@ -1,0 +1,334 @@
+"""When a billing month may be closed: by what the hubs say, never by a clock.
+
+A month is *complete* when every hub that has ever emitted says, in every partition, that all usage
+before the month's end has been stated (its watermark), and no known tenant's GPU time of that
+month is in quarantine. Watermarks travel in-band behind the charges they cover, so a partition
+whose watermark has passed has also been read that far: no lag needs to be asked for. All partitions
+count, whoever's tenants they carry: it is simpler, and the month's sums are then complete for
+everybody.
+
+Before any hub has emitted nothing is known to be complete, so no month is: closing then would make
+everything that follows late. A month that lies before all usage is closable as soon as every hub's
+watermark has passed it; it closes without invoices.
+
+`blockers` lists everything in the way, in a fixed order. The first kinds are matters of
+completeness, which finance may override on the record; the last (`LASTING`) leave nothing to bill
+by and cannot be overridden.
+
+A month goes from `open` to `closable` by watermark, to `closing` by finance's command, and to
+`closed` when each of its invoices is done. `close_period` decides about the command. Refusals, in
+order: `PeriodClosed` (closed or closing already), `PeriodIncomplete` (something is missing and
+nobody overrides it), `NothingToBillBy` (an override does not help). Before that, `close_request`
+refuses a date of issue that lies before the tax point (`IssuedTooEarly`).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from hisab_contracts.charges import OpenQuarantine, SourceBehind
+from hisab_contracts.ids import HubCode, LegalEntityId, TenantId
+from hisab_contracts.units import instant_text, month_bounds_ms
+from invoicing.core.document import OutstandingStep, default_issued_on
+from invoicing.core.sellers import Seller
+from invoicing.core.tax import TaxRow, rows_in_force, tax_point_on, version_of
+
+LASTING: Final = frozenset({"entry-gap", "tenant-unknown", "legal-entity-missing", "tax-missing"})
+"""Kinds of blockers that no override can help: nothing correct can be computed."""
+
+PeriodStatus = Literal["open", "closable", "closing", "closed"]
+"""How far a month is: incomplete, complete, being closed, done."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionWatermark:
+    """What a hub's newest watermark in one partition said."""
+
+    partition: int
+    hub: HubCode
+    revision: int
+    watermark_ms: int | None
+    silent: bool
+    quarantined: tuple[OpenQuarantine, ...]
+    behind: tuple[SourceBehind, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodBlocker:
+    """One thing that keeps a month open, and where to look."""
+
+    kind: str
+    hub: HubCode | None
+    source: str | None
+    tenant_id: TenantId | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class CloseRequest:
+    """What finance asks for: close a month, date its invoices, perhaps in spite of something."""
+
+    period: str
+    issued_on: dt.date
+    override_reason: str | None
+    """Why the month is closed although it is not complete; None does not override."""
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """The close of a month as it goes on the record: what was overridden, what it is taxed by."""
+
+    period: str
+    legal_entity_id: LegalEntityId
+    issued_on: dt.date
+    override_reason: str | None
+    overridden: tuple[PeriodBlocker, ...]
+    tax_version: int
+    """The tax table as it stood: rows recorded later never change this month's bills."""
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedClosing:
+    """A closing on the record, and when; `closed_at` once each of its invoices is done."""
+
+    closing: Closing
+    requested_at: dt.datetime
+    closed_at: dt.datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class OutstandingBill:
+    """What one tenant's bill of a month that is being closed still needs."""
+
+    tenant_id: TenantId
+    step: OutstandingStep
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodState:
+    """All that decides whether a month may be closed, and how far it is."""
+
+    period: str
+    partitions: int
+    watermarks: tuple[PartitionWatermark, ...]
+    quarantined_tenants: frozenset[TenantId]
+    """Those of the tenants named by `watermarks` whom we know: others are listed, block nobody."""
+    broken_books: tuple[TenantId, ...]
+    """Tenants some of whose entries are still missing here: they are being fetched."""
+    unknown_tenants: tuple[TenantId, ...]
+    """Tenants with charges in the month of whom nothing has been said yet."""
+    billed_hubs: tuple[HubCode, ...]
+    """Hubs at which commercial tenants used something in the month."""
+    tax_rows: tuple[TaxRow, ...]
+    """The whole tax table."""
+    sellers: tuple[Seller, ...]
+    recorded: RecordedClosing | None
+    outstanding: tuple[OutstandingBill, ...]
+    """Empty unless the month is being closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodProgress:
+    """How far a month is, and what it stands or waits for."""
+
+    status: PeriodStatus
+    blocked_by: tuple[PeriodBlocker, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedTooEarly:
+    """Invoices cannot be dated before the service they bill is rendered."""
+
+    tax_point_on: dt.date
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodClosed:
+    """The month is closed, or being closed, already."""
+
+    period: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodIncomplete:
+    """Something is missing, and the command does not override it."""
+
+    blocked_by: tuple[PeriodBlocker, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NothingToBillBy:
+    """Something is missing without which no correct bill can be computed: no override helps."""
+
+    blocked_by: tuple[PeriodBlocker, ...]
+    lasting: tuple[PeriodBlocker, ...]
+
+
+CloseRefused = PeriodClosed | PeriodIncomplete | NothingToBillBy
+"""Why a month is not closed, in order of precedence."""
+
+
+def close_request(
+    period: str, issued_on: dt.date | None, override_reason: str | None, actor: str
+) -> CloseRequest | IssuedTooEarly:
+    """Complete what finance sent: without a date, invoices carry the first day after the month."""
+    at_on = issued_on or default_issued_on(period)
+    point_on = tax_point_on(period)
+    if at_on < point_on:
+        return IssuedTooEarly(point_on)
+    return CloseRequest(period, at_on, override_reason, actor)
+
+
+def close_period(state: PeriodState, request: CloseRequest) -> Closing | CloseRefused:
+    """Decide whether a month is closed; everything in its way that is overridden is recorded."""
+    if state.recorded is not None:
+        return PeriodClosed(state.period)
+    found = blockers(state)
+    if found and request.override_reason is None:
+        return PeriodIncomplete(found)
+    lasting = tuple(blocker for blocker in found if blocker.kind in LASTING)
+    if lasting:
+        return NothingToBillBy(found, lasting)
+    # Exactly one: without a seller the month is blocked, and a second one is refused registration.
+    (seller,) = state.sellers
+    return Closing(
+        period=state.period,
+        legal_entity_id=seller.legal_entity_id,
+        issued_on=request.issued_on,
+        override_reason=request.override_reason,
+        overridden=found,
+        tax_version=version_of(state.tax_rows),
+        actor=request.actor,
+    )
+
+
+def progress_of(state: PeriodState) -> PeriodProgress:
+    """Say how far a month is. While it is being closed, what its bills need is what blocks it."""
+    if state.recorded is None:
+        found = blockers(state)
+        return PeriodProgress("open" if found else "closable", found)
+    if state.recorded.closed_at is None:
+        return PeriodProgress("closing", tuple(_unfinished(bill) for bill in state.outstanding))
+    return PeriodProgress("closed", ())
+
+
+def _unfinished(bill: OutstandingBill) -> PeriodBlocker:
+    step = bill.step
+    detail = f"attempt {step.attempts}: {step.reason}" if step.reason else "in progress"
+    return PeriodBlocker(step.step, None, None, bill.tenant_id, detail)
+
+
+def describe(blocker: PeriodBlocker) -> str:
+    """Say in one line what is in the way and whom or what it is about."""
+    about = blocker.source or blocker.tenant_id or blocker.hub
+    return f"{blocker.kind} ({about}): {blocker.detail}" if about else blocker.detail
+
+
+def blockers(state: PeriodState) -> tuple[PeriodBlocker, ...]:
+    """List what keeps a month open, in a fixed order; empty when it may be closed."""
+    return (
+        *_incomplete_hubs(state),
+        *_open_quarantine(state),
+        *(
+            PeriodBlocker("entry-gap", None, None, tenant, "entries are missing and being fetched")
+            for tenant in state.broken_books
+        ),
+        *(
+            PeriodBlocker(
+                "tenant-unknown", None, None, tenant, "nothing says yet who this tenant is"
+            )
+            for tenant in state.unknown_tenants
+        ),
+        *_nothing_to_bill_by(state),
+    )
+
+
+def complete_until(
+    watermarks: Iterable[PartitionWatermark], partitions: int
+) -> Mapping[HubCode, int | None]:
+    """Return, for each hub that has emitted, the instant its usage is complete to everywhere.
+
+    None while any partition has no watermark of that hub.
+    """
+    lowest: dict[HubCode, int | None] = {}
+    for hub, by_partition in _by_hub(watermarks).items():
+        known = [by_partition[p].watermark_ms for p in range(partitions) if p in by_partition]
+        stated = [watermark for watermark in known if watermark is not None]
+        lowest[hub] = min(stated) if len(stated) == partitions else None
+    return lowest
+
+
+def _by_hub(
+    watermarks: Iterable[PartitionWatermark],
+) -> dict[HubCode, dict[int, PartitionWatermark]]:
+    by_hub: dict[HubCode, dict[int, PartitionWatermark]] = {}
+    for mark in sorted(watermarks, key=lambda mark: (mark.hub, mark.partition)):
+        by_hub.setdefault(mark.hub, {})[mark.partition] = mark
+    return by_hub
+
+
+def _incomplete_hubs(state: PeriodState) -> Iterable[PeriodBlocker]:
+    if not state.watermarks:
+        yield PeriodBlocker("no-watermark", None, None, None, "no hub has emitted anything yet")
+        return
+    end_ms = month_bounds_ms(state.period)[1]
+    complete = complete_until(state.watermarks, state.partitions)
+    for hub, by_partition in _by_hub(state.watermarks).items():
+        until_ms = complete[hub]
+        # A watermark that equals the end is enough: nothing before that instant is unreported.
+        if until_ms is None or until_ms < end_ms:
+            # Partitions are read at different paces; the newest revision knows best who is behind.
+            newest = max(by_partition.values(), key=lambda mark: (mark.revision, mark.partition))
+            yield from _behind(newest, until_ms, end_ms)
+
+
+def _behind(mark: PartitionWatermark, until_ms: int | None, end_ms: int) -> Iterable[PeriodBlocker]:
+    """Name the sources that hold a hub back; the hub itself when none is named."""
+    kind = "silent-hub" if mark.silent else "watermark"
+    needed = f"complete until {_instant(until_ms)}, needed until {_instant(end_ms)}"
+    named = [
+        source
+        for source in mark.behind
+        if source.watermark_ms is None or source.watermark_ms < end_ms
+    ]
+    for source in named:
+        detail = f"{source.reason}; its watermark is {_instant(source.watermark_ms)}; hub {needed}"
+        yield PeriodBlocker(kind, mark.hub, source.source, None, detail)
+    if not named:
+        yield PeriodBlocker(kind, mark.hub, None, None, f"hub {needed}")
+
+
+def _open_quarantine(state: PeriodState) -> Iterable[PeriodBlocker]:
+    """Per hub and tenant the most that any partition still reports."""
+    most: dict[tuple[HubCode, TenantId], int] = {}
+    for mark in state.watermarks:
+        for item in mark.quarantined:
+            if item.month == state.period and item.tenant_id in state.quarantined_tenants:
+                # Every partition repeats the hub's whole sum, and some have read further than
+                # others: the most is what may still be there, a sum would count it many times.
+                key = (mark.hub, item.tenant_id)
+                most[key] = max(most.get(key, 0), item.quarantined_gpu_ns)
+    for (hub, tenant_id), quarantined_gpu_ns in sorted(most.items()):
+        if quarantined_gpu_ns > 0:
+            detail = f"{quarantined_gpu_ns} GPU-ns of this month wait in quarantine"
+            yield PeriodBlocker("quarantine", hub, None, tenant_id, detail)
+
+
+def _nothing_to_bill_by(state: PeriodState) -> Iterable[PeriodBlocker]:
+    if not state.sellers:
+        detail = "no legal entity that sells is registered"
+        yield PeriodBlocker("legal-entity-missing", None, None, None, detail)
+    point_on = tax_point_on(state.period)
+    taxed = rows_in_force(state.tax_rows, point_on, version_of(state.tax_rows))
+    for hub in sorted(set(state.billed_hubs) - set(taxed)):
+        detail = f"no tax row covers {point_on}"
+        yield PeriodBlocker("tax-missing", hub, None, None, detail)
+
+
+def _instant(instant_ms: int | None) -> str:
+    return "not stated" if instant_ms is None else instant_text(instant_ms)

@@ -1,0 +1,531 @@
+"""SQL of closing a month: the command, bills to make, numbers, and the steps that remain.
+
+The tax table stands here as well, because a closing pins its version: what a bill is computed from
+is read in this module and in `entries`, nowhere else.
+
+Numbering is one short transaction. It holds the closing's row, so the numbers of one month follow
+the order of its tenants whoever finalises; it takes the counter's row last, and only the invoice,
+its steps and its message follow. The gap proof is a constraint: every invoice but the first of its
+series refers to the one before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from hisab_contracts.ids import DocumentId, TenantId
+from invoicing.core.document import (
+    ComputedBill,
+    DocumentEvent,
+    Draft,
+    FinalisedInvoice,
+    InvoiceFacts,
+    InvoiceStep,
+    NumberSeries,
+    OutstandingStep,
+    content_bytes,
+    steps_of,
+)
+from invoicing.core.periods import Closing, OutstandingBill, PeriodBlocker, RecordedClosing
+from invoicing.core.tax import TaxRow
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from runtime.database import Connection
+
+REASON_LENGTH: Final = 1000
+"""How much of a failure's message is kept: it may quote whatever a stranger answered."""
+
+# Months that are being closed.
+
+
+_CLOSING_COLUMNS = """period, legal_entity_id, issued_on, override_reason, overridden, tax_version,
+  actor"""
+
+
+def _closing_from_row(row: asyncpg.Record) -> RecordedClosing:
+    closing = Closing(
+        period=row["period"],
+        legal_entity_id=row["legal_entity_id"],
+        issued_on=row["issued_on"],
+        override_reason=row["override_reason"],
+        overridden=msgspec.json.decode(row["overridden"], type=tuple[PeriodBlocker, ...]),
+        tax_version=row["tax_version"],
+        actor=row["actor"],
+    )
+    return RecordedClosing(closing, row["requested_at"], row["closed_at"])
+
+
+_CLOSING = (
+    "select " + _CLOSING_COLUMNS + ", requested_at, closed_at from closings where period = $1"
+)
+
+
+async def closing_of(connection: Connection, period: str) -> RecordedClosing | None:
+    """Return the closing of a month, if finance has asked for it."""
+    row = await connection.fetchrow(_CLOSING, period)
+    return None if row is None else _closing_from_row(row)
+
+
+_RECORD_CLOSING = (
+    "insert into closings ("
+    + _CLOSING_COLUMNS
+    + ") values ($1, $2, $3, $4, $5, $6, $7) on conflict (period) do nothing"
+)
+
+
+async def record_closing(connection: Connection, closing: Closing) -> bool:
+    """Put a closing on the record; False when the month has one already."""
+    status = await connection.execute(
+        _RECORD_CLOSING,
+        closing.period,
+        closing.legal_entity_id,
+        closing.issued_on,
+        closing.override_reason,
+        msgspec.json.encode(closing.overridden).decode(),
+        closing.tax_version,
+        closing.actor,
+    )
+    return status == "INSERT 0 1"
+
+
+# One bill for each commercial tenant with charges in the month, cut at its book's position. This is
+# decided in SQL because the cut must be one snapshot: read book by book, a bill made last would
+# include what was booked meanwhile, and a tenant with a million charges costs no more than another.
+_ADD_BILLS = """
+insert into bills (period, legal_entity_id, tenant_id, last_seq)
+select c.period, c.legal_entity_id, b.tenant_id, b.contiguous_seq
+  from closings c
+ cross join books b
+  join tenants t on t.tenant_id = b.tenant_id and t.kind = 'commercial'
+ where c.period = $1
+   and exists (select from month_usage m
+                where m.period = c.period and m.tenant_id = b.tenant_id
+                  and m.first_seq <= b.contiguous_seq)
+ order by b.tenant_id
+"""
+
+
+async def add_bills(connection: Connection, period: str) -> None:
+    """Make one bill for each commercial tenant with charges, at its book's position as of now."""
+    await connection.execute(_ADD_BILLS, period)
+
+
+# The first asked for is worked on first.
+_OPEN_PERIODS = "select period from closings where closed_at is null order by requested_at, period"
+
+
+async def open_periods(connection: Connection) -> list[str]:
+    """Return the months that are being closed, the first asked for first."""
+    return [row["period"] for row in await connection.fetch(_OPEN_PERIODS)]
+
+
+# A month is closed once each of its bills is skipped or numbered and each invoice is complete. The
+# condition is in the statement, so that of a step that fails meanwhile nothing is overlooked.
+_CLOSE_IF_DONE = """
+update closings c set closed_at = clock_timestamp()
+ where c.period = $1 and c.closed_at is null
+   and not exists (select from bills b
+                    where b.period = c.period and b.state in ('pending', 'computed'))
+   and not exists (select from invoices i
+                     join invoice_steps s on s.invoice_id = i.invoice_id
+                    where i.period = c.period and s.done_at is null)
+"""
+
+
+async def close_if_done(connection: Connection, period: str) -> bool:
+    """Close a month once each of its bills is skipped or complete; says whether it did."""
+    return await connection.execute(_CLOSE_IF_DONE, period) == "UPDATE 1"
+
+
+# What bills, not yet numbered, and numbered invoices still need; at most so many are shown.
+_OUTSTANDING = """
+select 'compute' as step, b.tenant_id, b.attempts, b.reason
+  from bills b
+ where b.period = $1 and b.state in ('pending', 'computed')
+union all
+select s.step, s.tenant_id, s.attempts, s.reason
+  from invoices i
+  join invoice_steps s on s.invoice_id = i.invoice_id
+ where i.period = $1 and s.done_at is null
+ order by step, tenant_id
+ limit 1000
+"""
+
+
+async def outstanding_bills(connection: Connection, period: str) -> tuple[OutstandingBill, ...]:
+    """Return what the bills of a month that is being closed still need, and why."""
+    return tuple(
+        OutstandingBill(
+            row["tenant_id"], OutstandingStep(row["step"], row["attempts"], row["reason"])
+        )
+        for row in await connection.fetch(_OUTSTANDING, period)
+    )
+
+
+# The tax table.
+
+
+_TAX_COLUMNS = "tax_version, hub, authority, tax_bps, valid_from, citation"
+
+
+def _tax_row_from_row(row: asyncpg.Record) -> TaxRow:
+    return TaxRow(
+        tax_version=row["tax_version"],
+        hub=row["hub"],
+        authority=row["authority"],
+        tax_bps=row["tax_bps"],
+        valid_from=row["valid_from"],
+        citation=row["citation"],
+    )
+
+
+_TAX_ROWS = "select " + _TAX_COLUMNS + " from tax_rates order by tax_version"
+
+
+async def tax_rows(connection: Connection) -> list[TaxRow]:
+    """Return the whole tax table, in the order it was recorded."""
+    return [_tax_row_from_row(row) for row in await connection.fetch(_TAX_ROWS)]
+
+
+_ADD_TAX_ROW = (
+    "insert into tax_rates (" + _TAX_COLUMNS + ", actor) values ($1, $2, $3, $4, $5, $6, $7)"
+)
+
+
+async def add_tax_row(connection: Connection, row: TaxRow, *, actor: str) -> None:
+    """Record a tax row under the next number (the caller holds the register)."""
+    await connection.execute(
+        _ADD_TAX_ROW,
+        row.tax_version,
+        row.hub,
+        row.authority,
+        row.tax_bps,
+        row.valid_from,
+        row.citation,
+        actor,
+    )
+
+
+# Computing.
+
+
+def facts_from_row(row: asyncpg.Record) -> InvoiceFacts:
+    """Read what a document needs beside its charges; the same for a close and a recomputation."""
+    return InvoiceFacts(
+        legal_entity_id=row["legal_entity_id"],
+        legal_entity_name=row["name"],
+        series=row["series"],
+        tenant_id=row["tenant_id"],
+        period=row["period"],
+        currency=row["currency"],
+        issued_on=row["issued_on"],
+        tax_version=row["tax_version"],
+        last_seq=row["last_seq"],
+        last_hash=row["last_hash"],
+    )
+
+
+# Bills whose turn has come: not computed yet, or tried in vain and due again.
+_PENDING_BILLS = """
+select b.legal_entity_id, b.tenant_id, b.period, b.last_seq, l.name, l.series, t.currency,
+       c.issued_on, c.tax_version, encode(e.entry_hash, 'hex') as last_hash
+  from bills b
+  join closings c on c.period = b.period
+  join legal_entities l on l.legal_entity_id = b.legal_entity_id
+  join tenants t on t.tenant_id = b.tenant_id
+  join entries e on e.tenant_id = b.tenant_id and e.seq = b.last_seq
+ where b.period = $1 and b.state = 'pending' and b.retry_at <= clock_timestamp()
+ order by b.legal_entity_id, b.tenant_id
+ limit $2
+"""
+
+
+async def pending_bills(connection: Connection, period: str, limit: int) -> list[InvoiceFacts]:
+    """Return the facts of bills still to compute."""
+    return [facts_from_row(row) for row in await connection.fetch(_PENDING_BILLS, period, limit)]
+
+
+# The wait doubles from a quarter of a second to a minute. It is the server's clock that decides
+# what is due, so that processes with other clocks agree.
+_STORE_COMPUTED = """
+update bills b
+   set state = n.state, draft = n.draft, reason = n.reason, attempts = b.attempts + 1,
+       retry_at = clock_timestamp()
+         + least(60000, 250 * (1 << least(b.attempts, 8))) * interval '1 millisecond'
+  from unnest($2::text[], $3::text[], $4::jsonb[], $5::text[])
+       as n (tenant_id, state, draft, reason)
+ where b.period = $1 and b.tenant_id = n.tenant_id and b.state = 'pending'
+"""
+
+
+async def store_computed(
+    connection: Connection, period: str, computed: Sequence[ComputedBill]
+) -> None:
+    """Record what came of bills; one that failed is tried again, ever later, at most a minute."""
+    await connection.execute(
+        _STORE_COMPUTED,
+        period,
+        [bill.tenant_id for bill in computed],
+        [bill.state for bill in computed],
+        [
+            None if bill.draft is None else msgspec.json.encode(bill.draft).decode()
+            for bill in computed
+        ],
+        [bill.reason for bill in computed],
+    )
+
+
+# Numbering.
+
+
+# The row lock makes one of any number of finalisers number this month.
+_LOCK_CLOSING = """
+select legal_entity_id, issued_on,
+       (select series from legal_entities l where l.legal_entity_id = c.legal_entity_id) as series,
+       exists (select from bills b where b.period = c.period and b.state = 'pending') as pending
+  from closings c
+ where period = $1 and closed_at is null
+   for update
+"""
+
+
+async def lock_numbering(connection: Connection, period: str) -> NumberSeries | None:
+    """Become the only one who numbers a month; None while bills are still to compute."""
+    row = await connection.fetchrow(_LOCK_CLOSING, period)
+    if row is None or row["pending"]:
+        return None
+    return NumberSeries.on(row["legal_entity_id"], row["series"], row["issued_on"])
+
+
+# Numbers follow the order of tenants, so that a month closed again elsewhere has the same ones.
+_COMPUTED_BILLS = """
+select draft
+  from bills
+ where period = $1 and state = 'computed'
+ order by legal_entity_id, tenant_id
+ limit $2
+"""
+
+
+async def computed_drafts(connection: Connection, period: str, limit: int) -> list[Draft]:
+    """Return the next drafts to number, in order of tenant."""
+    rows = await connection.fetch(_COMPUTED_BILLS, period, limit)
+    return [msgspec.json.decode(row["draft"], type=Draft) for row in rows]
+
+
+# The last lock of the numbering transaction, so that it is held as briefly as can be: every month
+# of this seller waits for it.
+_TAKE_POSITIONS = """
+insert into invoice_counters as c (legal_entity_id, series, fiscal_year, last_position)
+values ($1, $2, $3, $4)
+on conflict (legal_entity_id, series, fiscal_year) do update
+   set last_position = c.last_position + excluded.last_position
+returning last_position
+"""
+
+
+async def take_positions(connection: Connection, series: NumberSeries, count: int) -> int:
+    """Take the next `count` positions of a series: the last lock. Returns the first of them."""
+    last_position = await connection.fetchval(
+        _TAKE_POSITIONS, series.legal_entity_id, series.series, series.fiscal_year, count
+    )
+    return int(last_position) - count + 1
+
+
+# What stands in the content is read from it here, so that columns and content cannot differ.
+_INSERT_INVOICES = """
+insert into invoices (invoice_id, legal_entity_id, series, fiscal_year, position,
+                      previous_position, number, tenant_id, period, issued_on, net_minor, tax_minor,
+                      total_minor, tender_minor, due_minor, residue_micro, funded_micro,
+                      invoiced_micro, first_seq, last_seq, content, content_sha256)
+select n.content ->> 'invoice_id', n.legal_entity_id, n.series, n.fiscal_year, n.position,
+       nullif(n.position - 1, 0), n.content ->> 'number', n.content ->> 'tenant_id',
+       n.content ->> 'period', (n.content ->> 'issued_on')::date,
+       (n.content ->> 'net_minor')::numeric, (n.content ->> 'tax_minor')::numeric,
+       (n.content ->> 'total_minor')::numeric, (n.content ->> 'tender_minor')::numeric,
+       (n.content ->> 'due_minor')::numeric,
+       (select sum((line ->> 'residue_micro')::numeric)
+          from jsonb_array_elements(n.content -> 'lines') as line),
+       n.funded_micro, n.invoiced_micro,
+       (n.content #>> '{entries,first_seq}')::bigint, (n.content #>> '{entries,last_seq}')::bigint,
+       n.content, n.content_sha256
+  from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::numeric[], $6::numeric[],
+              $7::jsonb[], $8::text[])
+       as n (legal_entity_id, series, fiscal_year, position, funded_micro, invoiced_micro, content,
+             content_sha256)
+ order by n.position
+"""
+# What remains to be done for each, written down with it.
+_INSERT_STEPS = """
+insert into invoice_steps (invoice_id, tenant_id, step)
+select n.invoice_id, n.tenant_id, n.step
+  from unnest($1::text[], $2::text[], $3::text[]) as n (invoice_id, tenant_id, step)
+"""
+# The draft goes: the invoice's content is what counts from now on.
+_MARK_NUMBERED = """
+update bills set state = 'numbered', draft = null
+ where period = $1 and tenant_id = any($2::text[]) and state = 'computed'
+"""
+
+
+async def insert_invoices(
+    connection: Connection, period: str, invoices: Sequence[FinalisedInvoice]
+) -> None:
+    """Write a month's numbered invoices and what remains to be done for each.
+
+    The constraints of the table refuse gaps and wrong sums.
+    """
+    in_series = [invoice.at.number_series for invoice in invoices]
+    await connection.execute(
+        _INSERT_INVOICES,
+        [series.legal_entity_id for series in in_series],
+        [series.series for series in in_series],
+        [series.fiscal_year for series in in_series],
+        [invoice.at.position for invoice in invoices],
+        [invoice.funded_micro for invoice in invoices],
+        [invoice.receivable_micro for invoice in invoices],
+        [content_bytes(invoice.content).decode() for invoice in invoices],
+        [invoice.content_sha256 for invoice in invoices],
+    )
+    steps = [(invoice.content, step) for invoice in invoices for step in steps_of(invoice)]
+    await connection.execute(
+        _INSERT_STEPS,
+        [content.invoice_id for content, _ in steps],
+        [content.tenant_id for content, _ in steps],
+        [step for _, step in steps],
+    )
+    await connection.execute(
+        _MARK_NUMBERED, period, [invoice.content.tenant_id for invoice in invoices]
+    )
+
+
+# What remains to be done for a numbered invoice.
+
+
+@dataclass(frozen=True, slots=True)
+class DueStep:
+    """A numbered invoice whose PDF, or whose answer from the ledger, is to be seen to now."""
+
+    invoice_id: DocumentId
+    tenant_id: TenantId
+    period: str
+    content: str
+    content_sha256: str
+    invoiced_micro: int
+    first_seq: int
+    last_seq: int
+
+
+# Steps whose turn has come, the longest due first: one that fails again and again does not stand
+# in the way of the others.
+_DUE_STEPS = """
+select i.invoice_id, i.tenant_id, i.period, i.content, i.content_sha256, i.invoiced_micro,
+       i.first_seq, i.last_seq
+  from invoice_steps s
+  join invoices i on i.invoice_id = s.invoice_id
+ where s.step = $1 and s.done_at is null and s.retry_at <= clock_timestamp()
+ order by s.retry_at, s.invoice_id
+ limit $2
+"""
+
+
+async def due_steps(connection: Connection, step: InvoiceStep, limit: int) -> list[DueStep]:
+    """Return invoices for which this step is due."""
+    return [
+        DueStep(
+            invoice_id=row["invoice_id"],
+            tenant_id=row["tenant_id"],
+            period=row["period"],
+            content=row["content"],
+            content_sha256=row["content_sha256"],
+            invoiced_micro=row["invoiced_micro"],
+            first_seq=row["first_seq"],
+            last_seq=row["last_seq"],
+        )
+        for row in await connection.fetch(_DUE_STEPS, step, limit)
+    ]
+
+
+# The wait doubles as it does for bills.
+_STEP_FAILED = """
+update invoice_steps
+   set reason = $3, attempts = attempts + 1,
+       retry_at = clock_timestamp()
+         + least(60000, 250 * (1 << least(attempts, 8))) * interval '1 millisecond'
+ where invoice_id = $1 and step = $2 and done_at is null
+"""
+
+
+async def step_failed(
+    connection: Connection, invoice_id: DocumentId, step: InvoiceStep, reason: str
+) -> None:
+    """Record why a step failed; it is tried again, ever later, at most a minute."""
+    await connection.execute(_STEP_FAILED, invoice_id, step, reason[:REASON_LENGTH])
+
+
+# A second rendering after a lost answer gives the same bytes, so the first one may stay.
+_KEEP_PDF = """
+insert into invoice_pdfs (invoice_id, tenant_id, pdf, pdf_sha256)
+values ($1, $2, $3, $4)
+on conflict (invoice_id) do nothing
+"""
+
+
+async def keep_pdf(
+    connection: Connection, invoice_id: DocumentId, tenant_id: TenantId, pdf: bytes, sha256: str
+) -> None:
+    """Keep the rendered PDF of an invoice, once."""
+    await connection.execute(_KEEP_PDF, invoice_id, tenant_id, pdf, sha256)
+
+
+# Holds all steps of an invoice, so that of two that end at once the second sees that the first is
+# done: otherwise neither would announce the invoice.
+_LOCK_STEPS = """
+select step from invoice_steps where invoice_id = $1 order by step for update
+"""
+_STEP_DONE = """
+update invoice_steps
+   set done_at = clock_timestamp(), outcome = $3, reason = null, attempts = attempts + 1
+ where invoice_id = $1 and step = $2 and done_at is null
+"""
+# What to announce of an invoice of which nothing remains to be done; no row before that.
+_COMPLETE_INVOICE = """
+select i.invoice_id, i.tenant_id, i.legal_entity_id, i.series, i.fiscal_year, i.position, i.number,
+       i.period, i.content_sha256, p.pdf_sha256
+  from invoices i
+  join invoice_pdfs p on p.invoice_id = i.invoice_id
+ where i.invoice_id = $1
+   and not exists (select from invoice_steps s
+                    where s.invoice_id = i.invoice_id and s.done_at is null)
+"""
+
+
+async def step_done(
+    connection: Connection, invoice_id: DocumentId, step: InvoiceStep, outcome: str
+) -> DocumentEvent | None:
+    """Record a step's outcome; returns what to announce when the invoice is then complete."""
+    await connection.fetch(_LOCK_STEPS, invoice_id)
+    if await connection.execute(_STEP_DONE, invoice_id, step, outcome) != "UPDATE 1":
+        return None
+    row = await connection.fetchrow(_COMPLETE_INVOICE, invoice_id)
+    if row is None:
+        return None
+    return DocumentEvent(
+        invoice_id=row["invoice_id"],
+        tenant_id=row["tenant_id"],
+        legal_entity=row["legal_entity_id"],
+        series=row["series"],
+        fiscal_year=row["fiscal_year"],
+        position=row["position"],
+        number=row["number"],
+        period=row["period"],
+        state="finalised",
+        content_sha256=row["content_sha256"],
+        pdf_sha256=row["pdf_sha256"],
+    )
