@@ -9,26 +9,57 @@ limit is last of all). So drawing under a hold leaves the available amount as it
 A hold ends once, by the first of: its allocation's `final`, a release, its expiry by the ledger's
 clock. Ended, it reserves nothing; a later charge of its run is booked as one without a hold.
 
-Refusals, in order of precedence. Placing: `HoldOver`, `InsufficientCredit`. Releasing:
-`HoldClosed`.
+What an entry says about a hold (`HoldDetail`) is written here, in `placed_detail` and
+`ended_detail`, and read back here, in `hold_after`.
+
+Refusals, in order of precedence. Pricing: `NoPrice`. Placing: `HoldOver`, `InsufficientCredit`.
+Releasing: `HoldClosed`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from hisab_contracts.entries import HoldDetail
-from hisab_contracts.ids import AllocationId, HoldId
-from ledger.grants import Draw
+from hisab_contracts.ids import AllocationId, HoldId, HubCode, ProjectId, Sku
+from hisab_contracts.prices import PriceBook, PriceSeries
+from hisab_contracts.units import WHOLE_DEVICE_PPM, hour_floor_ms, rated_micro
 
 LIMIT: Final = "limit"
 """Where a hold reserves on the credit limit instead of on a lot; its draws are `receivable`."""
 
 HoldEnd = Literal["final", "released", "expired"]
+
+Draw = tuple[str, int]
+"""(account, micro): an amount at a place, listed in the order of drawing or reserving."""
+
+
+class PlaceHold(Struct, frozen=True, kw_only=True):
+    """Reserve an amount for a job that wants to start, and note what its scheduler said of it."""
+
+    hold_id: HoldId
+    hold_micro: int
+    project_id: ProjectId
+    job_ref: str
+    allocation_id: AllocationId | None
+    """The run whose final ends it; None: only a release or its expiry does."""
+    hub: HubCode
+    sku: Sku
+    expires_ms: int
+    actor: str
+
+
+class ReleaseHold(Struct, frozen=True, kw_only=True):
+    """End a hold: what it still reserves is free again."""
+
+    hold_id: HoldId
+    end: HoldEnd
+    caused_by: str
+    actor: str
 
 
 class Hold(Struct, frozen=True):
@@ -52,11 +83,17 @@ class HoldState(Struct, frozen=True):
     """A hold as it stands, and what its tenant has available then."""
 
     hold_id: HoldId
-    state: str
-    """open, final, released or expired."""
+    end: HoldEnd | None
+    """None while it stands."""
     hold_micro: int
     open_micro: int
     available_micro: int
+
+
+class NoPrice(Struct, frozen=True):
+    """No price line covers this hour, so the hold has no amount."""
+
+    series: PriceSeries
 
 
 class HoldOver(Struct, frozen=True):
@@ -78,37 +115,56 @@ class HoldClosed(Struct, frozen=True):
     end: HoldEnd
 
 
-def held(detail: HoldDetail) -> Hold:
-    """Return the hold that a placing or releasing entry leaves behind."""
-    match detail.cause:
-        case "final" | "released" | "expired" as end:
-            return Hold(
-                detail.hold_id, detail.hold_micro, detail.allocation_id, detail.expires_ms, end
-            )
-        case _:
-            return Hold(
-                detail.hold_id,
-                detail.hold_micro,
-                detail.allocation_id,
-                detail.expires_ms,
-                reserved=tuple(detail.reserved),
-            )
+def price_hold(prices: PriceBook, series: PriceSeries, gpu_ms: int, now_ms: int) -> int | NoPrice:
+    """Price a hold asked for as GPU time, at the price line that rates the hour of now.
+
+    The rule is the one that metering rates usage by, so a job is admitted at the price it will be
+    charged at. `gpu_ms` is GPUs times duration.
+    """
+    line = prices.line_at(series, hour_floor_ms(now_ms))
+    if line is None:
+        return NoPrice(series)
+    return rated_micro(gpu_ms * WHOLE_DEVICE_PPM, line.micro_per_gpu_hour)
 
 
-def detail_of(hold: Hold, cause: HoldEnd) -> HoldDetail:
-    """Describe the end of a hold for its entry: what it still reserved, and why it ended."""
+def placed_detail(command: PlaceHold, reserved: Sequence[Draw]) -> HoldDetail:
+    """Describe a hold for the entry that places it: what it reserves where, in draw order."""
+    return HoldDetail(
+        hold_id=command.hold_id,
+        hold_micro=command.hold_micro,
+        open_micro=command.hold_micro,
+        reserved=list(reserved),
+        cause="placed",
+        allocation_id=command.allocation_id,
+        expires_ms=command.expires_ms,
+    )
+
+
+def ended_detail(hold: Hold, command: ReleaseHold) -> HoldDetail:
+    """Describe a hold for the entry that ends it: what it still reserved, and why it ended."""
     return HoldDetail(
         hold_id=hold.hold_id,
         hold_micro=hold.hold_micro,
         open_micro=hold.open_micro,
         reserved=list(hold.reserved),
-        cause=cause,
+        cause=command.end,
         allocation_id=hold.allocation_id,
         expires_ms=hold.expires_ms,
     )
 
 
-def shrink(hold: Hold, draws: Iterable[Draw]) -> tuple[Hold, list[Draw]]:
+def hold_after(detail: HoldDetail) -> Hold:
+    """Return the hold that a placing or ending entry leaves behind."""
+    hold = Hold(detail.hold_id, detail.hold_micro, detail.allocation_id, detail.expires_ms)
+    match detail.cause:
+        case "final" | "released" | "expired" as end:
+            # The entry lists what was still reserved; ended, the hold keeps nothing of it.
+            return replace(hold, end=end)
+        case _:
+            return replace(hold, reserved=tuple(detail.reserved))
+
+
+def shrink_hold(hold: Hold, draws: Iterable[Draw]) -> tuple[Hold, list[Draw]]:
     """Take what a charge drew off its hold's reservations; return the hold, and what it gave up.
 
     `draws` are amounts at lots or at `LIMIT`. Conserves: what is given up is the lesser of what was
@@ -121,6 +177,8 @@ def shrink(hold: Hold, draws: Iterable[Draw]) -> tuple[Hold, list[Draw]]:
         if here_micro:
             reserved[place] -= here_micro
         elsewhere_micro += drawn_micro - here_micro
+    # What was drawn where nothing was reserved is given up from the last place in order, so that
+    # the hold keeps the lots that pay first and gives the credit limit back first.
     for place in reversed(reserved):
         last_micro = min(elsewhere_micro, reserved[place])
         reserved[place] -= last_micro

@@ -1,12 +1,18 @@
 """The book: what was entered, and its state as a fold. Pure: values in, values out.
 
 A book is one tenant's (or one programme's) stream of entries, numbered from 1 without gaps and
-chained by hash. Its state is a fold: `evolve(page, entry) -> page`. A `Page` is the book opened at
-the one bucket and the one hold that an entry can touch; whoever loads them passes them in, so a
-book with a million buckets is as quick as a small one. What is entered next is decided from the
-same state in `decisions`.
+chained by hash. Its state is a fold: `evolve(books, entry) -> books`. `Books` is all that one
+command can touch: a book opened at one bucket and one hold, and for an approval the programme's
+book too. Whoever loads them passes them in, so a book with a million buckets is as quick as a small
+one. What is entered next is decided from the same state in `decisions`.
 
-Balances are the tenant's view and sum to zero over a book: `usage` and `lot:*` are >= 0;
+**Lots.** An approved grant is one `Lot`. There is one total order in which lots pay, reserve and
+are listed (`draw_order`): priority, then expiry (none is last), then effective instant, then grant
+id. It depends on the terms alone, so the order in which lots were loaded cannot change who pays.
+One waterfall (`take_from_lots`) serves holds and charges alike: what is free of each open lot, and
+what the taker itself has reserved there.
+
+**Signs.** Balances are the tenant's view and sum to zero over a book: `usage` and `lot:*` are >= 0;
 `funding:*`, `receivable`, `invoiced:*`, `settled`, `unfunded` are <= 0 and shown positive. In a
 programme's book: `authority` <= 0, `budget` and `granted:*` >= 0.
 
@@ -27,12 +33,22 @@ from typing import Final, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from hisab_contracts.entries import GENESIS_HASH, ChargeDetail, Entry, GrantDetail, Posting
-from hisab_contracts.ids import BucketId, HoldId, TenantId
+from hisab_contracts.entries import (
+    GENESIS_HASH,
+    ChargeDetail,
+    Entry,
+    GrantDetail,
+    HoldDetail,
+    Posting,
+    entry_hash,
+)
+from hisab_contracts.ids import BucketId, GrantId, HoldId, ProgrammeId, TenantId, entry_id
+from hisab_contracts.invariants import invariant
 from hisab_contracts.reference import TenantKind
-from ledger.grants import LOT, Draw, Lot, in_draw_order
-from ledger.holds import LIMIT, Hold, held, shrink
+from ledger.core.holds import LIMIT, Draw, Hold, HoldState, hold_after, shrink_hold
 
+LOT: Final = "lot:"
+"""Begins the account of a lot: `lot:<grant id>`."""
 INVOICED: Final = "invoiced:"
 PROGRAMME_BOOK: Final = "/programmes/"
 """Begins the id of a programme's book. No tenant's id has a slash, so none can be meant."""
@@ -40,6 +56,38 @@ PROGRAMME_BOOK: Final = "/programmes/"
 BookKind = TenantKind | Literal["fund"]
 
 _NO_ACCOUNTS: Final[Mapping[str, int]] = MappingProxyType({})
+
+
+class Lot(Struct, frozen=True):
+    """What is left of one grant. `0 <= reserved_micro <= remaining_micro <= granted_micro`."""
+
+    grant_id: GrantId
+    programme_id: ProgrammeId
+    priority: int
+    """Lower pays first."""
+    effective_ms: int
+    expires_ms: int | None
+    """None: never."""
+    granted_micro: int
+    remaining_micro: int
+    reserved_micro: int = 0
+    """What open holds have reserved of the remainder: nobody else can take it."""
+
+    @property
+    def account(self) -> str:
+        """Its account in the tenant's book."""
+        return LOT + self.grant_id
+
+    @property
+    def free_micro(self) -> int:
+        """What no hold has reserved."""
+        return self.remaining_micro - self.reserved_micro
+
+    def is_open(self, instant_ms: int) -> bool:
+        """Say whether usage at this instant may draw on it: effective <= instant < expires."""
+        if instant_ms < self.effective_ms:
+            return False
+        return self.expires_ms is None or instant_ms < self.expires_ms
 
 
 class Book(Struct, frozen=True):
@@ -76,7 +124,7 @@ class Book(Struct, frozen=True):
         return self.credit_limit_micro - owed_micro - self.reserved_micro
 
 
-class Bucket(Struct, frozen=True):
+class BookedBucket(Struct, frozen=True):
     """What has been booked of one bucket, and which accounts paid, oldest draw first."""
 
     bucket_id: BucketId
@@ -87,12 +135,16 @@ class Bucket(Struct, frozen=True):
     draws: tuple[Draw, ...] = ()
 
 
-class Page(Struct, frozen=True):
-    """A book opened at one bucket and one hold: all that one entry can change."""
+class Books(Struct, frozen=True):
+    """All that one command can touch: a book, the bucket and the hold it speaks of, and more.
+
+    `programme` is the second book of a command that moves something between two.
+    """
 
     book: Book
-    bucket: Bucket | None = None
+    bucket: BookedBucket | None = None
     hold: Hold | None = None
+    programme: Book | None = None
 
 
 def available_micro(book: Book, now_ms: int) -> int:
@@ -101,6 +153,17 @@ def available_micro(book: Book, now_ms: int) -> int:
     The unreserved remainder of the lots open now, and what is left of the credit limit.
     """
     return sum(lot.free_micro for lot in book.lots if lot.is_open(now_ms)) + book.headroom_micro
+
+
+def hold_state(book: Book, hold: Hold, now_ms: int) -> HoldState:
+    """Say how a hold stands, and what its tenant has available beside it."""
+    return HoldState(
+        hold_id=hold.hold_id,
+        end=hold.end,
+        hold_micro=hold.hold_micro,
+        open_micro=hold.open_micro,
+        available_micro=available_micro(book, now_ms),
+    )
 
 
 def balance_micro(book: Book, account: str) -> int:
@@ -120,43 +183,135 @@ def balance_micro(book: Book, account: str) -> int:
             return book.accounts.get(account, 0)
 
 
-def evolve(page: Page, entry: Entry) -> Page:
-    """Fold one entry into the page it belongs to.
+def draw_order(lot: Lot) -> tuple[int, bool, int, int, str]:
+    """Sort key of the one order in which lots pay: priority, expiry, effective, grant id."""
+    never = lot.expires_ms is None
+    return (lot.priority, never, lot.expires_ms or 0, lot.effective_ms, lot.grant_id)
 
-    Raises `InvariantBroken` when the entry does not follow from the page: a gap in `seq`, another
+
+def in_draw_order(lots: Iterable[Lot]) -> tuple[Lot, ...]:
+    """Sort lots into the order in which they pay."""
+    return tuple(sorted(lots, key=draw_order))
+
+
+def open_lots(lots: Iterable[Lot], instant_ms: int) -> list[Lot]:
+    """Return the lots open at an instant, in draw order, whatever order they came in."""
+    found = [lot for lot in lots if lot.is_open(instant_ms)]
+    if len(found) > 1:
+        # Sorted here although stores sort too: who pays must not hang on how lots were loaded.
+        found.sort(key=draw_order)
+    return found
+
+
+def take_from_lots(
+    lots: Iterable[Lot], instant_ms: int, wanted_micro: int, own: Mapping[str, int]
+) -> tuple[list[Draw], int]:
+    """Say what each lot open at an instant gives towards an amount, and what none gives.
+
+    `own` maps accounts to what the taker itself has reserved there: open to it, and to nobody else.
+    Conserves: what is taken and what is left add up to what was wanted.
+    """
+    left_micro = wanted_micro
+    taken: list[Draw] = []
+    for lot in open_lots(lots, instant_ms):
+        if not left_micro:
+            break
+        given_micro = min(left_micro, lot.free_micro + own.get(lot.account, 0))
+        if given_micro:
+            taken.append((lot.account, given_micro))
+            left_micro -= given_micro
+    return taken, left_micro
+
+
+def next_entry(
+    book: Book,
+    kind: str,
+    now_ms: int,
+    *,
+    caused_by: str,
+    actor: str,
+    effective_ms: int | None = None,
+    postings: list[Posting] | None = None,
+    charge: ChargeDetail | None = None,
+    hold: HoldDetail | None = None,
+    grant: GrantDetail | None = None,
+) -> Entry:
+    """Make the book's next entry, chained to its last and hashed; it is not folded yet.
+
+    Effective when it is recorded, unless said otherwise.
+    """
+    # The clock may step back, but `recorded_at` never falls: order is `seq`, and time follows it.
+    recorded_ms = max(now_ms, book.recorded_ms)
+    seq = book.seq + 1
+    entry = Entry(
+        tenant_id=book.tenant_id,
+        seq=seq,
+        entry_id=entry_id(book.tenant_id, seq),
+        kind=kind,
+        effective_ms=recorded_ms if effective_ms is None else effective_ms,
+        recorded_ms=recorded_ms,
+        postings=postings or [],
+        caused_by=caused_by,
+        actor=actor,
+        prev_hash=book.head_hash,
+        hash="",
+        charge=charge,
+        hold=hold,
+        grant=grant,
+    )
+    return replace(entry, hash=entry_hash(entry))
+
+
+def postings_of(book: Book, movements: Iterable[tuple[str, int]]) -> list[Posting]:
+    """Write movements as postings with each account's balance after; zero amounts are left out."""
+    after: dict[str, int] = {}
+    postings: list[Posting] = []
+    for account, posting_micro in movements:
+        if not posting_micro:
+            continue
+        before_micro = after[account] if account in after else balance_micro(book, account)
+        after[account] = before_micro + posting_micro
+        postings.append(Posting(account, posting_micro, after[account]))
+    invariant(sum(posting.posting_micro for posting in postings) == 0, "postings sum to zero")
+    return postings
+
+
+def evolve(books: Books, entry: Entry) -> Books:
+    """Fold one entry into the book it belongs to, and into the bucket or hold it speaks of.
+
+    Raises `InvariantBroken` when the entry does not follow from the books: a gap in `seq`, another
     predecessor's hash, time running back, a balance that is not the sum, a lot below zero.
     """
-    book = page.book
-    invariant(entry.seq == book.seq + 1, "entries follow each other without a gap")
-    invariant(entry.prev_hash == book.head_hash, "an entry names its predecessor's hash")
-    invariant(entry.recorded_ms >= book.recorded_ms, "recorded_at never falls")
-    book = _with_postings(book, entry)
-    bucket, hold = page.bucket, page.hold
+    programme = books.programme
+    if programme is not None and entry.tenant_id == programme.tenant_id:
+        return replace(books, programme=_with_entry(programme, entry))
+    book = _with_entry(books.book, entry)
+    bucket, hold = books.bucket, books.hold
     if entry.charge is not None:
         bucket = _with_charge(bucket, entry.charge, entry.postings)
         if hold is not None and hold.end is None:
-            hold, given_up = shrink(hold, _drawn(entry.postings))
+            hold, given_up = shrink_hold(hold, _draws_on_holds(entry.postings))
             book = _with_reservations(book, given_up, sign=-1)
     elif entry.hold is not None:
-        hold = held(entry.hold)
+        hold = hold_after(entry.hold)
         book = _with_reservations(book, entry.hold.reserved, sign=1 if hold.end is None else -1)
-    return Page(book, bucket, hold)
+    return Books(book, bucket, hold, programme)
 
 
-class Folded(Struct, frozen=True):
+class RebuiltBook(Struct, frozen=True):
     """Everything a book's entries say: what every projection must equal."""
 
     book: Book
-    buckets: Mapping[BucketId, Bucket]
+    buckets: Mapping[BucketId, BookedBucket]
     holds: Mapping[HoldId, Hold]
 
 
-def fold(opening: Book, entries: Iterable[Entry]) -> Folded:
+def fold(opening: Book, entries: Iterable[Entry]) -> RebuiltBook:
     """Rebuild a book, its buckets and its holds from its entries, first to last."""
-    return fold_on(Folded(opening, {}, {}), entries)
+    return fold_on(RebuiltBook(opening, {}, {}), entries)
 
 
-def fold_on(before: Folded, entries: Iterable[Entry]) -> Folded:
+def fold_on(before: RebuiltBook, entries: Iterable[Entry]) -> RebuiltBook:
     """Go on with a rebuild: a long book is read in pages."""
     book = before.book
     buckets = dict(before.buckets)
@@ -167,28 +322,29 @@ def fold_on(before: Folded, entries: Iterable[Entry]) -> Folded:
             hold_id = entry.hold.hold_id
         elif charge is not None:
             hold_id = charge.hold_id
-        page = Page(
-            book,
-            None if charge is None else buckets.get(charge.bucket_id),
-            None if hold_id is None else holds.get(hold_id),
+        books = evolve(
+            Books(
+                book,
+                None if charge is None else buckets.get(charge.bucket_id),
+                None if hold_id is None else holds.get(hold_id),
+            ),
+            entry,
         )
-        page = evolve(page, entry)
-        book = page.book
-        if page.bucket is not None:
-            buckets[page.bucket.bucket_id] = page.bucket
-        if page.hold is not None:
-            holds[page.hold.hold_id] = page.hold
-    return Folded(book, buckets, holds)
+        book = books.book
+        if books.bucket is not None:
+            buckets[books.bucket.bucket_id] = books.bucket
+        if books.hold is not None:
+            holds[books.hold.hold_id] = books.hold
+    return RebuiltBook(book, buckets, holds)
 
 
-class InvariantBroken(Exception):
-    """A defect of ours: the state contradicts itself. Nothing may be committed."""
-
-
-def invariant(holds: bool, what: str) -> None:  # noqa: FBT001
-    """Raise unless a fact that must always be true is true (also under `python -O`)."""
-    if not holds:
-        raise InvariantBroken(what)
+def _with_entry(book: Book, entry: Entry) -> Book:
+    """Append an entry to a book: its place in the chain first, then its postings."""
+    invariant(entry.tenant_id == book.tenant_id, "an entry belongs to its book")
+    invariant(entry.seq == book.seq + 1, "entries follow each other without a gap")
+    invariant(entry.prev_hash == book.head_hash, "an entry names its predecessor's hash")
+    invariant(entry.recorded_ms >= book.recorded_ms, "recorded_at never falls")
+    return _with_postings(book, entry)
 
 
 def _with_postings(book: Book, entry: Entry) -> Book:
@@ -212,6 +368,7 @@ def _with_postings(book: Book, entry: Entry) -> Book:
                 unfunded_micro -= change_micro
             case _ if account.startswith(LOT):
                 lots = _with_lot(lots, posting, entry.grant)
+                # Only a charge makes a lot pay; a grant's posting fills it.
                 funded_micro -= 0 if entry.charge is None else change_micro
             case _:
                 invariant(before_micro == accounts.get(account, 0), "an account moves from there")
@@ -281,7 +438,7 @@ def _with_reservations(book: Book, places: Iterable[Draw], *, sign: Literal[1, -
     return replace(book, lots=tuple(lots), reserved_micro=reserved_micro)
 
 
-def _drawn(postings: Iterable[Posting]) -> list[Draw]:
+def _draws_on_holds(postings: Iterable[Posting]) -> list[Draw]:
     """List what a charge drew on lots and on the limit. `unfunded` is no draw: nothing gives it."""
     return [
         (LIMIT if posting.account == "receivable" else posting.account, -posting.posting_micro)
@@ -291,10 +448,10 @@ def _drawn(postings: Iterable[Posting]) -> list[Draw]:
 
 
 def _with_charge(
-    bucket: Bucket | None, charge: ChargeDetail, postings: Iterable[Posting]
-) -> Bucket:
+    bucket: BookedBucket | None, charge: ChargeDetail, postings: Iterable[Posting]
+) -> BookedBucket:
     """Add a charge to what was booked of its bucket; what it gave back leaves the newest draws."""
-    before = bucket or Bucket(charge.bucket_id, charge.hour_ms)
+    before = bucket or BookedBucket(charge.bucket_id, charge.hour_ms)
     draws = list(before.draws)
     for posting in postings:
         if posting.account == "usage":
@@ -306,7 +463,7 @@ def _with_charge(
             drawn_micro += last_micro
         if drawn_micro:
             draws.append((posting.account, drawn_micro))
-    after = Bucket(
+    after = BookedBucket(
         bucket_id=before.bucket_id,
         hour_ms=before.hour_ms,
         revision=charge.revision,

@@ -1,0 +1,593 @@
+"""Decisions: what a command enters into books, or why it is refused. Pure, time is an argument.
+
+`decide(books, command, now_ms) -> entries | refusal` never looks anything up: `Books` are the book,
+and the one bucket, the one hold and the programme's book that the command speaks of (see `book`).
+A `UnitOfWork` holds the books of one transaction and decides commands on them one after another: it
+folds what each enters, so that the next one sees it, and collects what has to be written. It does
+no I/O: a store opens it and saves its changes (`store/books.py`).
+
+**Charges are differences.** A charge message states the new total of a bucket. What is newer than
+what was booked (`is_newer`) is entered as the difference; anything else books nothing. An entry is
+made also when only GPU time grew (a price of 0, or a fraction of a micro-unit) or only the revision
+rose: bills count GPU time by the entries, and an old revision must not come back. Such an entry may
+have no postings.
+
+**Who pays.** The difference is drawn from the lots open in the bucket's hour, in draw order, taking
+what is free or reserved by the charge's own hold; what no lot covers goes to `receivable`
+(commercial) or `unfunded` (all others). Beyond the credit limit it is booked all the same, and
+flagged: usage is a fact. A total that went down returns credit to what the bucket itself drew,
+newest first.
+
+Refusals, in order of precedence; of any command first `NotFound` (no such book). Charge:
+`RefundUnsupported`, `TotalOutOfRange`. Hold placed: `HoldOver`, `InsufficientCredit`. Hold
+released: `NotFound` (no such hold), `HoldClosed`. Grant approved: `MakerIsChecker`,
+`GrantNotProposed`, `GrantExpired`, `BudgetExceeded`. Invoiced: `AlreadyInvoiced`, `NotReceivable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import assert_never, overload
+
+from msgspec import Struct
+
+from hisab_contracts.charges import AllocationFinal, BucketTotal
+from hisab_contracts.entries import ChargeDetail, Entry, GrantDetail
+from hisab_contracts.ids import DocumentId
+from hisab_contracts.invariants import InvariantBroken, invariant
+from hisab_contracts.units import MAX_MICRO
+from ledger.core.book import (
+    INVOICED,
+    LOT,
+    PROGRAMME_BOOK,
+    BookedBucket,
+    Book,
+    Books,
+    Lot,
+    available_micro,
+    balance_micro,
+    evolve,
+    next_entry,
+    postings_of,
+    take_from_lots,
+)
+from ledger.core.grants import ApprovalRefusal, ApproveGrant, Grant, refuse_approval
+from ledger.core.holds import (
+    LIMIT,
+    Draw,
+    Hold,
+    HoldClosed,
+    HoldOver,
+    InsufficientCredit,
+    PlaceHold,
+    ReleaseHold,
+    ended_detail,
+    placed_detail,
+)
+
+
+class SetBudget(Struct, frozen=True):
+    """Open a programme's book with its budget."""
+
+    budget_micro: int
+    actor: str
+
+
+class RecordInvoiced(Struct, frozen=True):
+    """A finalised document bills this much of what is receivable."""
+
+    document_id: DocumentId
+    invoiced_micro: int
+    actor: str
+
+
+BookCommand = PlaceHold | ReleaseHold | ApproveGrant | RecordInvoiced | SetBudget
+"""The closed union of what somebody can ask of a book. Charges come from metering besides."""
+
+
+class NotFound(Struct, frozen=True):
+    """What the command names does not exist, or not for who asks: a tenant, a hold, a grant."""
+
+    what: str
+
+
+class RefundUnsupported(Struct, frozen=True):
+    """The total has a refunded part, which is not booked yet."""
+
+    refunded_micro: int
+
+
+class TotalOutOfRange(Struct, frozen=True):
+    """The book's total would pass 64 bits; nothing of the charge is entered."""
+
+    charged_micro: int
+
+
+class AlreadyInvoiced(Struct, frozen=True):
+    """The book has entered this document under another command."""
+
+    invoiced_micro: int
+
+
+class NotReceivable(Struct, frozen=True):
+    """More would be invoiced than is receivable."""
+
+    receivable_micro: int
+
+
+ChargeRefusal = NotFound | RefundUnsupported | TotalOutOfRange
+"""Why a charge cannot be booked."""
+
+BookRefusal = (
+    NotFound
+    | HoldOver
+    | InsufficientCredit
+    | HoldClosed
+    | ApprovalRefusal
+    | AlreadyInvoiced
+    | NotReceivable
+)
+"""Why a command on a book is refused; precedence stands in the module's docstring."""
+
+
+class Touched(Struct, frozen=True):
+    """What a command touches: whoever opens books for it loads this, locked, before it decides."""
+
+    book_ids: tuple[str, ...]
+    accounts: tuple[str, ...] = ()
+    """Those that are neither a lot nor a total of the book."""
+    hold_ids: tuple[tuple[str, str], ...] = ()
+    """(tenant, hold)."""
+
+
+def touched_by(tenant_id: str, command: BookCommand) -> Touched:
+    """Say what a command on a tenant's (or programme's) book needs loaded."""
+    match command:
+        case PlaceHold():
+            # Its hold does not exist yet: there is nothing to load.
+            return Touched((tenant_id,))
+        case ReleaseHold():
+            return Touched((tenant_id,), hold_ids=((tenant_id, command.hold_id),))
+        case ApproveGrant(grant=grant):
+            book_ids = (PROGRAMME_BOOK + grant.programme_id, tenant_id)
+            return Touched(book_ids, (_funding(grant), "budget", _granted(grant)))
+        case RecordInvoiced():
+            return Touched((tenant_id,), (INVOICED + command.document_id,))
+        case SetBudget():
+            return Touched((tenant_id,), ("authority", "budget"))
+        case _:
+            assert_never(command)
+
+
+class BookChanges(Struct, frozen=True):
+    """What a unit of work has to write: new entries, and every projection that they changed."""
+
+    entries: Sequence[Entry]
+    traces: Sequence[str | None]
+    """The trace of each entry, where it has one: telemetry, no fact."""
+    books: Sequence[Book]
+    lots: Sequence[tuple[str, Lot]]
+    """(tenant, lot), here and below."""
+    buckets: Sequence[tuple[str, BookedBucket]]
+    placed: Sequence[tuple[str, PlaceHold, Hold]]
+    """New holds: what was asked, and what is left of it at the end of the unit."""
+    holds: Sequence[tuple[str, Hold]]
+    """Older holds that changed."""
+    accounts: Sequence[tuple[str, str, int]]
+    """(tenant, account, balance)."""
+
+
+class UnitOfWork:
+    """The books of one transaction, and all that was decided on them so far.
+
+    Whoever makes one holds the locks of its books: then `seq` has no gap, `recorded_at` never falls
+    and the hash chain has one head. Loaded are the lots and accounts that its commands can move,
+    and the buckets and holds that they name; of holds those that a final can end as well.
+    """
+
+    def __init__(
+        self,
+        books: Mapping[str, Book],
+        *,
+        buckets: Mapping[tuple[str, str], BookedBucket] | None = None,
+        holds: Mapping[tuple[str, str], Hold] | None = None,
+        ended_by: Mapping[tuple[str, str, str], Sequence[str]] | None = None,
+    ) -> None:
+        """Take what was loaded; buckets and holds by (tenant, id).
+
+        `ended_by` lists open holds by the (tenant, hub, allocation) whose final ends them: a hub
+        numbers its allocations by itself, so two hubs may use one id.
+        """
+        self._books = dict(books)
+        self._buckets = dict(buckets or {})
+        self._holds = dict(holds or {})
+        self._ended_by = dict(ended_by or {})
+        self._lots_before = {book_id: book.lots for book_id, book in books.items()}
+        self._entries: list[Entry] = []
+        self._traces: list[str | None] = []
+        self._placed: dict[tuple[str, str], PlaceHold] = {}
+        self._changed_buckets: set[tuple[str, str]] = set()
+        self._changed_holds: set[tuple[str, str]] = set()
+
+    def book(self, book_id: str) -> Book:
+        """Return a book as it stands now."""
+        return self._books[book_id]
+
+    def hold(self, tenant_id: str, hold_id: str) -> Hold:
+        """Return a hold as it stands now."""
+        return self._holds[tenant_id, hold_id]
+
+    def holds(self) -> list[tuple[str, Hold]]:
+        """List the holds of this unit with their tenants, in the order of their ids."""
+        return [(tenant_id, hold) for (tenant_id, _), hold in sorted(self._holds.items())]
+
+    @overload
+    def enter(
+        self, tenant_id: str, command: BucketTotal, now_ms: int, *, trace_id: str | None = None
+    ) -> tuple[Entry, ...] | ChargeRefusal: ...
+    @overload
+    def enter(
+        self, tenant_id: str, command: BookCommand, now_ms: int, *, trace_id: str | None = None
+    ) -> tuple[Entry, ...] | BookRefusal: ...
+    def enter(
+        self,
+        tenant_id: str,
+        command: BucketTotal | BookCommand,
+        now_ms: int,
+        *,
+        trace_id: str | None = None,
+    ) -> tuple[Entry, ...] | ChargeRefusal | BookRefusal:
+        """Decide a command on its books as they stand now, and fold what it enters.
+
+        A refusal changes nothing.
+        """
+        books = self._opened(tenant_id, command)
+        if books is None:
+            return NotFound("tenant")
+        decided = decide(books, command, now_ms)
+        if not isinstance(decided, tuple):
+            return decided
+        for entry in decided:
+            books = evolve(books, entry)
+            self._entries.append(entry)
+            self._traces.append(trace_id)
+        if decided:
+            self._keep(tenant_id, books)
+            if isinstance(command, PlaceHold):
+                self._placed[tenant_id, command.hold_id] = command
+        return decided
+
+    def release_final(self, final: AllocationFinal, now_ms: int) -> None:
+        """End the open holds that an allocation's final ends."""
+        tenant_id = final.tenant_id
+        for hold_id in self._ended_by.get((tenant_id, final.hub, final.allocation_id), ()):
+            hold = self._holds[tenant_id, hold_id]
+            # A final that comes twice in one batch finds the hold ended by the first.
+            if hold.end is None:
+                command = ReleaseHold(
+                    hold_id=hold.hold_id,
+                    end="final",
+                    caused_by=f"final:{final.hub}/{final.allocation_id}",
+                    actor="metering",
+                )
+                self.enter(tenant_id, command, now_ms)
+
+    def changes(self) -> BookChanges:
+        """Collect what has to be written; no entries: nothing has."""
+        changed = sorted({entry.tenant_id for entry in self._entries})
+        books = [self._books[book_id] for book_id in changed]
+        return BookChanges(
+            entries=self._entries,
+            traces=self._traces,
+            books=books,
+            lots=self._changed_lots(books),
+            buckets=[(key[0], self._buckets[key]) for key in self._changed_buckets],
+            placed=[(key[0], command, self._holds[key]) for key, command in self._placed.items()],
+            holds=[
+                (key[0], self._holds[key])
+                for key in self._changed_holds
+                if key not in self._placed
+            ],
+            accounts=[
+                (book.tenant_id, account, micro)
+                for book in books
+                for account, micro in book.accounts.items()
+            ],
+        )
+
+    def _opened(self, tenant_id: str, command: BucketTotal | BookCommand) -> Books | None:
+        """Open a book where a command touches it; None when there is no such book."""
+        book = self._books.get(tenant_id)
+        # A programme's book takes its budget and nothing else; a tenant's never takes one.
+        if book is None or (book.kind == "fund") != isinstance(command, SetBudget):
+            return None
+        match command:
+            case BucketTotal(bucket_id=bucket_id, hold_id=hold_id):
+                bucket = self._buckets.get((tenant_id, bucket_id))
+                hold = None if hold_id is None else self._holds.get((tenant_id, hold_id))
+                return Books(book, bucket, hold)
+            case PlaceHold(hold_id=hold_id) | ReleaseHold(hold_id=hold_id):
+                return Books(book, hold=self._holds.get((tenant_id, hold_id)))
+            case ApproveGrant(grant=grant):
+                programme = self._books[PROGRAMME_BOOK + grant.programme_id]
+                return Books(book, programme=programme)
+            case RecordInvoiced() | SetBudget():
+                return Books(book)
+            case _:
+                assert_never(command)
+
+    def _keep(self, tenant_id: str, books: Books) -> None:
+        """Keep what a command left behind, and note what it changed."""
+        self._books[tenant_id] = books.book
+        if books.bucket is not None:
+            bucket_key = tenant_id, books.bucket.bucket_id
+            self._buckets[bucket_key] = books.bucket
+            self._changed_buckets.add(bucket_key)
+        if books.hold is not None:
+            hold_key = tenant_id, books.hold.hold_id
+            self._holds[hold_key] = books.hold
+            self._changed_holds.add(hold_key)
+        if books.programme is not None:
+            self._books[books.programme.tenant_id] = books.programme
+
+    def _changed_lots(self, books: Iterable[Book]) -> list[tuple[str, Lot]]:
+        changed: list[tuple[str, Lot]] = []
+        for book in books:
+            before = self._lots_before[book.tenant_id]
+            if book.lots is not before:
+                loaded = set(before)
+                changed += [(book.tenant_id, lot) for lot in book.lots if lot not in loaded]
+        return changed
+
+
+def decide(
+    books: Books, command: BucketTotal | BookCommand, now_ms: int
+) -> tuple[Entry, ...] | ChargeRefusal | BookRefusal:
+    """Decide a command: the entries it makes, in order, or why it is refused.
+
+    No entries: there is nothing to book (a total not newer than the booked one). Conserves: every
+    entry's postings sum to zero.
+    """
+    match command:
+        case BucketTotal():
+            return _charge(books, command, now_ms)
+        case PlaceHold():
+            return _place_hold(books.book, command, now_ms)
+        case ReleaseHold():
+            return _release_hold(books, command, now_ms)
+        case ApproveGrant():
+            return _approve_grant(books, command, now_ms)
+        case RecordInvoiced():
+            return _record_invoiced(books.book, command, now_ms)
+        case SetBudget():
+            return _set_budget(books.book, command, now_ms)
+        case _:
+            assert_never(command)
+
+
+def is_newer(total: BucketTotal, bucket: BookedBucket) -> bool:
+    """Say whether a stated total is newer than what was booked.
+
+    A higher revision is. Within one revision totals only grow, so the greater one is.
+    """
+    if total.revision != bucket.revision:
+        return total.revision > bucket.revision
+    if total.total_gpu_ns == bucket.gpu_ns:
+        return total.total_micro > bucket.charged_micro
+    return total.total_gpu_ns > bucket.gpu_ns and total.total_micro >= bucket.charged_micro
+
+
+def may_return_credit(total: BucketTotal, bucket: BookedBucket | None) -> bool:
+    """Say whether a total may give credit back to lots that have nothing left.
+
+    Only a correction lowers a total, so the spent lots of a book need not be loaded for any other.
+    """
+    return bucket is not None and total.revision > bucket.revision
+
+
+def _charge(books: Books, total: BucketTotal, now_ms: int) -> tuple[Entry, ...] | ChargeRefusal:
+    """Enter the difference between a bucket's stated total and what was booked of it."""
+    if total.refunded_micro:
+        # Refused whole: booking the charge without its refund would bill what was given back.
+        return RefundUnsupported(total.refunded_micro)
+    book = books.book
+    bucket = books.bucket or BookedBucket(total.bucket_id, total.hour_ms)
+    if not is_newer(total, bucket):
+        return ()
+    difference_micro = total.total_micro - bucket.charged_micro
+    if book.charged_micro + difference_micro > MAX_MICRO:
+        return TotalOutOfRange(book.charged_micro)
+    if difference_micro >= 0:
+        draws = _draws(book, books.hold, total.hour_ms, difference_micro)
+    else:
+        draws = _returns(bucket, -difference_micro)
+    drawn_micro = sum(micro for _, micro in draws)
+    invariant(drawn_micro == difference_micro, "draws and overage are the charge")
+    movements = [(account, -micro) for account, micro in draws]
+    if difference_micro:
+        movements.insert(0, ("usage", difference_micro))
+    postings = postings_of(book, movements)
+    # Receivable is the last to be drawn, so an overage is the last posting. It is flagged, never
+    # refused: usage that happened is a fact, whatever the limit says.
+    over_limit = (
+        difference_micro > 0
+        and postings[-1].account == "receivable"
+        and book.invoiced_micro - postings[-1].balance_micro > book.credit_limit_micro
+    )
+    detail = ChargeDetail(
+        bucket_id=total.bucket_id,
+        allocation_id=total.allocation_id,
+        project_id=total.project_id,
+        hold_id=total.hold_id,
+        hub=total.hub,
+        node_id=total.node_id,
+        sku=total.sku,
+        price_class=total.price_class,
+        price_version=total.price_version,
+        hour_ms=total.hour_ms,
+        revision=total.revision,
+        gpu_ns=total.total_gpu_ns - bucket.gpu_ns,
+        charge_micro=difference_micro,
+        over_limit=over_limit,
+    )
+    return (
+        next_entry(
+            book,
+            "charge",
+            now_ms,
+            effective_ms=total.hour_ms,
+            postings=postings,
+            caused_by=f"bucket:{total.bucket_id}",
+            actor="metering",
+            charge=detail,
+        ),
+    )
+
+
+def _draws(book: Book, hold: Hold | None, usage_ms: int, charge_micro: int) -> list[Draw]:
+    """Say who pays: lots open at usage time in draw order, then receivable or unfunded."""
+    own = {} if hold is None else dict(hold.reserved)
+    draws, overage_micro = take_from_lots(book.lots, usage_ms, charge_micro, own)
+    if overage_micro:
+        draws.append(("receivable" if book.kind == "commercial" else "unfunded", overage_micro))
+    return draws
+
+
+def _returns(bucket: BookedBucket, returned_micro: int) -> list[Draw]:
+    """Give credit back to what the bucket itself drew, newest first, as negative draws."""
+    returns: list[Draw] = []
+    left_micro = returned_micro
+    for account, drawn_micro in reversed(bucket.draws):
+        if not left_micro:
+            break
+        back_micro = min(left_micro, drawn_micro)
+        returns.append((account, -back_micro))
+        left_micro -= back_micro
+    return returns
+
+
+def _place_hold(
+    book: Book, command: PlaceHold, now_ms: int
+) -> tuple[Entry, ...] | HoldOver | InsufficientCredit:
+    """Reserve on lots open now in draw order, then on the credit limit; all of it or nothing."""
+    if command.expires_ms <= now_ms:
+        return HoldOver(command.expires_ms)
+    available = available_micro(book, now_ms)
+    if command.hold_micro > available:
+        return InsufficientCredit(available, command.hold_micro - available)
+    reserved, limit_micro = take_from_lots(book.lots, now_ms, command.hold_micro, {})
+    if limit_micro:
+        reserved.append((LIMIT, limit_micro))
+    detail = placed_detail(command, reserved)
+    caused_by = f"hold:{command.hold_id}"
+    return (
+        next_entry(book, "hold_placed", now_ms, caused_by=caused_by, actor=command.actor, hold=detail),
+    )
+
+
+def _release_hold(
+    books: Books, command: ReleaseHold, now_ms: int
+) -> tuple[Entry, ...] | NotFound | HoldClosed:
+    """End a hold: what it still reserves is free again."""
+    hold = books.hold
+    if hold is None:
+        return NotFound("hold")
+    if hold.end is not None:
+        return HoldClosed(hold.end)
+    return (
+        next_entry(
+            books.book,
+            "hold_released",
+            now_ms,
+            caused_by=command.caused_by,
+            actor=command.actor,
+            hold=ended_detail(hold, command),
+        ),
+    )
+
+
+def _approve_grant(
+    books: Books, command: ApproveGrant, now_ms: int
+) -> tuple[Entry, ...] | ApprovalRefusal:
+    """Move budget of the programme to a lot of the tenant: an entry in each of their books."""
+    programme = books.programme
+    if programme is None:
+        raise InvariantBroken("an approval is decided on the programme's book too")
+    budget_left_micro = balance_micro(programme, "budget")
+    refused = refuse_approval(command, budget_left_micro=budget_left_micro, now_ms=now_ms)
+    if refused is not None:
+        return refused
+    grant = command.grant
+    caused_by, actor = f"grant:{grant.grant_id}", f"key:{command.approver}"
+    committed = [("budget", -grant.grant_micro), (_granted(grant), grant.grant_micro)]
+    received = [(_funding(grant), -grant.grant_micro), (LOT + grant.grant_id, grant.grant_micro)]
+    detail = GrantDetail(
+        grant_id=grant.grant_id,
+        programme_id=grant.programme_id,
+        grant_micro=grant.grant_micro,
+        priority=grant.priority,
+        effective_ms=grant.effective_ms,
+        expires_ms=grant.expires_ms,
+    )
+    return (
+        next_entry(
+            programme,
+            "budget_granted",
+            now_ms,
+            postings=postings_of(programme, committed),
+            caused_by=caused_by,
+            actor=actor,
+        ),
+        next_entry(
+            books.book,
+            "grant",
+            now_ms,
+            effective_ms=grant.effective_ms,
+            postings=postings_of(books.book, received),
+            caused_by=caused_by,
+            actor=actor,
+            grant=detail,
+        ),
+    )
+
+
+def _funding(grant: Grant) -> str:
+    return f"funding:{grant.programme_id}"
+
+
+def _granted(grant: Grant) -> str:
+    return f"granted:{grant.tenant_id}"
+
+
+def _record_invoiced(
+    book: Book, command: RecordInvoiced, now_ms: int
+) -> tuple[Entry, ...] | AlreadyInvoiced | NotReceivable:
+    """Move what a finalised document bills from receivable to the document's own account."""
+    account = INVOICED + command.document_id
+    if account in book.accounts:
+        return AlreadyInvoiced(-book.accounts[account])
+    if command.invoiced_micro > book.receivable_micro:
+        return NotReceivable(book.receivable_micro)
+    movements = [("receivable", command.invoiced_micro), (account, -command.invoiced_micro)]
+    return (
+        next_entry(
+            book,
+            "invoiced",
+            now_ms,
+            postings=postings_of(book, movements),
+            caused_by=f"document:{command.document_id}",
+            actor=command.actor,
+        ),
+    )
+
+
+def _set_budget(book: Book, command: SetBudget, now_ms: int) -> tuple[Entry, ...]:
+    """Open a programme: what it may promise is its authority's to give."""
+    movements = [("authority", -command.budget_micro), ("budget", command.budget_micro)]
+    postings = postings_of(book, movements)
+    caused_by = f"programme:{book.tenant_id.removeprefix(PROGRAMME_BOOK)}"
+    return (
+        next_entry(
+            book, "budget_set", now_ms, postings=postings, caused_by=caused_by, actor=command.actor
+        ),
+    )
