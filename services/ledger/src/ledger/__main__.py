@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 import sys
 from importlib.resources import files
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import ledger
 from hisab_contracts import topics
-from ledger import audit, registry
-from ledger.api import Endpoints
+from hisab_contracts.reference import Role
+from hisab_contracts.units import instant_text
+from ledger import api, audit, jobs
 from ledger.commands import Commands
-from ledger.consumer import Intake
+from ledger.consumer import ChargeConsumer, keep_prices
 from ledger.sequencer import Sequencer
-from runtime.auth import Role, access_message, key_of, store_keys
-from runtime.database import ALL_TENANTS
+from ledger.store.entries import complete_until, count_unpublished
+from runtime.consumer import Consumer, Subscription
 from runtime.kafka import Topic
-from runtime.service import Kit, Parts, Service, Task, main
-from runtime.streams import Consumer, Outbox, Subscription
+from runtime.outbox import Outbox
+from runtime.service import Kit, Parts, Service, Status, Task, main
+
+if TYPE_CHECKING:
+    from runtime.database import Connection
 
 BOOTSTRAP_KEY: Final = "HISAB_BOOTSTRAP_KEY"
 CHARGES_PER_TRANSACTION: Final = 1_000
@@ -31,26 +35,33 @@ def build(kit: Kit) -> Parts:
     outbox = Outbox((topics.TENANTS, topics.ACCESS))
     sequencer = Sequencer(kit.kafka)
     commands = Commands(sequencer.wake)
-    intake = Intake(sequencer.wake)
-    endpoints = Endpoints(kit, outbox, commands)
     charges = Subscription(
-        "ledger", (topics.CHARGES,), intake.charges, max_records=CHARGES_PER_TRANSACTION
+        "ledger",
+        (topics.CHARGES,),
+        ChargeConsumer(sequencer.wake).book_charges,
+        max_records=CHARGES_PER_TRANSACTION,
     )
-    prices = Subscription("ledger.reference", (topics.PRICES,), intake.prices, compacted=True)
+    prices = Subscription("ledger.reference", (topics.PRICES,), keep_prices, compacted=True)
+
+    async def end_expired_holds(connection: Connection) -> None:
+        await jobs.end_expired_holds(connection, sequencer.wake)
 
     async def make_first_operator() -> None:
-        """Make the first operator's key out of the environment's secret, once."""
         secret = kit.settings.extra.get(BOOTSTRAP_KEY)
-        if secret is None:
-            return
-        async with kit.api.transaction(tenant=ALL_TENANTS) as connection:
-            if not await registry.has_operator(connection):
-                first = key_of(secret, "bootstrap", Role.OPERATOR)
-                await store_keys(connection, [first])
-                await outbox.write(connection, [access_message(first)])
+        if secret is not None:
+            await jobs.make_first_operator(kit.api, outbox, secret)
+
+    async def status() -> Status:
+        async with kit.writer.connection() as connection:
+            unpublished = await count_unpublished(connection)
+            until = await complete_until(connection)
+        return Status(
+            unpublished,
+            {hub: None if ms is None else instant_text(ms) for hub, ms in until.items()},
+        )
 
     return Parts(
-        router=endpoints.router(),
+        resources=api.resources(kit, outbox, commands),
         topics=(
             Topic(topics.ENTRIES, kit.settings.partitions),
             Topic(topics.TENANTS, 1, compacted=True),
@@ -63,15 +74,20 @@ def build(kit: Kit) -> Parts:
         outbox=outbox,
         tasks=(
             Task("sequencer", 1, sequencer.run),
-            Task("expired-holds", 1_000, commands.end_expired_holds),
+            Task("expired-holds", 1_000, end_expired_holds),
         ),
-        status=endpoints.status,
+        status=status,
         start=make_first_operator,
     )
 
 
 SERVICE: Final = Service(
-    "ledger", ledger.__version__, files("ledger") / "migrations", build, (BOOTSTRAP_KEY,)
+    "ledger",
+    ledger.__version__,
+    files("ledger") / "migrations",
+    build,
+    roles=tuple(Role),
+    extra_settings=(BOOTSTRAP_KEY,),
 )
 
 if __name__ == "__main__":

@@ -20,11 +20,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from hisab_contracts.entries import entry_hash
-from ledger.book import Book, Folded, InvariantBroken, fold_on
-from ledger.feed import entries_after
-from ledger.registry import first_parked, parked_count
-from ledger.statements import trial_balance
-from ledger.store import every_bucket, every_hold, projected_books
+from hisab_contracts.invariants import InvariantBroken
+from ledger.core.book import Book, RebuiltBook, fold_on
+from ledger.store.entries import entries_after, first_parked, parked_count
+from ledger.store.queries import (
+    projected_books,
+    projected_buckets,
+    projected_holds,
+    trial_balance,
+)
 from runtime.database import Database, Limits
 
 if TYPE_CHECKING:
@@ -39,7 +43,7 @@ async def audit(connection: Connection) -> list[str]:
     """Audit every book inside the caller's transaction; returns what is wrong, one line each."""
     await connection.execute(_SNAPSHOT)
     findings: list[str] = []
-    for live in (await projected_books(connection)).values():
+    for live in await projected_books(connection):
         findings += await _audit_book(connection, live)
     found = await trial_balance(connection)
     total_micro = sum(found.accounts.values())
@@ -52,8 +56,8 @@ async def _parked(connection: Connection) -> list[str]:
     """Name the charges that could not be booked: how many, and the first of them one by one."""
     count = await parked_count(connection)
     shown = [
-        f"parked charge: {each.reason}, {each.topic}/{each.partition}@{each.offset}"
-        for each in await first_parked(connection, PARKED_SHOWN)
+        f"parked charge: {charge.reason}, {charge.topic}/{charge.partition}@{charge.offset}"
+        for charge in await first_parked(connection, PARKED_SHOWN)
     ]
     if count > len(shown):
         shown.append(f"parked charges: {count - len(shown)} more")
@@ -63,14 +67,14 @@ async def _parked(connection: Connection) -> list[str]:
 async def _audit_book(connection: Connection, live: Book) -> list[str]:
     """Read one book from its first entry; stop at the first entry that is not as it was."""
     opening = Book(live.tenant_id, live.kind, live.currency, live.credit_limit_micro)
-    folded = Folded(opening, {}, {})
+    rebuilt = RebuiltBook(opening, {}, {})
     while True:
-        page = await entries_after(connection, opening.tenant_id, folded.book.seq, PAGE)
+        page = await entries_after(connection, opening.tenant_id, rebuilt.book.seq, PAGE)
         for entry in page:
             if entry_hash(entry) != entry.hash:
                 return [f"entry {entry.entry_id}: it or its predecessor is not what was hashed"]
         try:
-            folded = fold_on(folded, page)
+            rebuilt = fold_on(rebuilt, page)
         except InvariantBroken as error:
             first, last = page[0].entry_id, page[-1].entry_id
             return [f"entries {first} to {last}: {error}"]
@@ -79,9 +83,9 @@ async def _audit_book(connection: Connection, live: Book) -> list[str]:
     return [
         f"book {opening.tenant_id}: {what} differ from the entries"
         for what, differs in (
-            ("totals, head, lots or accounts", folded.book != live),
-            ("buckets", dict(folded.buckets) != await every_bucket(connection, opening.tenant_id)),
-            ("holds", dict(folded.holds) != await every_hold(connection, opening.tenant_id)),
+            ("totals, head, lots or accounts", rebuilt.book != live),
+            ("buckets", dict(rebuilt.buckets) != await projected_buckets(connection, opening.tenant_id)),
+            ("holds", dict(rebuilt.holds) != await projected_holds(connection, opening.tenant_id)),
         )
         if differs
     ]

@@ -1,67 +1,52 @@
-"""Commands on books over HTTP: each runs in one transaction, decides, and answers or refuses.
+"""Commands on books: each runs in the caller's transaction and returns its answer or a refusal.
 
-A command locks the books it touches (in id order), decides on them as they are, and saves. What is
-refused becomes a problem of the catalogue and rolls everything back.
+A command locks the books it touches (in id order), has the core decide on them as they are, and
+saves. Refusals are values here; `api` turns them into problems. A refusal means that nothing may be
+committed: some commands have registered something before the core refuses, so whoever gets one
+rolls the transaction back (`api` does so by raising the problem inside it).
+
+Refusals, in order of precedence. Any: `NotFound`. Tenant or programme opened: `AlreadyExists`.
+Grant proposed: `CurrencyDiffers`, `GrantExpired`. Hold priced: `NoPrice`. All others as
+`core.decisions` says.
 """
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, NoReturn, assert_never
+import hashlib
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from hisab_contracts.entries import Entry
-from hisab_contracts.ids import (
-    AllocationId,
-    DocumentId,
-    GrantId,
-    HoldId,
-    KeyId,
-    ProgrammeId,
-    TenantId,
-)
+from hisab_contracts.ids import KeyId, PriceClass, Sku, TenantId
+from hisab_contracts.prices import PriceBook, PriceSeries
 from hisab_contracts.reference import TenantRecord
-from hisab_contracts.units import instant_text, rated_micro
-from ledger import registry
-from ledger.book import INVOICED, PROGRAMME_BOOK, Book, InvariantBroken, available_micro
-from ledger.decisions import (
-    AlreadyInvoiced,
-    Command,
-    CommitBudget,
-    GrantCredit,
-    NotReceivable,
-    OutOfRange,
-    PlaceHold,
+from ledger.core.book import PROGRAMME_BOOK, Book, hold_state
+from ledger.core.decisions import (
+    BookCommand,
+    BookRefusal,
+    NotFound,
     RecordInvoiced,
-    Refusal,
-    ReleaseHold,
     SetBudget,
-    accounts_of,
+    UnitOfWork,
+    touched_by,
 )
-from ledger.grants import (
-    ApprovalRefused,
-    BudgetExceeded,
-    Grant,
-    GrantExpired,
-    GrantNotProposed,
-    MakerIsChecker,
-    approve,
-)
-from ledger.holds import HoldClosed, HoldOver, HoldState, InsufficientCredit
-from ledger.store import OpenBooks, expired_holds, load_holds, open_books, open_new_book
-from runtime.database import after_commit, transaction_on
-from runtime.http import Problem
+from ledger.core.grants import ApproveGrant, Grant, ProposalRefusal, refuse_proposal
+from ledger.core.holds import HoldState, NoPrice, PlaceHold, ReleaseHold, price_hold
+from ledger.store import books, directory
+from runtime.clock import now_ms
+from runtime.database import after_commit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runtime.database import Connection
 
-SWEEP_BATCH = 200
 
+class AlreadyExists(Struct, frozen=True):
+    """A tenant or programme of this id is registered already."""
 
-def now_ms() -> int:
-    """The ledger's clock."""
-    return time.time_ns() // 1_000_000
+    what: str
 
 
 class Commands:
@@ -70,217 +55,127 @@ class Commands:
     def __init__(self, committed: Callable[[], None]) -> None:
         self._committed = committed
 
-    async def open_tenant(self, connection: Connection, record: TenantRecord, name: str) -> None:
+    async def open_tenant(
+        self, connection: Connection, record: TenantRecord, name: str
+    ) -> AlreadyExists | None:
         """Register a tenant, its project `main` and its empty book."""
-        if not await registry.add_tenant(connection, record, name):
-            raise Problem("already-exists", f"tenant {record.tenant_id} exists")
-        await open_new_book(
-            connection,
-            Book(record.tenant_id, record.kind, record.currency, record.credit_limit_micro),
-        )
+        if not await directory.add_tenant(connection, record, name):
+            return AlreadyExists(f"tenant {record.tenant_id}")
+        book = Book(record.tenant_id, record.kind, record.currency, record.credit_limit_micro)
+        await books.insert_book(connection, book)
+        return None
 
     async def open_programme(
-        self, connection: Connection, programme_id: str, name: str, budget_micro: int, actor: str
-    ) -> None:
+        self, connection: Connection, programme_id: str, name: str, budget: SetBudget
+    ) -> AlreadyExists | BookRefusal | None:
         """Register a programme and enter its budget into its own book."""
-        if not await registry.add_programme(connection, programme_id, name, "PKR", budget_micro):
-            raise Problem("already-exists", f"programme {programme_id} exists")
-        book_id = TenantId(PROGRAMME_BOOK + programme_id)
-        await open_new_book(connection, Book(book_id, "fund", "PKR", 0))
-        books = await open_books(connection, [book_id], accounts=("authority", "budget"))
-        self._enter(books, book_id, SetBudget(budget_micro, actor))
-        await self._save(books, connection)
-
-    async def propose_grant(self, connection: Connection, grant: Grant) -> None:
-        """Store a proposal; nothing is entered before somebody else approves."""
-        tenant = await registry.tenant_of(connection, grant.tenant_id)
-        currency = await registry.programme_currency(connection, grant.programme_id)
-        if tenant is None or currency is None:
-            raise Problem("not-found", "no such tenant or programme")
-        if tenant.currency != currency:
-            raise Problem("unsupported", f"the programme grants {currency} only")
-        if grant.expires_ms is not None and grant.expires_ms <= now_ms():
-            _refuse_approval(GrantExpired(grant.expires_ms))
-        await registry.add_grant(connection, grant)
-
-    async def approve_grant(self, connection: Connection, grant_id: str, approver: KeyId) -> Grant:
-        """Move budget of the programme to a lot of the tenant: two books, one transaction."""
-        grant = await registry.grant_of(connection, grant_id, lock=True)
-        if grant is None:
-            raise Problem("not-found", "no such grant")
-        approved = approve(grant, approver, now_ms())
-        if not isinstance(approved, Grant):
-            _refuse_approval(approved)
-        programme_book = PROGRAMME_BOOK + approved.programme_id
-        books = await open_books(
-            connection, [programme_book, approved.tenant_id], accounts=accounts_of(approved)
+        added = await directory.add_programme(
+            connection, programme_id, name, "PKR", budget.budget_micro
         )
-        actor = f"key:{approver}"
-        self._enter(books, programme_book, CommitBudget(approved, actor))
-        self._enter(books, approved.tenant_id, GrantCredit(approved, actor))
-        await registry.mark_approved(connection, approved)
-        await self._save(books, connection)
-        return approved
+        if not added:
+            return AlreadyExists(f"programme {programme_id}")
+        book_id = TenantId(PROGRAMME_BOOK + programme_id)
+        await books.insert_book(connection, Book(book_id, "fund", "PKR", 0))
+        entered = await self._enter(connection, book_id, budget)
+        return None if isinstance(entered, tuple) else entered
+
+    async def propose_grant(
+        self, connection: Connection, grant: Grant
+    ) -> NotFound | ProposalRefusal | None:
+        """Store a proposal; nothing is entered before somebody else approves."""
+        tenant = await directory.find_tenant(connection, grant.tenant_id)
+        programme_currency = await directory.programme_currency(connection, grant.programme_id)
+        if tenant is None or programme_currency is None:
+            return NotFound("tenant or programme")
+        refused = refuse_proposal(
+            grant,
+            tenant_currency=tenant.currency,
+            programme_currency=programme_currency,
+            now_ms=now_ms(),
+        )
+        if refused is not None:
+            return refused
+        await directory.add_grant(connection, grant)
+        return None
+
+    async def approve_grant(
+        self, connection: Connection, grant_id: str, approver: KeyId
+    ) -> Grant | BookRefusal:
+        """Move budget of the programme to a lot of the tenant: two books, one transaction."""
+        # The grant is locked before the books: of two approvals one sees the other's.
+        grant = await directory.lock_grant(connection, grant_id)
+        if grant is None:
+            return NotFound("grant")
+        entered = await self._enter(connection, grant.tenant_id, ApproveGrant(grant, approver))
+        if not isinstance(entered, tuple):
+            return entered
+        return await directory.mark_approved(connection, grant.grant_id, approver)
+
+    async def price_hold(
+        self, connection: Connection, tenant_id: str, sku: Sku, price_class: PriceClass, gpu_ms: int
+    ) -> int | NotFound | NoPrice:
+        """Price a hold asked for as GPU time, at the price of now in the tenant's currency."""
+        tenant = await directory.find_tenant(connection, tenant_id)
+        if tenant is None:
+            return NotFound("tenant")
+        series = PriceSeries(tenant.currency, sku, price_class)
+        prices = PriceBook(await directory.price_lines_of(connection, series))
+        return price_hold(prices, series, gpu_ms, now_ms())
 
     async def place_hold(
-        self, connection: Connection, facts: registry.HoldFacts, actor: str
-    ) -> HoldState:
+        self, connection: Connection, tenant_id: str, command: PlaceHold
+    ) -> HoldState | BookRefusal:
         """Admit a job, or refuse it with what is missing."""
-        books = await self._open(connection, facts.tenant_id)
-        allocation_id = facts.allocation_id
-        command = PlaceHold(
-            HoldId(facts.hold_id),
-            facts.hold_micro,
-            None if allocation_id is None else AllocationId(allocation_id),
-            facts.expires_ms,
-            actor,
-        )
-        self._enter(books, facts.tenant_id, command, hold_id=facts.hold_id)
-        await registry.add_hold(connection, facts)
-        await self._save(books, connection)
-        return _hold_state(books, facts.tenant_id, facts.hold_id)
+        return await self._enter_hold(connection, tenant_id, command)
 
-    async def quote(
-        self, connection: Connection, tenant_id: str, sku: str, price_class: str, gpu_ms: int
-    ) -> int:
-        """Price a hold asked for as GPUs and a duration, at the price of now."""
-        tenant = await registry.tenant_of(connection, tenant_id)
-        if tenant is None:
-            raise Problem("not-found", "no such tenant")
-        price = await registry.price_at(connection, sku, price_class, tenant.currency, now_ms())
-        if price is None:
-            raise Problem("no-price", f"no price for {sku} {price_class} in {tenant.currency}")
-        return rated_micro(gpu_ms * 1_000_000, price)
-
-    async def release_hold(self, connection: Connection, hold_id: str, actor: str) -> HoldState:
+    async def release_hold(
+        self, connection: Connection, command: ReleaseHold
+    ) -> HoldState | BookRefusal:
         """End a hold on request."""
-        tenant_id = await registry.tenant_of_hold(connection, hold_id)
+        tenant_id = await directory.tenant_of_hold(connection, command.hold_id)
         if tenant_id is None:
-            raise Problem("not-found", "no such hold")
-        books = await self._open(connection, tenant_id)
-        books.holds = await load_holds(connection, [(tenant_id, hold_id)])
-        command = ReleaseHold("released", f"hold:{hold_id}", actor)
-        self._enter(books, tenant_id, command, hold_id=hold_id)
-        await self._save(books, connection)
-        return _hold_state(books, tenant_id, hold_id)
+            return NotFound("hold")
+        return await self._enter_hold(connection, tenant_id, command)
 
     async def record_invoiced(
-        self, connection: Connection, tenant_id: str, document_id: str, micro: int, actor: str
-    ) -> Entry:
+        self, connection: Connection, tenant_id: str, command: RecordInvoiced
+    ) -> Entry | BookRefusal:
         """Move what a finalised document bills out of receivable."""
-        books = await self._open(connection, tenant_id, INVOICED + document_id)
-        command = RecordInvoiced(DocumentId(document_id), micro, actor)
-        (entry,) = self._enter(books, tenant_id, command)
-        await self._save(books, connection)
+        entered = await self._enter(connection, tenant_id, command)
+        if not isinstance(entered, tuple):
+            return entered
+        _, (entry,) = entered
         return entry
 
-    async def end_expired_holds(self, connection: Connection) -> None:
-        """End the holds whose time has come, by the ledger's clock. A leased task."""
-        async with transaction_on(connection):
-            due = await expired_holds(connection, now_ms(), SWEEP_BATCH)
-            if not due:
-                return
-            books = await open_books(connection, [tenant for tenant, _ in due])
-            books.holds = await load_holds(connection, due)
-            for (tenant_id, hold_id), hold in sorted(books.holds.items()):
-                if hold.end is None and hold.expires_ms <= now_ms():
-                    command = ReleaseHold("expired", "clock", "ledger")
-                    self._enter(books, tenant_id, command, hold_id=hold_id)
-            await self._save(books, connection)
+    async def _enter_hold(
+        self, connection: Connection, tenant_id: str, command: PlaceHold | ReleaseHold
+    ) -> HoldState | BookRefusal:
+        entered = await self._enter(connection, tenant_id, command)
+        if not isinstance(entered, tuple):
+            return entered
+        unit, _ = entered
+        return hold_state(unit.book(tenant_id), unit.hold(tenant_id, command.hold_id), now_ms())
 
-    async def _open(self, connection: Connection, tenant_id: str, *accounts: str) -> OpenBooks:
-        books = await open_books(connection, [tenant_id], accounts=accounts)
-        if tenant_id not in books.books or tenant_id.startswith(PROGRAMME_BOOK):
-            raise Problem("not-found", "no such tenant")
-        return books
-
-    def _enter(
-        self, books: OpenBooks, book_id: str, command: Command, *, hold_id: str | None = None
-    ) -> tuple[Entry, ...]:
-        decided = books.enter(book_id, command, now_ms(), hold_id=hold_id)
+    async def _enter(
+        self, connection: Connection, book_id: str, command: BookCommand
+    ) -> tuple[UnitOfWork, tuple[Entry, ...]] | BookRefusal:
+        """Open what a command touches, have it decided, and save: the books and what was entered."""
+        touched = touched_by(book_id, command)
+        unit = await books.open_books(
+            connection, touched.book_ids, accounts=touched.accounts, hold_ids=touched.hold_ids
+        )
+        decided = unit.enter(book_id, command, now_ms())
         if not isinstance(decided, tuple):
-            _refuse(decided)
-        return decided
-
-    async def _save(self, books: OpenBooks, connection: Connection) -> None:
-        await books.save(connection)
+            return decided
+        await books.save(connection, unit)
         after_commit(self._committed)
+        return unit, decided
 
 
-def _hold_state(books: OpenBooks, tenant_id: str, hold_id: str) -> HoldState:
-    hold = books.holds[tenant_id, hold_id]
-    return HoldState(
-        hold.hold_id,
-        hold.end or "open",
-        hold.hold_micro,
-        hold.open_micro,
-        available_micro(books.books[tenant_id], now_ms()),
-    )
+def id_from_command(prefix: str, scope: str, idempotency_key: str) -> str:
+    """Name what a command makes after the command itself, so that a repeat names the same thing.
 
-
-def _refuse_approval(refusal: ApprovalRefused) -> NoReturn:
-    """Raise the problem of a refused approval."""
-    match refusal:
-        case MakerIsChecker():
-            raise Problem("maker-is-checker")
-        case GrantNotProposed(state):
-            raise Problem("grant-not-proposed", f"it is {state}", state=state)
-        case GrantExpired(expires_ms):
-            raise Problem("grant-expired", f"its window ended at {instant_text(expires_ms)}")
-        case _:
-            assert_never(refusal)
-
-
-def _refuse(refusal: Refusal) -> NoReturn:
-    """Raise the problem of a refused command."""
-    match refusal:
-        case InsufficientCredit(available, shortfall):
-            raise Problem(
-                "insufficient-credit",
-                available_micro=str(available),
-                shortfall_micro=str(shortfall),
-            )
-        case HoldOver(expires_ms):
-            raise Problem(
-                "malformed", f"expires_at: {instant_text(expires_ms)} is not ahead of now"
-            )
-        case HoldClosed(end):
-            raise Problem("hold-closed", f"it has ended: {end}", state=end)
-        case AlreadyInvoiced(micro):
-            raise Problem("already-exists", "this document is entered", invoiced_micro=str(micro))
-        case NotReceivable(micro):
-            raise Problem("not-receivable", receivable_micro=str(micro))
-        case BudgetExceeded(left, shortfall):
-            raise Problem(
-                "budget-exceeded", budget_left_micro=str(left), shortfall_micro=str(shortfall)
-            )
-        case OutOfRange():
-            raise InvariantBroken("only a charge can pass 64 bits")
-        case _:
-            assert_never(refusal)
-
-
-def grant_from_proposal(
-    *,
-    grant_id: str,
-    tenant_id: str,
-    programme_id: str,
-    grant_micro: int,
-    priority: int,
-    effective_ms: int,
-    expires_ms: int | None,
-    proposed_by: str,
-) -> Grant:
-    """Write a proposal as a grant."""
-    return Grant(
-        grant_id=GrantId(grant_id),
-        tenant_id=TenantId(tenant_id),
-        programme_id=ProgrammeId(programme_id),
-        grant_micro=grant_micro,
-        priority=priority,
-        effective_ms=effective_ms,
-        expires_ms=expires_ms,
-        state="proposed",
-        proposed_by=KeyId(proposed_by),
-        approved_by=None,
-    )
+    80 bits of SHA-256 over the scope and the key, in hexadecimal, behind a one-letter prefix.
+    """
+    digest = hashlib.sha256(f"{prefix}\0{scope}\0{idempotency_key}".encode())
+    return prefix + digest.hexdigest()[:20]

@@ -29,8 +29,8 @@ import msgspec
 
 from hisab_contracts import topics
 from hisab_contracts.entries import Entry
-from ledger import feed
-from ledger.book import PROGRAMME_BOOK
+from ledger.core.book import PROGRAMME_BOOK
+from ledger.store import entries
 from runtime.database import transaction_on
 from runtime.kafka import Kafka, Message
 
@@ -72,28 +72,28 @@ class Sequencer:
 
     async def step(self, connection: Connection) -> int:
         """Publish one window, its watermarks after it; returns how many entries it had."""
-        last = await feed.last_window(connection)
+        last = await entries.last_window(connection)
         if last is not None and not last.is_published:
             await self._publish(connection, last)
-        horizon = await feed.horizon_of(connection)
+        horizon = await entries.horizon_of(connection)
         from_xid = 0 if last is None else last.until_xid
         first_index = 0 if last is None else last.first_index + last.entries
         window = None
         if from_xid < horizon:
             async with transaction_on(connection):
-                window = await feed.cut_window(connection, from_xid, horizon, first_index)
+                window = await entries.cut_window(connection, from_xid, horizon, first_index)
         if window is not None:
             await self._publish(connection, window)
         await self._publish_watermarks(connection, horizon)
         return 0 if window is None else window.entries
 
-    async def _publish(self, connection: Connection, window: feed.Window) -> None:
+    async def _publish(self, connection: Connection, window: entries.Window) -> None:
         """Publish a committed window in index order, then mark it."""
         after = ("", 0)
         while True:
-            page = await feed.window_entries(connection, window, after, PAGE)
+            page = await entries.window_entries(connection, window, after, PAGE)
             messages = [
-                self._message(entry, trace_id)
+                message_of(entry, trace_id, self._topic)
                 for entry, trace_id in page
                 if not entry.tenant_id.startswith(PROGRAMME_BOOK)
             ]
@@ -103,13 +103,13 @@ class Sequencer:
                 break
             after = (page[-1][0].tenant_id, page[-1][0].seq)
         async with transaction_on(connection):
-            await feed.mark_published(connection, window)
+            await entries.mark_published(connection, window)
 
     async def _publish_watermarks(self, connection: Connection, until_xid: int) -> None:
         """Publish each watermark below the horizon to its own partition, once per lease."""
         if until_xid <= self._marked_until:
             return
-        due = await feed.watermarks_between(connection, self._marked_until, until_xid)
+        due = await entries.watermarks_between(connection, self._marked_until, until_xid)
         if due:
             await self._kafka.publish(
                 [
@@ -119,11 +119,15 @@ class Sequencer:
             )
         self._marked_until = until_xid
 
-    def _message(self, entry: Entry, trace_id: str | None) -> Message:
-        """Write an entry as it leaves: keyed by tenant, in the trace of what it came from."""
-        headers: tuple[tuple[str, bytes], ...] = ()
-        if trace_id is not None:
-            # The entry is a span of that trace; its hash names it.
-            headers = (("traceparent", f"00-{trace_id}-{entry.hash[:16]}-01".encode()),)
-        key, value = entry.tenant_id.encode(), _ENCODER.encode(entry)
-        return Message(self._topic, key=key, value=value, headers=headers)
+
+def message_of(entry: Entry, trace_id: str | None, topic: str = topics.ENTRIES) -> Message:
+    """Write an entry as it leaves: keyed by tenant, in the trace of what it came from.
+
+    It has no null members, so that whoever reads it can hash what was hashed (decision 0009).
+    """
+    headers: tuple[tuple[str, bytes], ...] = ()
+    if trace_id is not None:
+        # The entry is a span of that trace; its hash names it.
+        headers = (("traceparent", f"00-{trace_id}-{entry.hash[:16]}-01".encode()),)
+    key, value = entry.tenant_id.encode(), _ENCODER.encode(entry)
+    return Message(topic, key=key, value=value, headers=headers)

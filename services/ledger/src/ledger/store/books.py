@@ -1,149 +1,169 @@
-"""Books and entries in PostgreSQL: lock and load, decide in memory, append. SQL lives here.
+"""Books in PostgreSQL: lock and load, let the core decide, save. Nothing is decided here.
 
-Theory. A transaction opens the books it needs (`open_books`: their rows locked in id order, so that
-two transactions never wait for each other in a circle), loads the buckets and holds its commands
-speak of, decides them one after another in memory (`OpenBooks.enter`) and writes everything once
-(`OpenBooks.save`): one insert of entries and one write per projection, however many commands there
-were. Nothing here decides about money; `decisions` does.
+Theory. A transaction opens the books it needs (`open_books`, `open_for_charges`): their rows locked
+in id order, so that two transactions never wait for each other in a circle, with the buckets and
+holds that its commands speak of. What comes back is a `UnitOfWork` of the core, which decides the
+commands one after another in memory. `save` writes everything once: one insert of entries and one
+write per projection, however many commands there were.
 
 Whoever holds a book's row is the only one who appends to it: `seq` has no gap, `recorded_at` never
 falls and the hash chain has one head.
 
 A book is opened as far as a command needs it: the lots with anything left (the spent ones too when
-a total went down) and the accounts it names. So a book of many years is as quick as a new one.
+a total may go down) and the accounts it names. So a book of many years is as quick as a new one.
+
+Each table has one list of columns, one function that reads a row and one that writes rows as
+arrays. Arrays inside a row travel as array literals, because `unnest` flattens arrays of arrays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from hisab_contracts.charges import BucketTotal
-from hisab_contracts.entries import GENESIS_HASH, Entry
+import msgspec
+
+from hisab_contracts.charges import AllocationFinal, BucketTotal
+from hisab_contracts.entries import Entry
 from hisab_contracts.ids import AllocationId, BucketId, GrantId, HoldId, ProgrammeId, TenantId
-from ledger.book import Book, Bucket, Page, evolve
-from ledger.decisions import Command, Refusal, decide
-from ledger.feed import insert_entries, moment_of, ms_of, pg_array
-from ledger.grants import Lot, in_draw_order
-from ledger.holds import Hold
+from hisab_contracts.units import moment_of, ms_of
+from ledger.core.book import BookedBucket, Book, Lot, in_draw_order
+from ledger.core.decisions import UnitOfWork, may_return_credit
+from ledger.core.holds import Hold, PlaceHold
 
 if TYPE_CHECKING:
+    import datetime as dt
+
     from asyncpg import Record as Row
 
     from runtime.database import Connection
 
-
-AllocationKey = tuple[str, str, str]
-"""(tenant, hub, allocation): a hub numbers its allocations by itself, two may use one id."""
-
-
-class OpenBooks:
-    """Books held by this transaction, and all that was decided on them so far."""
-
-    def __init__(self, books: Mapping[str, Book]) -> None:
-        self.books = dict(books)
-        self.buckets: dict[tuple[str, str], Bucket] = {}
-        self.holds: dict[tuple[str, str], Hold] = {}
-        self.waiting: dict[AllocationKey, list[str]] = {}
-        """Open holds by the allocation whose final ends them."""
-        self.entries: list[Entry] = []
-        self._traces: list[str | None] = []
-        self._touched_buckets: set[tuple[str, str]] = set()
-        self._touched_holds: set[tuple[str, str]] = set()
-        self._lots_before = {tenant: book.lots for tenant, book in books.items()}
-
-    def enter(
-        self,
-        tenant_id: str,
-        command: Command,
-        now_ms: int,
-        *,
-        bucket_id: str = "",
-        hold_id: str | None = None,
-        trace_id: str | None = None,
-    ) -> tuple[Entry, ...] | Refusal:
-        """Decide a command on a book as it stands now, and fold what it enters."""
-        bucket_key, hold_key = (tenant_id, bucket_id), (tenant_id, hold_id or "")
-        page = Page(self.books[tenant_id], self.buckets.get(bucket_key), self.holds.get(hold_key))
-        decided = decide(page, command, now_ms)
-        if not isinstance(decided, tuple):
-            return decided
-        for entry in decided:
-            page = evolve(page, entry)
-            self.entries.append(entry)
-            self._traces.append(trace_id)
-        if decided:
-            self.books[tenant_id] = page.book
-            if page.bucket is not None:
-                self.buckets[bucket_key] = page.bucket
-                self._touched_buckets.add(bucket_key)
-            if page.hold is not None:
-                self.holds[hold_key] = page.hold
-                self._touched_holds.add(hold_key)
-        return decided
-
-    async def save(self, connection: Connection) -> None:
-        """Write entries and projections; nothing when nothing was entered."""
-        if not self.entries:
-            return
-        changed = {entry.tenant_id for entry in self.entries}
-        books = [self.books[tenant] for tenant in sorted(changed)]
-        await insert_entries(connection, self.entries, self._traces)
-        await _update_books(connection, books)
-        await _upsert_lots(connection, self._changed_lots(books))
-        buckets = [(key[0], self.buckets[key]) for key in self._touched_buckets]
-        await _upsert_buckets(connection, buckets)
-        holds = [(key[0], self.holds[key]) for key in self._touched_holds]
-        await _update_holds(connection, holds)
-        accounts = [
-            (book.tenant_id, account, micro)
-            for book in books
-            for account, micro in book.accounts.items()
-        ]
-        await _upsert_accounts(connection, accounts)
-
-    def _changed_lots(self, books: Iterable[Book]) -> list[tuple[str, Lot]]:
-        changed: list[tuple[str, Lot]] = []
-        for book in books:
-            before = self._lots_before[book.tenant_id]
-            if book.lots is not before:
-                known = set(before)
-                changed += [(book.tenant_id, lot) for lot in book.lots if lot not in known]
-        return changed
-
-
-_LOCK_BOOKS = """
-select tenant_id, kind, currency, credit_limit_micro, seq, head_hash, recorded_at, charged_micro,
-       funded_micro, receivable_micro, invoiced_micro, settled_micro, unfunded_micro, reserved_micro
-  from books
- where tenant_id = any($1::text[])
- order by tenant_id
-   for no key update
+BOOK_COLUMNS: Final = """
+tenant_id, kind, currency, credit_limit_micro, seq, head_hash, recorded_at, charged_micro,
+funded_micro, receivable_micro, invoiced_micro, settled_micro, unfunded_micro, reserved_micro
 """
+LOT_COLUMNS: Final = """
+tenant_id, grant_id, programme_id, priority, effective_at, expires_at, granted_micro,
+remaining_micro, reserved_micro
+"""
+_BUCKET_SCALARS: Final = "tenant_id, hour_at, bucket_id, revision, gpu_ns, charged_micro"
+BUCKET_COLUMNS: Final = _BUCKET_SCALARS + ", accounts, draws"
+_HOLD_SCALARS: Final = "tenant_id, hold_id, hold_micro, allocation_id, expires_at, ended"
+HOLD_COLUMNS: Final = _HOLD_SCALARS + ", places, reserved"
+_HOLD_FACTS: Final = "project_id, job_ref, hub, sku"
+"""What was said when a hold was placed, and nothing is decided by."""
+_ENTRY_SCALARS: Final = """
+tenant_id, seq, kind, effective_at, recorded_at, hash, caused_by, actor, bucket_id, allocation_id,
+project_id, hold_id, hub, node_id, sku, price_class, price_version, revision, gpu_ns, over_limit,
+detail, trace_id
+"""
+ENTRY_COLUMNS: Final = _ENTRY_SCALARS + ", accounts, amounts, balances"
 
 
 async def open_books(
     connection: Connection,
-    tenant_ids: Iterable[str],
+    book_ids: Iterable[str],
     *,
-    spent_lots: bool = False,
     accounts: Collection[str] = (),
-) -> OpenBooks:
-    """Lock these books in id order and load them. Books that do not exist are left out.
+    hold_ids: Iterable[tuple[str, str]] = (),
+) -> UnitOfWork:
+    """Lock these books and load them for commands. Books and holds that do not exist are left out.
 
-    `accounts` are those beside usage, lots, receivable and unfunded that entries will move.
+    `accounts` are those that entries will move beside lots and the totals of a book; `hold_ids` are
+    (tenant, hold).
     """
-    wanted = sorted(set(tenant_ids))
+    wanted = sorted(set(book_ids))
     rows = await connection.fetch(_LOCK_BOOKS, wanted)
-    lots = await _load_lots(connection, wanted, spent_lots=spent_lots)
-    named = await _load_accounts(connection, wanted, accounts) if accounts else {}
-    books = {}
-    for row in rows:
-        tenant_id = row["tenant_id"]
-        books[tenant_id] = book_from_row(
-            row, in_draw_order(lots.get(tenant_id, ())), named.get(tenant_id, {})
-        )
-    return OpenBooks(books)
+    lots = await load_lots(connection, wanted, spent_lots=False)
+    named = await load_accounts(connection, wanted, accounts) if accounts else {}
+    holds = await _load_holds(connection, hold_ids)
+    return UnitOfWork(_books_of(rows, lots, named), holds=holds)
+
+
+async def open_for_charges(
+    connection: Connection, totals: Sequence[BucketTotal], finals: Sequence[AllocationFinal]
+) -> UnitOfWork:
+    """Lock and load all that a batch of charges speaks of: books first, then what they protect."""
+    wanted = sorted({stated.tenant_id for stated in (*totals, *finals)})
+    if not wanted:
+        return UnitOfWork({})
+    rows = await connection.fetch(_LOCK_BOOKS, wanted)
+    # Everything below is read after the locks: nobody can change it before this transaction ends.
+    buckets = await _load_buckets(connection, totals)
+    spent_lots = any(
+        may_return_credit(total, buckets.get((total.tenant_id, total.bucket_id)))
+        for total in totals
+    )
+    lots = await load_lots(connection, wanted, spent_lots=spent_lots)
+    holds = await _load_holds(
+        connection,
+        [(total.tenant_id, total.hold_id) for total in totals if total.hold_id is not None],
+    )
+    ended_by = await _load_holds_of_allocations(connection, finals)
+    for (tenant_id, _, _), waiting in ended_by.items():
+        holds |= {(tenant_id, hold.hold_id): hold for hold in waiting}
+    return UnitOfWork(
+        _books_of(rows, lots, {}),
+        buckets=buckets,
+        holds=holds,
+        ended_by={key: [hold.hold_id for hold in waiting] for key, waiting in ended_by.items()},
+    )
+
+
+async def save(connection: Connection, unit: UnitOfWork) -> None:
+    """Write the entries and projections of a unit; nothing when nothing was entered."""
+    changes = unit.changes()
+    if not changes.entries:
+        return
+    await insert_entries(connection, changes.entries, changes.traces)
+    await connection.execute(_UPDATE_BOOKS, *_columns_of_books(changes.books))
+    if changes.lots:
+        await connection.execute(_UPSERT_LOTS, *_columns_of_lots(changes.lots))
+    if changes.buckets:
+        await connection.execute(_UPSERT_BUCKETS, *_columns_of_buckets(changes.buckets))
+    if changes.placed:
+        await _insert_holds(connection, changes.placed)
+    if changes.holds:
+        await connection.execute(_UPDATE_HOLDS, *_columns_of_holds(changes.holds))
+    if changes.accounts:
+        await _upsert_accounts(connection, changes.accounts)
+
+
+# Books.
+
+# Locks books for appending. In id order, always: the order is what keeps deadlocks away.
+_LOCK_BOOKS = (
+    "select " + BOOK_COLUMNS + " from books where tenant_id = any($1::text[]) order by tenant_id"
+    " for no key update"
+)
+# Opens a book without entries.
+_INSERT_BOOK = (
+    "insert into books (" + BOOK_COLUMNS + ") select " + BOOK_COLUMNS
+    + """
+  from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bytea[],
+              $7::timestamptz[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[],
+              $12::bigint[], $13::bigint[], $14::bigint[]) as n (""" + BOOK_COLUMNS + ")"
+)
+# Moves books to where their entries have brought them; kind, currency and limit stay.
+_UPDATE_BOOKS = (
+    """
+update books b
+   set seq = n.seq, head_hash = n.head_hash, recorded_at = n.recorded_at,
+       charged_micro = n.charged_micro, funded_micro = n.funded_micro,
+       receivable_micro = n.receivable_micro, invoiced_micro = n.invoiced_micro,
+       settled_micro = n.settled_micro, unfunded_micro = n.unfunded_micro,
+       reserved_micro = n.reserved_micro
+  from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bytea[],
+              $7::timestamptz[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[],
+              $12::bigint[], $13::bigint[], $14::bigint[]) as n (""" + BOOK_COLUMNS + """)
+ where b.tenant_id = n.tenant_id
+"""
+)
+
+
+async def insert_book(connection: Connection, book: Book) -> None:
+    """Open a book without entries."""
+    await connection.execute(_INSERT_BOOK, *_columns_of_books([book]))
 
 
 def book_from_row(row: Row, lots: tuple[Lot, ...], accounts: Mapping[str, int]) -> Book:
@@ -168,18 +188,61 @@ def book_from_row(row: Row, lots: tuple[Lot, ...], accounts: Mapping[str, int]) 
     )
 
 
-_LOAD_LOTS = """
-select tenant_id, grant_id, programme_id, priority, effective_at, expires_at, granted_micro,
-       remaining_micro, reserved_micro
-  from lots
- where tenant_id = any($1::text[])
-   and ($2 or remaining_micro > 0)
+def _books_of(
+    rows: Iterable[Row],
+    lots: Mapping[str, Sequence[Lot]],
+    accounts: Mapping[str, Mapping[str, int]],
+) -> dict[str, Book]:
+    return {
+        row["tenant_id"]: book_from_row(
+            row, in_draw_order(lots.get(row["tenant_id"], ())), accounts.get(row["tenant_id"], {})
+        )
+        for row in rows
+    }
+
+
+def _columns_of_books(books: Sequence[Book]) -> tuple[list[object], ...]:
+    return (
+        [book.tenant_id for book in books],
+        [book.kind for book in books],
+        [book.currency for book in books],
+        [book.credit_limit_micro for book in books],
+        [book.seq for book in books],
+        [bytes.fromhex(book.head_hash) for book in books],
+        [moment_of(book.recorded_ms) for book in books],
+        [book.charged_micro for book in books],
+        [book.funded_micro for book in books],
+        [book.receivable_micro for book in books],
+        [book.invoiced_micro for book in books],
+        [book.settled_micro for book in books],
+        [book.unfunded_micro for book in books],
+        [book.reserved_micro for book in books],
+    )
+
+
+# Lots.
+
+# Loads the lots that can still give something, or all where credit may come back to a spent one.
+_LOAD_LOTS = (
+    "select " + LOT_COLUMNS + " from lots"
+    " where tenant_id = any($1::text[]) and ($2 or remaining_micro > 0)"
+)
+# Writes lots that are new or have changed; a lot's terms never change.
+_UPSERT_LOTS = (
+    "insert into lots (" + LOT_COLUMNS + ") select " + LOT_COLUMNS
+    + """
+  from unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::timestamptz[], $6::timestamptz[],
+              $7::bigint[], $8::bigint[], $9::bigint[]) as n (""" + LOT_COLUMNS + """)
+on conflict (tenant_id, grant_id) do update
+   set remaining_micro = excluded.remaining_micro, reserved_micro = excluded.reserved_micro
 """
+)
 
 
-async def _load_lots(
+async def load_lots(
     connection: Connection, tenant_ids: Sequence[str], *, spent_lots: bool
 ) -> dict[str, list[Lot]]:
+    """Load the lots of books, in no order."""
     found: dict[str, list[Lot]] = {}
     for row in await connection.fetch(_LOAD_LOTS, tenant_ids, spent_lots):
         found.setdefault(row["tenant_id"], []).append(lot_from_row(row))
@@ -201,17 +264,45 @@ def lot_from_row(row: Row) -> Lot:
     )
 
 
+def _columns_of_lots(lots: Sequence[tuple[str, Lot]]) -> tuple[list[object], ...]:
+    return (
+        [tenant_id for tenant_id, _ in lots],
+        [lot.grant_id for _, lot in lots],
+        [lot.programme_id for _, lot in lots],
+        [lot.priority for _, lot in lots],
+        [moment_of(lot.effective_ms) for _, lot in lots],
+        [_moment_or_never(lot.expires_ms) for _, lot in lots],
+        [lot.granted_micro for _, lot in lots],
+        [lot.remaining_micro for _, lot in lots],
+        [lot.reserved_micro for _, lot in lots],
+    )
+
+
+def _moment_or_never(instant_ms: int | None) -> dt.datetime | None:
+    return None if instant_ms is None else moment_of(instant_ms)
+
+
+# Accounts.
+
+# Loads these accounts of these books, or all accounts.
 _LOAD_ACCOUNTS = """
 select tenant_id, account, balance_micro
   from accounts
  where tenant_id = any($1::text[]) and ($2::text[] is null or account = any($2::text[]))
 """
+# Writes what accounts have come to.
+_UPSERT_ACCOUNTS = """
+insert into accounts (tenant_id, account, balance_micro)
+select n.tenant_id, n.account, n.balance_micro
+  from unnest($1::text[], $2::text[], $3::bigint[]) as n (tenant_id, account, balance_micro)
+on conflict (tenant_id, account) do update set balance_micro = excluded.balance_micro
+"""
 
 
-async def _load_accounts(
+async def load_accounts(
     connection: Connection, tenant_ids: Sequence[str], accounts: Collection[str] | None
 ) -> dict[str, dict[str, int]]:
-    """Read these accounts of these books, or all of them."""
+    """Load these accounts of these books, or all of them, by book and account."""
     named = None if accounts is None else list(accounts)
     found: dict[str, dict[str, int]] = {}
     for row in await connection.fetch(_LOAD_ACCOUNTS, tenant_ids, named):
@@ -219,31 +310,58 @@ async def _load_accounts(
     return found
 
 
-_LOAD_BUCKETS = """
-select b.tenant_id, b.hour_at, b.bucket_id, b.revision, b.gpu_ns, b.charged_micro, b.accounts,
-       b.draws
-  from unnest($1::text[], $2::timestamptz[], $3::uuid[]) as n (tenant_id, hour_at, bucket_id)
+async def _upsert_accounts(
+    connection: Connection, accounts: Sequence[tuple[str, str, int]]
+) -> None:
+    await connection.execute(
+        _UPSERT_ACCOUNTS,
+        [tenant_id for tenant_id, _, _ in accounts],
+        [account for _, account, _ in accounts],
+        [micro for _, _, micro in accounts],
+    )
+
+
+# Buckets.
+
+# Loads what was booked of these buckets. The hour is part of the key, so that it stays local.
+_LOAD_BUCKETS = (
+    "select " + BUCKET_COLUMNS
+    + """
+  from unnest($1::text[], $2::timestamptz[], $3::uuid[]) as n (of_tenant, of_hour, of_bucket)
   join buckets b
-    on b.tenant_id = n.tenant_id and b.hour_at = n.hour_at and b.bucket_id = n.bucket_id
+    on b.tenant_id = n.of_tenant and b.hour_at = n.of_hour and b.bucket_id = n.of_bucket
 """
+)
+# Writes what has been booked of buckets now, and who paid.
+_UPSERT_BUCKETS = (
+    "insert into buckets (" + BUCKET_COLUMNS + ") select " + _BUCKET_SCALARS
+    + """, accounts::text[], draws::bigint[]
+  from unnest($1::text[], $2::timestamptz[], $3::uuid[], $4::bigint[], $5::bigint[], $6::bigint[],
+              $7::text[], $8::text[]) as n (""" + BUCKET_COLUMNS + """)
+on conflict (tenant_id, hour_at, bucket_id) do update
+   set revision = excluded.revision, gpu_ns = excluded.gpu_ns,
+       charged_micro = excluded.charged_micro, accounts = excluded.accounts, draws = excluded.draws
+"""
+)
 
 
-async def load_buckets(
+async def _load_buckets(
     connection: Connection, totals: Iterable[BucketTotal]
-) -> dict[tuple[str, str], Bucket]:
-    """Load what was booked of these buckets; those never booked are left out."""
+) -> dict[tuple[str, str], BookedBucket]:
+    """Load what was booked of these buckets, by (tenant, bucket); others are left out."""
     wanted = {(total.tenant_id, total.bucket_id): total.hour_ms for total in totals}
     rows = await connection.fetch(
         _LOAD_BUCKETS,
-        [tenant for tenant, _ in wanted],
+        [tenant_id for tenant_id, _ in wanted],
         [moment_of(hour_ms) for hour_ms in wanted.values()],
-        [bucket for _, bucket in wanted],
+        [bucket_id for _, bucket_id in wanted],
     )
-    return {(row["tenant_id"], row["bucket_id"].hex): _bucket_from_row(row) for row in rows}
+    return {(row["tenant_id"], row["bucket_id"].hex): bucket_from_row(row) for row in rows}
 
 
-def _bucket_from_row(row: Row) -> Bucket:
-    return Bucket(
+def bucket_from_row(row: Row) -> BookedBucket:
+    """Read what was booked of one bucket."""
+    return BookedBucket(
         bucket_id=BucketId(row["bucket_id"].hex),
         hour_ms=ms_of(row["hour_at"]),
         revision=row["revision"],
@@ -253,57 +371,59 @@ def _bucket_from_row(row: Row) -> Bucket:
     )
 
 
-_LOAD_HOLDS = """
-select h.tenant_id, h.hold_id, h.hold_micro, h.allocation_id, h.expires_at, h.ended, h.places,
-       h.reserved
-  from unnest($1::text[], $2::text[]) as n (tenant_id, hold_id)
-  join holds h on h.tenant_id = n.tenant_id and h.hold_id = n.hold_id
-"""
-
-
-async def load_holds(
-    connection: Connection, named: Iterable[tuple[str, str]]
-) -> dict[tuple[str, str], Hold]:
-    """Load holds by (tenant, hold); unknown ones are left out."""
-    wanted = sorted(set(named))
-    if not wanted:
-        return {}
-    tenants, holds = [tenant for tenant, _ in wanted], [hold for _, hold in wanted]
-    rows = await connection.fetch(_LOAD_HOLDS, tenants, holds)
-    return {(row["tenant_id"], row["hold_id"]): _hold_from_row(row) for row in rows}
-
-
-_LOAD_HOLDS_OF_ALLOCATIONS = """
-select h.tenant_id, h.hub, h.hold_id, h.hold_micro, h.allocation_id, h.expires_at, h.ended,
-       h.places, h.reserved
-  from unnest($1::text[], $2::text[], $3::text[]) as n (tenant_id, hub, allocation_id)
-  join holds h
-    on h.tenant_id = n.tenant_id and h.hub = n.hub and h.allocation_id = n.allocation_id
-   and h.ended is null
- order by h.tenant_id, h.hold_id
-"""
-
-
-async def load_holds_of_allocations(
-    connection: Connection, allocations: Iterable[AllocationKey]
-) -> dict[AllocationKey, list[Hold]]:
-    """Load the open holds that wait for the final of one of these allocations."""
-    wanted = sorted(set(allocations))
-    if not wanted:
-        return {}
-    rows = await connection.fetch(
-        _LOAD_HOLDS_OF_ALLOCATIONS,
-        [tenant for tenant, _, _ in wanted],
-        [hub for _, hub, _ in wanted],
-        [allocation for _, _, allocation in wanted],
+def _columns_of_buckets(buckets: Sequence[tuple[str, BookedBucket]]) -> tuple[list[object], ...]:
+    return (
+        [tenant_id for tenant_id, _ in buckets],
+        [moment_of(bucket.hour_ms) for _, bucket in buckets],
+        [bucket.bucket_id for _, bucket in buckets],
+        [bucket.revision for _, bucket in buckets],
+        [bucket.gpu_ns for _, bucket in buckets],
+        [bucket.charged_micro for _, bucket in buckets],
+        [_array(account for account, _ in bucket.draws) for _, bucket in buckets],
+        [_array(str(micro) for _, micro in bucket.draws) for _, bucket in buckets],
     )
-    found: dict[AllocationKey, list[Hold]] = {}
-    for row in rows:
-        key = row["tenant_id"], row["hub"], row["allocation_id"]
-        found.setdefault(key, []).append(_hold_from_row(row))
-    return found
 
 
+# Holds.
+
+# Loads holds by their names.
+_LOAD_HOLDS = (
+    "select " + HOLD_COLUMNS
+    + """
+  from unnest($1::text[], $2::text[]) as n (of_tenant, of_hold)
+  join holds h on h.tenant_id = n.of_tenant and h.hold_id = n.of_hold
+"""
+)
+# Loads the open holds that the final of one of these allocations ends.
+_LOAD_HOLDS_OF_ALLOCATIONS = (
+    "select " + HOLD_COLUMNS
+    + """, hub
+  from unnest($1::text[], $2::text[], $3::text[]) as n (of_tenant, of_hub, of_allocation)
+  join holds h
+    on h.tenant_id = n.of_tenant and h.hub = n.of_hub and h.allocation_id = n.of_allocation
+   and h.ended is null
+ order by tenant_id, hold_id
+"""
+)
+# Writes holds that were placed: what was said of them, and what they reserve.
+_INSERT_HOLDS = (
+    "insert into holds (" + HOLD_COLUMNS + ", " + _HOLD_FACTS + ") select " + _HOLD_SCALARS
+    + ", places::text[], reserved::bigint[], " + _HOLD_FACTS
+    + """
+  from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[],
+              $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[])
+    as n (""" + HOLD_COLUMNS + ", " + _HOLD_FACTS + ")"
+)
+# Writes what older holds still reserve, and how they ended; the rest of a hold never changes.
+_UPDATE_HOLDS = (
+    """
+update holds h set ended = n.ended, places = n.places::text[], reserved = n.reserved::bigint[]
+  from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[],
+              $7::text[], $8::text[]) as n (""" + HOLD_COLUMNS + """)
+ where h.tenant_id = n.tenant_id and h.hold_id = n.hold_id
+"""
+)
+# Names open holds whose time has come, the oldest first.
 _EXPIRED_HOLDS = """
 select tenant_id, hold_id from holds where ended is null and expires_at <= $1
  order by expires_at limit $2
@@ -318,7 +438,53 @@ async def expired_holds(
     return [(TenantId(row["tenant_id"]), HoldId(row["hold_id"])) for row in rows]
 
 
-def _hold_from_row(row: Row) -> Hold:
+async def _load_holds(
+    connection: Connection, hold_ids: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], Hold]:
+    """Load holds by (tenant, hold); unknown ones are left out."""
+    wanted = sorted(set(hold_ids))
+    if not wanted:
+        return {}
+    tenant_ids, names = [tenant for tenant, _ in wanted], [hold for _, hold in wanted]
+    rows = await connection.fetch(_LOAD_HOLDS, tenant_ids, names)
+    return {(row["tenant_id"], row["hold_id"]): hold_from_row(row) for row in rows}
+
+
+async def _load_holds_of_allocations(
+    connection: Connection, finals: Iterable[AllocationFinal]
+) -> dict[tuple[str, str, str], list[Hold]]:
+    """Load the open holds that one of these finals ends, by (tenant, hub, allocation)."""
+    wanted = sorted({(final.tenant_id, final.hub, final.allocation_id) for final in finals})
+    if not wanted:
+        return {}
+    rows = await connection.fetch(
+        _LOAD_HOLDS_OF_ALLOCATIONS,
+        [tenant_id for tenant_id, _, _ in wanted],
+        [hub for _, hub, _ in wanted],
+        [allocation_id for _, _, allocation_id in wanted],
+    )
+    found: dict[tuple[str, str, str], list[Hold]] = {}
+    for row in rows:
+        key = row["tenant_id"], row["hub"], row["allocation_id"]
+        found.setdefault(key, []).append(hold_from_row(row))
+    return found
+
+
+async def _insert_holds(
+    connection: Connection, placed: Sequence[tuple[str, PlaceHold, Hold]]
+) -> None:
+    await connection.execute(
+        _INSERT_HOLDS,
+        *_columns_of_holds([(tenant_id, hold) for tenant_id, _, hold in placed]),
+        [command.project_id for _, command, _ in placed],
+        [command.job_ref for _, command, _ in placed],
+        [command.hub for _, command, _ in placed],
+        [command.sku for _, command, _ in placed],
+    )
+
+
+def hold_from_row(row: Row) -> Hold:
+    """Read one hold."""
     allocation_id = row["allocation_id"]
     return Hold(
         hold_id=HoldId(row["hold_id"]),
@@ -330,207 +496,74 @@ def _hold_from_row(row: Row) -> Hold:
     )
 
 
-_ALL_BOOKS = """
-select tenant_id, kind, currency, credit_limit_micro, seq, head_hash, recorded_at, charged_micro,
-       funded_micro, receivable_micro, invoiced_micro, settled_micro, unfunded_micro, reserved_micro
-  from books
- order by tenant_id
-"""
-
-
-async def projected_books(connection: Connection) -> dict[str, Book]:
-    """Read every book as projected, whole. For audits: nothing is locked."""
-    rows = await connection.fetch(_ALL_BOOKS)
-    wanted = [row["tenant_id"] for row in rows]
-    lots = await _load_lots(connection, wanted, spent_lots=True)
-    accounts = await _load_accounts(connection, wanted, None)
-    return {
-        row["tenant_id"]: book_from_row(
-            row,
-            in_draw_order(lots.get(row["tenant_id"], ())),
-            accounts.get(row["tenant_id"], {}),
-        )
-        for row in rows
-    }
-
-
-_ALL_BUCKETS = """
-select tenant_id, hour_at, bucket_id, revision, gpu_ns, charged_micro, accounts, draws
-  from buckets
- where tenant_id = $1
-"""
-
-
-async def every_bucket(connection: Connection, tenant_id: str) -> dict[BucketId, Bucket]:
-    """Read all buckets of a book, for an audit."""
-    rows = await connection.fetch(_ALL_BUCKETS, tenant_id)
-    return {BucketId(row["bucket_id"].hex): _bucket_from_row(row) for row in rows}
-
-
-_ALL_HOLDS = """
-select tenant_id, hold_id, hold_micro, allocation_id, expires_at, ended, places, reserved
-  from holds
- where tenant_id = $1
-"""
-
-
-async def every_hold(connection: Connection, tenant_id: str) -> dict[HoldId, Hold]:
-    """Read all holds of a book, for an audit."""
-    rows = await connection.fetch(_ALL_HOLDS, tenant_id)
-    return {HoldId(row["hold_id"]): _hold_from_row(row) for row in rows}
-
-
-_OPEN_BOOK = """
-insert into books (tenant_id, kind, currency, credit_limit_micro, seq, head_hash, recorded_at,
-                   charged_micro, funded_micro, receivable_micro, invoiced_micro, settled_micro,
-                   unfunded_micro, reserved_micro)
-values ($1, $2, $3, $4, 0, $5, 'epoch', 0, 0, 0, 0, 0, 0, 0)
-"""
-
-
-async def open_new_book(connection: Connection, book: Book) -> None:
-    """Make the row of a book without entries."""
-    await connection.execute(
-        _OPEN_BOOK,
-        book.tenant_id,
-        book.kind,
-        book.currency,
-        book.credit_limit_micro,
-        bytes.fromhex(GENESIS_HASH),
-    )
-
-
-_UPDATE_BOOKS = """
-update books b
-   set seq = n.seq, head_hash = n.head_hash, recorded_at = n.recorded_at,
-       charged_micro = n.charged_micro, funded_micro = n.funded_micro,
-       receivable_micro = n.receivable_micro, invoiced_micro = n.invoiced_micro,
-       settled_micro = n.settled_micro, unfunded_micro = n.unfunded_micro,
-       reserved_micro = n.reserved_micro
-  from unnest($1::text[], $2::bigint[], $3::bytea[], $4::timestamptz[], $5::bigint[], $6::bigint[],
-              $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])
-       as n (tenant_id, seq, head_hash, recorded_at, charged_micro, funded_micro, receivable_micro,
-             invoiced_micro, settled_micro, unfunded_micro, reserved_micro)
- where b.tenant_id = n.tenant_id
-"""
-
-
-async def _update_books(connection: Connection, books: Sequence[Book]) -> None:
-    await connection.execute(
-        _UPDATE_BOOKS,
-        [book.tenant_id for book in books],
-        [book.seq for book in books],
-        [bytes.fromhex(book.head_hash) for book in books],
-        [moment_of(book.recorded_ms) for book in books],
-        [book.charged_micro for book in books],
-        [book.funded_micro for book in books],
-        [book.receivable_micro for book in books],
-        [book.invoiced_micro for book in books],
-        [book.settled_micro for book in books],
-        [book.unfunded_micro for book in books],
-        [book.reserved_micro for book in books],
-    )
-
-
-_UPSERT_LOTS = """
-insert into lots (tenant_id, grant_id, programme_id, priority, effective_at, expires_at,
-                  granted_micro, remaining_micro, reserved_micro)
-select n.tenant_id, n.grant_id, n.programme_id, n.priority, n.effective_at, n.expires_at,
-       n.granted_micro, n.remaining_micro, n.reserved_micro
-  from unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::timestamptz[], $6::timestamptz[],
-              $7::bigint[], $8::bigint[], $9::bigint[])
-       as n (tenant_id, grant_id, programme_id, priority, effective_at, expires_at, granted_micro,
-             remaining_micro, reserved_micro)
-on conflict (tenant_id, grant_id) do update
-   set remaining_micro = excluded.remaining_micro, reserved_micro = excluded.reserved_micro
-"""
-
-
-async def _upsert_lots(connection: Connection, lots: Sequence[tuple[str, Lot]]) -> None:
-    """Write lots that are new or have changed; a lot's terms never change."""
-    if not lots:
-        return
-    await connection.execute(
-        _UPSERT_LOTS,
-        [tenant for tenant, _ in lots],
-        [lot.grant_id for _, lot in lots],
-        [lot.programme_id for _, lot in lots],
-        [lot.priority for _, lot in lots],
-        [moment_of(lot.effective_ms) for _, lot in lots],
-        [None if lot.expires_ms is None else moment_of(lot.expires_ms) for _, lot in lots],
-        [lot.granted_micro for _, lot in lots],
-        [lot.remaining_micro for _, lot in lots],
-        [lot.reserved_micro for _, lot in lots],
-    )
-
-
-_UPSERT_BUCKETS = """
-insert into buckets (tenant_id, hour_at, bucket_id, revision, gpu_ns, charged_micro, accounts,
-                     draws)
-select n.tenant_id, n.hour_at, n.bucket_id, n.revision, n.gpu_ns, n.charged_micro,
-       n.accounts::text[], n.draws::bigint[]
-  from unnest($1::text[], $2::timestamptz[], $3::uuid[], $4::bigint[], $5::bigint[], $6::bigint[],
-              $7::text[], $8::text[])
-       as n (tenant_id, hour_at, bucket_id, revision, gpu_ns, charged_micro, accounts, draws)
-on conflict (tenant_id, hour_at, bucket_id) do update
-   set revision = excluded.revision, gpu_ns = excluded.gpu_ns,
-       charged_micro = excluded.charged_micro, accounts = excluded.accounts, draws = excluded.draws
-"""
-
-
-async def _upsert_buckets(connection: Connection, buckets: Sequence[tuple[str, Bucket]]) -> None:
-    if not buckets:
-        return
-    await connection.execute(
-        _UPSERT_BUCKETS,
-        [tenant for tenant, _ in buckets],
-        [moment_of(bucket.hour_ms) for _, bucket in buckets],
-        [bucket.bucket_id for _, bucket in buckets],
-        [bucket.revision for _, bucket in buckets],
-        [bucket.gpu_ns for _, bucket in buckets],
-        [bucket.charged_micro for _, bucket in buckets],
-        [pg_array(account for account, _ in bucket.draws) for _, bucket in buckets],
-        [pg_array(str(micro) for _, micro in bucket.draws) for _, bucket in buckets],
-    )
-
-
-_UPDATE_HOLDS = """
-update holds h set ended = n.ended, places = n.places::text[], reserved = n.reserved::bigint[]
-  from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
-       as n (tenant_id, hold_id, ended, places, reserved)
- where h.tenant_id = n.tenant_id and h.hold_id = n.hold_id
-"""
-
-
-async def _update_holds(connection: Connection, holds: Sequence[tuple[str, Hold]]) -> None:
-    """Write what holds still reserve. A placed hold's row is made before its entry (`registry`)."""
-    if not holds:
-        return
-    await connection.execute(
-        _UPDATE_HOLDS,
-        [tenant for tenant, _ in holds],
+def _columns_of_holds(holds: Sequence[tuple[str, Hold]]) -> tuple[list[object], ...]:
+    return (
+        [tenant_id for tenant_id, _ in holds],
         [hold.hold_id for _, hold in holds],
+        [hold.hold_micro for _, hold in holds],
+        [hold.allocation_id for _, hold in holds],
+        [moment_of(hold.expires_ms) for _, hold in holds],
         [hold.end for _, hold in holds],
-        [pg_array(place for place, _ in hold.reserved) for _, hold in holds],
-        [pg_array(str(micro) for _, micro in hold.reserved) for _, hold in holds],
+        [_array(place for place, _ in hold.reserved) for _, hold in holds],
+        [_array(str(micro) for _, micro in hold.reserved) for _, hold in holds],
     )
 
 
-_UPSERT_ACCOUNTS = """
-insert into accounts (tenant_id, account, balance_micro)
-select * from unnest($1::text[], $2::text[], $3::bigint[])
-on conflict (tenant_id, account) do update set balance_micro = excluded.balance_micro
-"""
+# Entries are only ever inserted; `entries` reads them back.
+
+# Appends entries. What follows from the rest is not stored (see `entries`).
+_INSERT_ENTRIES = (
+    "insert into entries (" + ENTRY_COLUMNS + ") select " + _ENTRY_SCALARS
+    + """, accounts::text[], amounts::bigint[], balances::bigint[]
+  from unnest($1::text[], $2::bigint[], $3::text[], $4::timestamptz[], $5::timestamptz[],
+              $6::bytea[], $7::text[], $8::text[], $9::uuid[], $10::text[], $11::text[],
+              $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[],
+              $18::bigint[], $19::bigint[], $20::boolean[], $21::bytea[], $22::uuid[],
+              $23::text[], $24::text[], $25::text[]) as n (""" + ENTRY_COLUMNS + ")"
+)
 
 
-async def _upsert_accounts(
-    connection: Connection, accounts: Sequence[tuple[str, str, int]]
+async def insert_entries(
+    connection: Connection, entries: Sequence[Entry], traces: Sequence[str | None]
 ) -> None:
-    if not accounts:
-        return
+    """Append entries, each with the trace it came in."""
+    charges = [entry.charge for entry in entries]
     await connection.execute(
-        _UPSERT_ACCOUNTS,
-        [tenant for tenant, _, _ in accounts],
-        [account for _, account, _ in accounts],
-        [micro for _, _, micro in accounts],
+        _INSERT_ENTRIES,
+        [entry.tenant_id for entry in entries],
+        [entry.seq for entry in entries],
+        [entry.kind for entry in entries],
+        [moment_of(entry.effective_ms) for entry in entries],
+        [moment_of(entry.recorded_ms) for entry in entries],
+        [bytes.fromhex(entry.hash) for entry in entries],
+        [entry.caused_by if entry.charge is None else None for entry in entries],
+        [entry.actor if entry.charge is None else None for entry in entries],
+        [None if charge is None else charge.bucket_id for charge in charges],
+        [None if charge is None else charge.allocation_id for charge in charges],
+        [None if charge is None else charge.project_id for charge in charges],
+        [None if charge is None else charge.hold_id for charge in charges],
+        [None if charge is None else charge.hub for charge in charges],
+        [None if charge is None else charge.node_id for charge in charges],
+        [None if charge is None else charge.sku for charge in charges],
+        [None if charge is None else charge.price_class for charge in charges],
+        [None if charge is None else charge.price_version for charge in charges],
+        [None if charge is None else charge.revision for charge in charges],
+        [None if charge is None else charge.gpu_ns for charge in charges],
+        [None if charge is None else charge.over_limit for charge in charges],
+        [_detail_bytes(entry) for entry in entries],
+        traces,
+        [_array(posting.account for posting in entry.postings) for entry in entries],
+        [_array(str(posting.posting_micro) for posting in entry.postings) for entry in entries],
+        [_array(str(posting.balance_micro) for posting in entry.postings) for entry in entries],
     )
+
+
+def _detail_bytes(entry: Entry) -> bytes | None:
+    """Encode what only some kinds have: the hold or the grant."""
+    detail = entry.hold or entry.grant
+    return None if detail is None else msgspec.json.encode(detail)
+
+
+def _array(members: Iterable[str]) -> str:
+    """Write an array literal of members that need no quoting: account names and numbers."""
+    return "{" + ",".join(members) + "}"

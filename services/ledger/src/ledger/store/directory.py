@@ -1,55 +1,51 @@
-"""Who there is: tenants, programmes, proposed grants, the facts of holds, prices, keys. SQL.
+"""The directory: tenants, programmes, grants, keys and price lines, as they were registered. SQL.
 
-What is kept here is what was said once; what it comes to is in books (`store`).
+What is kept here was said once and hardly changes; what it comes to is in the books (`books`). Only
+a grant goes through states, and it is the core that decides them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from msgspec import Struct
-
-from hisab_contracts.ids import GrantId, KeyId, ProgrammeId, ProjectId, TenantId
+from hisab_contracts.ids import (
+    GrantId,
+    KeyId,
+    PriceClass,
+    PriceVersion,
+    ProgrammeId,
+    ProjectId,
+    Sku,
+    TenantId,
+)
+from hisab_contracts.prices import PriceSeries
 from hisab_contracts.reference import PriceLine, TenantRecord
-from ledger.feed import moment_of, ms_of
-from ledger.grants import Grant
+from hisab_contracts.units import moment_of, ms_of
+from ledger.core.grants import Grant
+from runtime.auth import AccessKey
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
 
     from runtime.database import Connection
 
-
-class Parked(Struct, frozen=True):
-    """A charge message that could not be booked, and why."""
-
-    topic: str
-    partition: int
-    offset: int
-    reason: str
-    message: bytes
+_GRANT_COLUMNS: Final = """
+grant_id, tenant_id, programme_id, grant_micro, priority, effective_at, expires_at, state,
+proposed_by, approved_by
+"""
+_PRICE_LINE_COLUMNS: Final = """
+rate_line_id, price_version, currency, sku, price_class, micro_per_gpu_hour, valid_from, valid_until
+"""
 
 
-class HoldFacts(Struct, frozen=True):
-    """What a scheduler said about a hold beyond its amount."""
-
-    hold_id: str
-    tenant_id: str
-    project_id: str
-    job_ref: str
-    allocation_id: str | None
-    hub: str
-    sku: str
-    hold_micro: int
-    expires_ms: int
-
-
+# Registers a tenant, unless its id is taken.
 _INSERT_TENANT = """
 insert into tenants (tenant_id, name, kind, currency, credit_limit_micro)
 values ($1, $2, $3, $4, $5)
 on conflict do nothing
 """
+# Registers a project of a tenant.
 _INSERT_PROJECT = """
 insert into projects (tenant_id, project_id) values ($1, $2)
 """
@@ -72,6 +68,7 @@ async def add_tenant(connection: Connection, record: TenantRecord, name: str) ->
     return True
 
 
+# Finds a tenant with its projects.
 _TENANT = """
 select t.tenant_id, t.kind, t.currency, t.credit_limit_micro,
        array(select p.project_id from projects p where p.tenant_id = t.tenant_id
@@ -81,7 +78,7 @@ select t.tenant_id, t.kind, t.currency, t.credit_limit_micro,
 """
 
 
-async def tenant_of(connection: Connection, tenant_id: str) -> TenantRecord | None:
+async def find_tenant(connection: Connection, tenant_id: str) -> TenantRecord | None:
     """Find a tenant that this transaction may see."""
     row = await connection.fetchrow(_TENANT, tenant_id)
     if row is None:
@@ -95,6 +92,7 @@ async def tenant_of(connection: Connection, tenant_id: str) -> TenantRecord | No
     )
 
 
+# Registers a programme, unless its id is taken.
 _INSERT_PROGRAMME = """
 insert into programmes (programme_id, name, currency, budget_micro)
 values ($1, $2, $3, $4)
@@ -110,6 +108,7 @@ async def add_programme(
     return status == "INSERT 0 1"
 
 
+# Asks in which currency a programme grants.
 _PROGRAMME_CURRENCY = """
 select currency from programmes where programme_id = $1
 """
@@ -121,11 +120,20 @@ async def programme_currency(connection: Connection, programme_id: str) -> str |
     return currency
 
 
-_INSERT_GRANT = """
-insert into grants (grant_id, tenant_id, programme_id, grant_micro, priority, effective_at,
-                    expires_at, state, proposed_by)
-values ($1, $2, $3, $4, $5, $6, $7, 'proposed', $8)
-"""
+# Stores a proposal.
+_INSERT_GRANT = (
+    "insert into grants (" + _GRANT_COLUMNS + ") values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+)
+# Finds a grant; locked, nobody else decides it before this transaction ends.
+_FIND_GRANT = "select " + _GRANT_COLUMNS + " from grants where grant_id = $1"
+_LOCK_GRANT = _FIND_GRANT + " for no key update"
+# Stores an approval that the core has decided.
+_APPROVE_GRANT = (
+    """
+update grants set state = 'approved', approved_by = $2, approved_at = clock_timestamp()
+ where grant_id = $1
+returning """ + _GRANT_COLUMNS
+)
 
 
 async def add_grant(connection: Connection, grant: Grant) -> None:
@@ -139,23 +147,28 @@ async def add_grant(connection: Connection, grant: Grant) -> None:
         grant.priority,
         moment_of(grant.effective_ms),
         None if grant.expires_ms is None else moment_of(grant.expires_ms),
+        grant.state,
         grant.proposed_by,
+        grant.approved_by,
     )
 
 
-_GRANT = """
-select grant_id, tenant_id, programme_id, grant_micro, priority, effective_at, expires_at, state,
-       proposed_by, approved_by
-  from grants
- where grant_id = $1
-"""
-_LOCK_GRANT = _GRANT + " for no key update"
-
-
-async def grant_of(connection: Connection, grant_id: str, *, lock: bool) -> Grant | None:
-    """Find a grant; with `lock` nobody else decides it before this transaction ends."""
-    row = await connection.fetchrow(_LOCK_GRANT if lock else _GRANT, grant_id)
+async def find_grant(connection: Connection, grant_id: str) -> Grant | None:
+    """Find a grant that this transaction may see."""
+    row = await connection.fetchrow(_FIND_GRANT, grant_id)
     return None if row is None else _grant_from_row(row)
+
+
+async def lock_grant(connection: Connection, grant_id: str) -> Grant | None:
+    """Find a grant and keep others from deciding it before this transaction ends."""
+    row = await connection.fetchrow(_LOCK_GRANT, grant_id)
+    return None if row is None else _grant_from_row(row)
+
+
+async def mark_approved(connection: Connection, grant_id: GrantId, approver: KeyId) -> Grant:
+    """Store an approval; returns the grant as approved. It is decided, and the row locked."""
+    (row,) = await connection.fetch(_APPROVE_GRANT, grant_id, approver)
+    return _grant_from_row(row)
 
 
 def _grant_from_row(row: Row) -> Grant:
@@ -174,40 +187,7 @@ def _grant_from_row(row: Row) -> Grant:
     )
 
 
-_APPROVE_GRANT = """
-update grants set state = 'approved', approved_by = $2, approved_at = clock_timestamp()
- where grant_id = $1
-"""
-
-
-async def mark_approved(connection: Connection, grant: Grant) -> None:
-    """Store an approval."""
-    await connection.execute(_APPROVE_GRANT, grant.grant_id, grant.approved_by)
-
-
-_INSERT_HOLD = """
-insert into holds (tenant_id, hold_id, project_id, job_ref, allocation_id, hub, sku, hold_micro,
-                   expires_at, ended, places, reserved)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, null, '{}', '{}')
-"""
-
-
-async def add_hold(connection: Connection, hold: HoldFacts) -> None:
-    """Store what was asked for; what it reserves is written with its entry."""
-    await connection.execute(
-        _INSERT_HOLD,
-        hold.tenant_id,
-        hold.hold_id,
-        hold.project_id,
-        hold.job_ref,
-        hold.allocation_id,
-        hold.hub,
-        hold.sku,
-        hold.hold_micro,
-        moment_of(hold.expires_ms),
-    )
-
-
+# Asks whose hold it is: a path names a hold without its tenant.
 _TENANT_OF_HOLD = """
 select tenant_id from holds where hold_id = $1
 """
@@ -219,17 +199,19 @@ async def tenant_of_hold(connection: Connection, hold_id: str) -> TenantId | Non
     return None if tenant_id is None else TenantId(tenant_id)
 
 
-_KEEP_PRICE_LINES = """
-insert into price_lines (rate_line_id, price_version, currency, sku, price_class,
-                         micro_per_gpu_hour, valid_from, valid_until)
-select n.rate_line_id, n.price_version, n.currency, n.sku, n.price_class, n.micro_per_gpu_hour,
-       n.valid_from, n.valid_until
+# Keeps price lines; they are immutable but for their end.
+_KEEP_PRICE_LINES = (
+    "insert into price_lines (" + _PRICE_LINE_COLUMNS + ") select " + _PRICE_LINE_COLUMNS + """
   from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[],
-              $7::timestamptz[], $8::timestamptz[])
-       as n (rate_line_id, price_version, currency, sku, price_class, micro_per_gpu_hour,
-             valid_from, valid_until)
+              $7::timestamptz[], $8::timestamptz[]) as n (""" + _PRICE_LINE_COLUMNS + """)
 on conflict (rate_line_id) do update set valid_until = excluded.valid_until
 """
+)
+# Reads the lines that compete for an hour; which of them rates it is the price book's rule.
+_PRICE_LINES_OF = (
+    "select " + _PRICE_LINE_COLUMNS + " from price_lines"
+    " where currency = $1 and sku = $2 and price_class = $3 order by valid_from"
+)
 
 
 async def keep_price_lines(connection: Connection, lines: Sequence[PriceLine]) -> None:
@@ -253,73 +235,29 @@ async def keep_price_lines(connection: Connection, lines: Sequence[PriceLine]) -
     )
 
 
-_PRICE_AT = """
-select micro_per_gpu_hour
-  from price_lines
- where sku = $1 and price_class = $2 and currency = $3 and valid_from <= $4
-   and (valid_until is null or valid_until > $4)
- order by valid_from desc
- limit 1
-"""
-
-
-async def price_at(
-    connection: Connection, sku: str, price_class: str, currency: str, instant_ms: int
-) -> int | None:
-    """Return the price of a GPU-hour at an instant: the line that began last."""
-    price: int | None = await connection.fetchval(
-        _PRICE_AT, sku, price_class, currency, moment_of(instant_ms)
+async def price_lines_of(connection: Connection, series: PriceSeries) -> list[PriceLine]:
+    """Read the price lines of one series."""
+    rows = await connection.fetch(
+        _PRICE_LINES_OF, series.currency, series.sku, series.price_class
     )
-    return price
+    return [_price_line_from_row(row) for row in rows]
 
 
-_PARK = """
-insert into parked_charges (topic, partition, "offset", reason, detail, message)
-select n.topic, n.partition, n."offset", n.reason, n.reason, n.message
-  from unnest($1::text[], $2::int[], $3::bigint[], $4::text[], $5::bytea[])
-       as n (topic, partition, "offset", reason, message)
-on conflict do nothing
-"""
-
-
-async def park(connection: Connection, parked: Sequence[Parked]) -> None:
-    """Keep charges that could not be booked, with their bytes."""
-    if not parked:
-        return
-    await connection.execute(
-        _PARK,
-        [each.topic for each in parked],
-        [each.partition for each in parked],
-        [each.offset for each in parked],
-        [each.reason for each in parked],
-        [each.message for each in parked],
+def _price_line_from_row(row: Row) -> PriceLine:
+    valid_until = row["valid_until"]
+    return PriceLine(
+        rate_line_id=row["rate_line_id"],
+        price_version=PriceVersion(row["price_version"]),
+        currency=row["currency"],
+        sku=Sku(row["sku"]),
+        price_class=PriceClass(row["price_class"]),
+        micro_per_gpu_hour=row["micro_per_gpu_hour"],
+        valid_from_ms=ms_of(row["valid_from"]),
+        valid_until_ms=None if valid_until is None else ms_of(valid_until),
     )
 
 
-_PARKED_COUNT = "select count(*) from parked_charges"
-
-
-async def parked_count(connection: Connection) -> int:
-    """Count the charges that could not be booked."""
-    return int(await connection.fetchval(_PARKED_COUNT))
-
-
-_FIRST_PARKED = """
-select topic, partition, "offset", reason, message
-  from parked_charges
- order by topic, partition, "offset"
- limit $1
-"""
-
-
-async def first_parked(connection: Connection, limit: int) -> list[Parked]:
-    """Read charges that could not be booked, in the order in which they came per partition."""
-    return [
-        Parked(row["topic"], row["partition"], row["offset"], row["reason"], row["message"])
-        for row in await connection.fetch(_FIRST_PARKED, limit)
-    ]
-
-
+# Asks whether the first operator is known already.
 _HAS_OPERATOR = """
 select exists (select from access_keys where role = 'operator') as known
 """
@@ -330,35 +268,26 @@ async def has_operator(connection: Connection) -> bool:
     return bool(await connection.fetchval(_HAS_OPERATOR))
 
 
-class KeyRow(Struct, frozen=True):
-    """An API key as stored: never its secret."""
-
-    key_id: str
-    sha256: str
-    role: str
-    tenant_id: str | None
-    hub: str | None
-    expires_ms: int | None
-    revoked: bool
-
-
+# Finds a key by its id.
 _KEY = """
 select key_id, sha256, role, tenant_id, hub, expires_at, revoked from access_keys where key_id = $1
 """
 
 
-async def key_of(connection: Connection, key_id: str) -> KeyRow | None:
-    """Find a key by its id."""
+async def find_key(connection: Connection, key_id: str) -> AccessKey | None:
+    """Find an API key by its id, as stored: never its secret."""
     row = await connection.fetchrow(_KEY, key_id)
-    if row is None:
-        return None
+    return None if row is None else _key_from_row(row)
+
+
+def _key_from_row(row: Row) -> AccessKey:
     expires_at = row["expires_at"]
-    return KeyRow(
-        row["key_id"],
-        row["sha256"],
-        row["role"],
-        row["tenant_id"],
-        row["hub"],
-        None if expires_at is None else ms_of(expires_at),
-        row["revoked"],
+    return AccessKey(
+        key_id=row["key_id"],
+        sha256=row["sha256"],
+        role=row["role"],
+        tenant_id=row["tenant_id"],
+        bound_to=row["hub"],
+        expires_at_ms=None if expires_at is None else ms_of(expires_at),
+        revoked=row["revoked"],
     )

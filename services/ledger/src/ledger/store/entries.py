@@ -1,24 +1,28 @@
-"""Entries as rows: how they are appended, read back as they were hashed, and found again.
+"""Entries as rows: read back as they were hashed, numbered in windows, and found again.
 
 Theory. An entry is one row, its postings inside as parallel arrays. What follows from the rest is
 not stored: a charge's cause and actor (its bucket, metering), its hour (when it is effective), its
 amount (its posting on `usage`), and every entry's `prev_hash` (the hash of the row before). So a
 charge costs less than half a kilobyte, and `entry_from_row` gives back the entry that was hashed.
+The detail of a hold or grant is stored as the JSON it had then, without null members; read into a
+type that has grown since, it still hashes to the stored hash (decision 0009).
 
 A window of transaction ids [from, until) below the horizon (`horizon_of`: every older transaction
 has ended) is complete for ever: no commit can add to it. The sequencer numbers entries by such
 windows, and sorts each by (book, seq), because within one book a later entry can carry an older
 transaction id than the one before it, but never from another window.
+
+Beside the entries stand the watermarks that came among their charges, and the charges that could
+not become entries (parked, with their bytes).
 """
 
 from __future__ import annotations
 
-import datetime as dt
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import Struct
 
 from hisab_contracts.entries import (
     GENESIS_HASH,
@@ -41,104 +45,24 @@ from hisab_contracts.ids import (
     TenantId,
     entry_id,
 )
+from hisab_contracts.units import moment_of, ms_of
+from ledger.store.books import ENTRY_COLUMNS
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
 
     from runtime.database import Connection
 
-_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_MILLISECOND: Final = dt.timedelta(milliseconds=1)
 
-
-@lru_cache(maxsize=65_536)
-def moment_of(instant_ms: int) -> dt.datetime:
-    """Return an instant as PostgreSQL takes it."""
-    return _EPOCH + dt.timedelta(milliseconds=instant_ms)
-
-
-def ms_of(moment: dt.datetime) -> int:
-    """Return an instant of PostgreSQL in milliseconds."""
-    return (moment - _EPOCH) // _MILLISECOND
-
-
-_INSERT_ENTRIES = """
-insert into entries (tenant_id, seq, kind, effective_at, recorded_at, hash, accounts, amounts,
-                     balances, caused_by, actor, bucket_id, allocation_id, project_id, hold_id, hub,
-                     node_id, sku, price_class, price_version, revision, gpu_ns, over_limit, detail,
-                     trace_id)
-select n.tenant_id, n.seq, n.kind, n.effective_at, n.recorded_at, n.hash, n.accounts::text[],
-       n.amounts::bigint[], n.balances::bigint[], n.caused_by, n.actor, n.bucket_id,
-       n.allocation_id, n.project_id, n.hold_id, n.hub, n.node_id, n.sku, n.price_class,
-       n.price_version, n.revision, n.gpu_ns, n.over_limit, n.detail, n.trace_id
-  from unnest($1::text[], $2::bigint[], $3::text[], $4::timestamptz[], $5::timestamptz[],
-              $6::bytea[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[],
-              $12::uuid[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[],
-              $18::text[], $19::text[], $20::text[], $21::bigint[], $22::bigint[], $23::boolean[],
-              $24::bytea[], $25::uuid[])
-       as n (tenant_id, seq, kind, effective_at, recorded_at, hash, accounts, amounts, balances,
-             caused_by, actor, bucket_id, allocation_id, project_id, hold_id, hub, node_id, sku,
-             price_class, price_version, revision, gpu_ns, over_limit, detail, trace_id)
-"""
-
-
-async def insert_entries(
-    connection: Connection, entries: Sequence[Entry], traces: Sequence[str | None]
-) -> None:
-    """Append entries. Arrays of a row travel as literals: account names need no quoting."""
-    charges = [entry.charge for entry in entries]
-    await connection.execute(
-        _INSERT_ENTRIES,
-        [entry.tenant_id for entry in entries],
-        [entry.seq for entry in entries],
-        [entry.kind for entry in entries],
-        [moment_of(entry.effective_ms) for entry in entries],
-        [moment_of(entry.recorded_ms) for entry in entries],
-        [bytes.fromhex(entry.hash) for entry in entries],
-        [pg_array(posting.account for posting in entry.postings) for entry in entries],
-        [pg_array(str(posting.posting_micro) for posting in entry.postings) for entry in entries],
-        [pg_array(str(posting.balance_micro) for posting in entry.postings) for entry in entries],
-        [entry.caused_by if entry.charge is None else None for entry in entries],
-        [entry.actor if entry.charge is None else None for entry in entries],
-        [None if charge is None else charge.bucket_id for charge in charges],
-        [None if charge is None else charge.allocation_id for charge in charges],
-        [None if charge is None else charge.project_id for charge in charges],
-        [None if charge is None else charge.hold_id for charge in charges],
-        [None if charge is None else charge.hub for charge in charges],
-        [None if charge is None else charge.node_id for charge in charges],
-        [None if charge is None else charge.sku for charge in charges],
-        [None if charge is None else charge.price_class for charge in charges],
-        [None if charge is None else charge.price_version for charge in charges],
-        [None if charge is None else charge.revision for charge in charges],
-        [None if charge is None else charge.gpu_ns for charge in charges],
-        [None if charge is None else charge.over_limit for charge in charges],
-        [_detail_bytes(entry) for entry in entries],
-        traces,
-    )
-
-
-def pg_array(members: Iterable[str]) -> str:
-    """Write an array literal of members that need no quoting: account names and numbers."""
-    return "{" + ",".join(members) + "}"
-
-
-def _detail_bytes(entry: Entry) -> bytes | None:
-    """Encode what only some kinds have: the hold or the grant."""
-    detail = entry.hold or entry.grant
-    return None if detail is None else msgspec.json.encode(detail)
-
-
-_ENTRIES_AFTER = """
-select e.tenant_id, e.seq, e.kind, e.effective_at, e.recorded_at, e.hash, e.accounts, e.amounts,
-       e.balances, e.caused_by, e.actor, e.bucket_id, e.allocation_id, e.project_id, e.hold_id,
-       e.hub, e.node_id, e.sku, e.price_class, e.price_version, e.revision, e.gpu_ns, e.over_limit,
-       e.detail,
-       lag(e.hash) over (order by e.seq) as prev_hash
-  from entries e
- where e.tenant_id = $1 and e.seq >= $2
- order by e.seq
+# Reads a book's entries from a position on, each with the hash of the row before it.
+_ENTRIES_AFTER = (
+    "select " + ENTRY_COLUMNS + """, lag(hash) over (order by seq) as prev_hash
+  from entries
+ where tenant_id = $1 and seq >= $2
+ order by seq
  limit $3
 """
+)
 
 
 async def entries_after(
@@ -157,14 +81,16 @@ def entry_from_row(row: Row) -> Entry:
     seq, tenant_id, accounts = row["seq"], TenantId(row["tenant_id"]), row["accounts"]
     effective_ms = ms_of(row["effective_at"])
     postings = [
-        Posting(account, amount, balance)
-        for account, amount, balance in zip(accounts, row["amounts"], row["balances"], strict=True)
+        Posting(account, posting_micro, balance_micro)
+        for account, posting_micro, balance_micro in zip(
+            accounts, row["amounts"], row["balances"], strict=True
+        )
     ]
     charge: ChargeDetail | None = None
     if row["bucket_id"] is not None:
         charge = _charge_from_row(row, effective_ms, postings)
     kind, detail = row["kind"], row["detail"]
-    held = kind in ("hold_placed", "hold_released")
+    is_hold = kind in ("hold_placed", "hold_released")
     return Entry(
         tenant_id=tenant_id,
         seq=seq,
@@ -178,7 +104,7 @@ def entry_from_row(row: Row) -> Entry:
         prev_hash=GENESIS_HASH if row["prev_hash"] is None else row["prev_hash"].hex(),
         hash=row["hash"].hex(),
         charge=charge,
-        hold=msgspec.json.decode(detail, type=HoldDetail) if held else None,
+        hold=msgspec.json.decode(detail, type=HoldDetail) if is_hold else None,
         grant=msgspec.json.decode(detail, type=GrantDetail) if kind == "grant" else None,
     )
 
@@ -198,11 +124,14 @@ def _charge_from_row(row: Row, effective_ms: int, postings: Sequence[Posting]) -
         hour_ms=effective_ms,
         revision=row["revision"],
         gpu_ns=row["gpu_ns"],
-        charge_micro=sum(each.posting_micro for each in postings if each.account == "usage"),
+        charge_micro=sum(
+            posting.posting_micro for posting in postings if posting.account == "usage"
+        ),
         over_limit=row["over_limit"],
     )
 
 
+# Asks for the oldest transaction id that may still be running.
 _HORIZON = """
 select pg_snapshot_xmin(pg_current_snapshot())::text::bigint as horizon
 """
@@ -213,7 +142,7 @@ async def horizon_of(connection: Connection) -> int:
     return int(await connection.fetchval(_HORIZON))
 
 
-class Window(msgspec.Struct, frozen=True):
+class Window(Struct, frozen=True):
     """A numbered range of transactions: its entries have the indexes from `first_index` on."""
 
     window_id: int
@@ -224,6 +153,7 @@ class Window(msgspec.Struct, frozen=True):
     is_published: bool
 
 
+# Reads the newest window.
 _LAST_WINDOW = """
 select window_id, from_xid::text::bigint as from_xid, until_xid::text::bigint as until_xid,
        first_index, entries, published_at is not null as is_published
@@ -248,6 +178,7 @@ async def last_window(connection: Connection) -> Window | None:
     )
 
 
+# Numbers the next window, unless no entry lies in it: an empty one would only be a row to keep.
 _CUT_WINDOW = """
 with found as (
   select count(*) as entries from entries
@@ -269,11 +200,10 @@ async def cut_window(
     return Window(row["window_id"], from_xid, until_xid, first_index, row["entries"], False)
 
 
-_WINDOW_ENTRIES = """
-select e.tenant_id, e.seq, e.kind, e.effective_at, e.recorded_at, e.hash, e.accounts, e.amounts,
-       e.balances, e.caused_by, e.actor, e.bucket_id, e.allocation_id, e.project_id, e.hold_id,
-       e.hub, e.node_id, e.sku, e.price_class, e.price_version, e.revision, e.gpu_ns, e.over_limit,
-       e.detail, e.trace_id,
+# Reads the entries of a window in index order. The hash before is looked up row by row: the
+# predecessor of a window's entry may lie in an older window.
+_WINDOW_ENTRIES = (
+    "select " + ENTRY_COLUMNS + """,
        (select p.hash from entries p
          where p.tenant_id = e.tenant_id and p.seq = e.seq - 1) as prev_hash
   from entries e
@@ -282,6 +212,7 @@ select e.tenant_id, e.seq, e.kind, e.effective_at, e.recorded_at, e.hash, e.acco
  order by e.tenant_id, e.seq
  limit $5
 """
+)
 
 
 async def window_entries(
@@ -297,6 +228,7 @@ async def window_entries(
     ]
 
 
+# Notes when a window was published.
 _MARK_PUBLISHED = """
 update sequence_windows set published_at = clock_timestamp() where window_id = $1
 """
@@ -307,6 +239,7 @@ async def mark_published(connection: Connection, window: Window) -> None:
     await connection.execute(_MARK_PUBLISHED, window.window_id)
 
 
+# Counts entries in open windows, and those that no window has numbered yet.
 _UNPUBLISHED = """
 select (select coalesce(sum(entries), 0) from sequence_windows where published_at is null)
        + (select count(*) from entries
@@ -321,6 +254,8 @@ async def count_unpublished(connection: Connection) -> int:
     return int(await connection.fetchval(_UNPUBLISHED))
 
 
+# Keeps the newest watermark per (partition, hub). An update takes a new xid: the watermark has to
+# leave after the entries of the transaction that brought it, not after those of an older one.
 _KEEP_WATERMARKS = """
 insert into hub_watermarks as w (partition, hub, revision, watermark_at, message)
 select n.partition, n.hub, n.revision, n.watermark_at, n.message
@@ -343,16 +278,17 @@ async def keep_watermarks(
     await connection.execute(
         _KEEP_WATERMARKS,
         [partition for partition, _ in watermarks],
-        [mark.hub for _, mark in watermarks],
-        [mark.revision for _, mark in watermarks],
+        [watermark.hub for _, watermark in watermarks],
+        [watermark.revision for _, watermark in watermarks],
         [
-            None if mark.watermark_ms is None else moment_of(mark.watermark_ms)
-            for _, mark in watermarks
+            None if watermark.watermark_ms is None else moment_of(watermark.watermark_ms)
+            for _, watermark in watermarks
         ],
-        [msgspec.json.encode(mark) for _, mark in watermarks],
+        [msgspec.json.encode(watermark) for _, watermark in watermarks],
     )
 
 
+# Reads the watermarks of a range of transactions.
 _WATERMARKS_BETWEEN = """
 select partition, message
   from hub_watermarks
@@ -369,6 +305,7 @@ async def watermarks_between(
     return [(row["partition"], row["message"]) for row in rows]
 
 
+# Asks per hub for its lowest watermark over all partitions, null while one of them has none.
 _COMPLETE_UNTIL = """
 select hub, case when bool_or(watermark_at is null) then null else min(watermark_at) end as until
   from hub_watermarks
@@ -381,3 +318,59 @@ async def complete_until(connection: Connection) -> dict[str, int | None]:
     """Return per hub until when all its usage is booked, over all partitions."""
     rows = await connection.fetch(_COMPLETE_UNTIL)
     return {row["hub"]: None if row["until"] is None else ms_of(row["until"]) for row in rows}
+
+
+class ParkedCharge(Struct, frozen=True):
+    """A charge message that could not be booked, and why."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    message: bytes
+
+
+# Keeps charges that could not be booked. A batch that is read again finds its own rows.
+_PARK_CHARGES = """
+insert into parked_charges (topic, partition, "offset", reason, detail, message)
+select n.topic, n.partition, n."offset", n.reason, n.reason, n.message
+  from unnest($1::text[], $2::int[], $3::bigint[], $4::text[], $5::bytea[])
+       as n (topic, partition, "offset", reason, message)
+on conflict do nothing
+"""
+# Counts them.
+_PARKED_COUNT = "select count(*) from parked_charges"
+# Reads the first of them.
+_FIRST_PARKED = """
+select topic, partition, "offset", reason, message
+  from parked_charges
+ order by topic, partition, "offset"
+ limit $1
+"""
+
+
+async def park_charges(connection: Connection, parked: Sequence[ParkedCharge]) -> None:
+    """Keep charges that could not be booked, with their bytes."""
+    if not parked:
+        return
+    await connection.execute(
+        _PARK_CHARGES,
+        [charge.topic for charge in parked],
+        [charge.partition for charge in parked],
+        [charge.offset for charge in parked],
+        [charge.reason for charge in parked],
+        [charge.message for charge in parked],
+    )
+
+
+async def parked_count(connection: Connection) -> int:
+    """Count the charges that could not be booked."""
+    return int(await connection.fetchval(_PARKED_COUNT))
+
+
+async def first_parked(connection: Connection, limit: int) -> list[ParkedCharge]:
+    """Read charges that could not be booked, in the order in which they came per partition."""
+    return [
+        ParkedCharge(row["topic"], row["partition"], row["offset"], row["reason"], row["message"])
+        for row in await connection.fetch(_FIRST_PARKED, limit)
+    ]

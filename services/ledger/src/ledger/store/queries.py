@@ -1,4 +1,8 @@
-"""What can be read of books: a balance, a hold, the trial balance. SQL, one query each."""
+"""Questions about books: a balance, a hold, the trial balance, and everything for an audit. SQL.
+
+Nothing is locked here. A balance and a hold are one query each, so that what they answer belongs
+together; the amounts are computed by the same functions of the core that decide holds.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,22 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from hisab_contracts.ids import HoldId
-from ledger.book import Book, available_micro
-from ledger.feed import moment_of, ms_of
-from ledger.grants import Lot, in_draw_order
-from ledger.holds import HoldState
-from ledger.store import book_from_row, lot_from_row
+from hisab_contracts.ids import BucketId, HoldId
+from hisab_contracts.units import moment_of, ms_of
+from ledger.core.book import BookedBucket, Book, Lot, available_micro, hold_state, in_draw_order
+from ledger.core.holds import Hold, HoldState
+from ledger.store.books import (
+    BOOK_COLUMNS,
+    BUCKET_COLUMNS,
+    HOLD_COLUMNS,
+    LOT_COLUMNS,
+    book_from_row,
+    bucket_from_row,
+    hold_from_row,
+    load_accounts,
+    load_lots,
+    lot_from_row,
+)
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -28,12 +42,10 @@ class Balance(Struct, frozen=True):
     complete_until_ms: int | None
 
 
-_BALANCE = """
-select b.tenant_id, b.kind, b.currency, b.credit_limit_micro, b.seq, b.head_hash, b.recorded_at,
-       b.charged_micro, b.funded_micro, b.receivable_micro, b.invoiced_micro, b.settled_micro,
-       b.unfunded_micro, b.reserved_micro,
-       array(select row(l.tenant_id, l.grant_id, l.programme_id, l.priority, l.effective_at,
-                        l.expires_at, l.granted_micro, l.remaining_micro, l.reserved_micro)::lots
+# Reads a book with the lots that may count now, and how complete the tenant's partition is. A
+# partition that has not heard of a hub yet has fewer hubs than there are: then nothing is complete.
+_BALANCE = (
+    "select " + BOOK_COLUMNS + ", array(select row(" + LOT_COLUMNS + """)::lots
                from lots l
               where l.tenant_id = b.tenant_id
                 and (l.remaining_micro > 0 or l.expires_at is null or l.expires_at > $2)) as lots,
@@ -47,6 +59,7 @@ select b.tenant_id, b.kind, b.currency, b.credit_limit_micro, b.seq, b.head_hash
   ) w on true
  where b.tenant_id = $1
 """
+)
 
 
 async def balance_of(
@@ -72,9 +85,9 @@ async def balance_of(
     )
 
 
+# Finds a hold, with the book and the lots that say what its tenant has available.
 _HOLD = """
-select h.hold_id, coalesce(h.ended, 'open') as state, h.hold_micro,
-       postings_sum(h.reserved) as open_micro, b as book,
+select h as hold, b as book,
        array(select l from lots l
               where l.tenant_id = h.tenant_id and l.remaining_micro > 0) as lots
   from holds h
@@ -89,13 +102,7 @@ async def hold_of(connection: Connection, hold_id: str, now_ms: int) -> HoldStat
     if row is None:
         return None
     book = book_from_row(row["book"], tuple(lot_from_row(lot) for lot in row["lots"]), {})
-    return HoldState(
-        HoldId(row["hold_id"]),
-        row["state"],
-        row["hold_micro"],
-        int(row["open_micro"]),
-        available_micro(book, now_ms),
-    )
+    return hold_state(book, hold_from_row(row["hold"]), now_ms)
 
 
 class TrialBalance(Struct, frozen=True):
@@ -106,6 +113,7 @@ class TrialBalance(Struct, frozen=True):
     entries: int
 
 
+# Sums every account over all books, by its name without its id.
 _TRIAL_BALANCE = """
 select account, sum(micro)::numeric as micro
   from (
@@ -120,10 +128,11 @@ select account, sum(micro)::numeric as micro
     select 'lot', sum(remaining_micro) from lots
     union all
     select split_part(account, ':', 1), sum(balance_micro) from accounts group by 1
-  ) each
+  ) sums
  group by account
  order by account
 """
+# Says what those sums include.
 _AS_OF = """
 select coalesce(max(recorded_at), 'epoch') as recorded_at, coalesce(sum(seq), 0) as entries
   from books
@@ -138,3 +147,39 @@ async def trial_balance(connection: Connection) -> TrialBalance:
     recorded_ms = 0 if as_of is None else ms_of(as_of["recorded_at"])
     entries = 0 if as_of is None else int(as_of["entries"])
     return TrialBalance(accounts, recorded_ms, entries)
+
+
+# Reads every book, or all buckets or holds of one: for audits only.
+_ALL_BOOKS = "select " + BOOK_COLUMNS + " from books order by tenant_id"
+_ALL_BUCKETS = "select " + BUCKET_COLUMNS + " from buckets where tenant_id = $1"
+_ALL_HOLDS = "select " + HOLD_COLUMNS + " from holds where tenant_id = $1"
+
+
+async def projected_books(connection: Connection) -> list[Book]:
+    """Read every book as projected, whole, by id."""
+    rows = await connection.fetch(_ALL_BOOKS)
+    wanted = [row["tenant_id"] for row in rows]
+    lots = await load_lots(connection, wanted, spent_lots=True)
+    accounts = await load_accounts(connection, wanted, None)
+    return [
+        book_from_row(
+            row,
+            in_draw_order(lots.get(row["tenant_id"], ())),
+            accounts.get(row["tenant_id"], {}),
+        )
+        for row in rows
+    ]
+
+
+async def projected_buckets(
+    connection: Connection, tenant_id: str
+) -> dict[BucketId, BookedBucket]:
+    """Read all buckets of a book as projected."""
+    rows = await connection.fetch(_ALL_BUCKETS, tenant_id)
+    return {bucket.bucket_id: bucket for bucket in map(bucket_from_row, rows)}
+
+
+async def projected_holds(connection: Connection, tenant_id: str) -> dict[HoldId, Hold]:
+    """Read all holds of a book as projected."""
+    rows = await connection.fetch(_ALL_HOLDS, tenant_id)
+    return {hold.hold_id: hold for hold in map(hold_from_row, rows)}

@@ -1,0 +1,193 @@
+"""`/v1/tenants/{tenant_id}/entries`: a book as it was hashed (INTERFACE section 7, row 13)."""
+
+from __future__ import annotations
+
+from fastapi import Request, Response
+
+from hisab_contracts.entries import ChargeDetail, Entry, GrantDetail, HoldDetail
+from hisab_contracts.units import MAX_MICRO, instant_text
+from ledger.api.requests import READERS
+from ledger.store.directory import find_tenant
+from ledger.store.entries import entries_after
+from runtime.auth import require_own_tenant
+from runtime.http import (
+    Model,
+    Position,
+    Problem,
+    Resource,
+    get,
+    page_of,
+    page_response,
+    query_integer,
+)
+from runtime.service import Kit
+
+
+class PostingAnswer(Model, frozen=True, kw_only=True):
+    """One account's change, and what it holds after it."""
+
+    account: str
+    posting_micro: str
+    balance_micro: str
+
+
+class ChargeAnswer(Model, frozen=True, kw_only=True):
+    """Which bucket a charge belongs to."""
+
+    allocation_id: str
+    project_id: str
+    hold_id: str | None
+    hub: str
+    node_id: str
+    sku: str
+    price_class: str
+    hour_at: str
+    gpu_ns: str
+    charge_micro: str
+    price_version: str
+    bucket_id: str
+    revision: int
+    over_limit: bool
+
+
+class ReservedAnswer(Model, frozen=True, kw_only=True):
+    """An amount reserved on a lot (`lot:<grant>`) or on the credit limit (`limit`)."""
+
+    place: str
+    reserved_micro: str
+
+
+class HoldEntryAnswer(Model, frozen=True, kw_only=True):
+    """A hold placed or released, and where it reserved at that moment."""
+
+    hold_id: str
+    hold_micro: str
+    open_micro: str
+    reserved: list[ReservedAnswer]
+    cause: str
+    allocation_id: str | None
+    expires_at: str
+
+
+class GrantEntryAnswer(Model, frozen=True, kw_only=True):
+    """The terms of a lot as granted."""
+
+    grant_id: str
+    programme_id: str
+    grant_micro: str
+    priority: int
+    effective_at: str
+    expires_at: str | None
+
+
+class EntryAnswer(Model, frozen=True, kw_only=True, omit_defaults=True):
+    """One entry of a book; `charge`, `hold` and `grant` stand in entries of that kind only."""
+
+    seq: str
+    entry_id: str
+    kind: str
+    effective_at: str
+    recorded_at: str
+    postings: list[PostingAnswer]
+    caused_by: str
+    actor: str
+    prev_hash: str
+    hash: str
+    charge: ChargeAnswer | None = None
+    hold: HoldEntryAnswer | None = None
+    grant: GrantEntryAnswer | None = None
+
+
+class Entries(Resource):
+    """The entries of a book, ascending: all that their hashes cover."""
+
+    def __init__(self, kit: Kit) -> None:
+        self._kit = kit
+
+    @get(
+        "/v1/tenants/{tenant_id}/entries", answer=EntryAnswer, paged=True, query=("after_seq",)
+    )
+    async def get_entries(self, request: Request, tenant_id: str) -> Response:
+        """A book's entries after a position, ascending: all that its hashes cover."""
+        principal = await self._kit.access.authorise(request, *READERS)
+        require_own_tenant(principal, tenant_id)
+        async with self._kit.api.transaction(tenant=principal.sees) as connection:
+            if await find_tenant(connection, tenant_id) is None:
+                raise Problem("not-found", "no such tenant")
+            page = page_of(request, tuple[Position])
+            after_seq = query_integer(request, "after_seq", default=0, most=MAX_MICRO)
+            if page.after is not None:
+                (after_seq,) = page.after
+            found = await entries_after(connection, tenant_id, after_seq, page.limit + 1)
+        answers = [_entry_answer(entry) for entry in found]
+        return page_response(answers, page, lambda entry: (int(entry.seq),))
+
+
+def _entry_answer(entry: Entry) -> EntryAnswer:
+    """Write an entry as it is answered: everything its hash covers."""
+    return EntryAnswer(
+        seq=str(entry.seq),
+        entry_id=entry.entry_id,
+        kind=entry.kind,
+        effective_at=instant_text(entry.effective_ms),
+        recorded_at=instant_text(entry.recorded_ms),
+        postings=[
+            PostingAnswer(
+                account=posting.account,
+                posting_micro=str(posting.posting_micro),
+                balance_micro=str(posting.balance_micro),
+            )
+            for posting in entry.postings
+        ],
+        caused_by=entry.caused_by,
+        actor=entry.actor,
+        prev_hash=entry.prev_hash,
+        hash=entry.hash,
+        charge=None if entry.charge is None else _charge_answer(entry.charge),
+        hold=None if entry.hold is None else _hold_entry_answer(entry.hold),
+        grant=None if entry.grant is None else _grant_entry_answer(entry.grant),
+    )
+
+
+def _charge_answer(charge: ChargeDetail) -> ChargeAnswer:
+    return ChargeAnswer(
+        allocation_id=charge.allocation_id,
+        project_id=charge.project_id,
+        hold_id=charge.hold_id,
+        hub=charge.hub,
+        node_id=charge.node_id,
+        sku=charge.sku,
+        price_class=charge.price_class,
+        hour_at=instant_text(charge.hour_ms),
+        gpu_ns=str(charge.gpu_ns),
+        charge_micro=str(charge.charge_micro),
+        price_version=charge.price_version,
+        bucket_id=charge.bucket_id,
+        revision=charge.revision,
+        over_limit=charge.over_limit,
+    )
+
+
+def _hold_entry_answer(hold: HoldDetail) -> HoldEntryAnswer:
+    return HoldEntryAnswer(
+        hold_id=hold.hold_id,
+        hold_micro=str(hold.hold_micro),
+        open_micro=str(hold.open_micro),
+        reserved=[
+            ReservedAnswer(place=place, reserved_micro=str(micro)) for place, micro in hold.reserved
+        ],
+        cause=hold.cause,
+        allocation_id=hold.allocation_id,
+        expires_at=instant_text(hold.expires_ms),
+    )
+
+
+def _grant_entry_answer(grant: GrantDetail) -> GrantEntryAnswer:
+    return GrantEntryAnswer(
+        grant_id=grant.grant_id,
+        programme_id=grant.programme_id,
+        grant_micro=str(grant.grant_micro),
+        priority=grant.priority,
+        effective_at=instant_text(grant.effective_ms),
+        expires_at=None if grant.expires_ms is None else instant_text(grant.expires_ms),
+    )

@@ -1,0 +1,196 @@
+"""`/v1/holds`: may this job start? (INTERFACE section 7, row 11)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Request, Response
+from msgspec import Meta
+
+from hisab_contracts.ids import AllocationId, HoldId, HubCode, PriceClass, ProjectId, Sku
+from hisab_contracts.reference import Role
+from ledger.api.problems import problem_of
+from ledger.api.requests import (
+    READERS,
+    FreeText,
+    HubText,
+    IdText,
+    actor_of,
+    parse_instant,
+    parse_micro,
+)
+from ledger.commands import Commands, id_from_command
+from ledger.core.holds import HoldState, PlaceHold, ReleaseHold
+from ledger.store import directory
+from ledger.store.queries import hold_of
+from runtime.clock import now_ms
+from runtime.http import (
+    IntegerText,
+    Model,
+    NoBody,
+    Problem,
+    Resource,
+    get,
+    json_response,
+    post,
+)
+from runtime.idempotency import Answer, read_command, run_command
+from runtime.service import Kit
+
+if TYPE_CHECKING:
+    from runtime.database import Connection
+
+
+class AskHold(Model, frozen=True, kw_only=True):
+    """May this job start? Its amount, or GPUs, price class and duration to price it by."""
+
+    tenant_id: IdText
+    project_id: Annotated[str, Meta(min_length=1, max_length=128)] = "main"
+    job_ref: FreeText
+    allocation_id: IdText | None = None
+    hub: HubText
+    sku: IdText
+    hold_micro: IntegerText | None = None
+    price_class: IdText | None = None
+    gpus: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    duration_ms: Annotated[int, Meta(ge=1, le=10**12)] | None = None
+    expires_at: str
+
+
+class HoldAnswer(Model, frozen=True, kw_only=True):
+    """A hold, and what its tenant has available."""
+
+    hold_id: str
+    state: str
+    """`open` or `released`."""
+    ended_by: str | None
+    """`final`, `released` or `expired`; null while it is open."""
+    hold_micro: str
+    open_micro: str
+    available_micro: str
+
+
+class Holds(Resource):
+    """`/v1/holds`: an amount guaranteed to a job before it starts."""
+
+    def __init__(self, kit: Kit, commands: Commands) -> None:
+        self._kit = kit
+        self._commands = commands
+
+    @post(
+        "/v1/holds",
+        body=AskHold,
+        answer=HoldAnswer,
+        status=201,
+        idempotent=True,
+        problems=("insufficient-credit", "no-price", "not-found"),
+    )
+    async def place_hold(self, request: Request) -> Response:
+        """May this job start? Reserves the amount, or says what is missing."""
+        principal = await self._kit.access.authorise(request, Role.SCHEDULER)
+        command = await read_command(request, AskHold)
+        body = command.body
+        expires_ms = parse_instant(body.expires_at, "expires_at")
+        by_price = (body.price_class, body.gpus, body.duration_ms)
+        if (body.hold_micro is None) == any(part is None for part in by_price):
+            raise Problem(
+                "malformed", "give hold_micro, or price_class, gpus and duration_ms: one of them"
+            )
+        asked_micro = None
+        if body.hold_micro is not None:
+            asked_micro = parse_micro(body.hold_micro, "hold_micro", least=1)
+
+        async def run(connection: Connection) -> Answer:
+            hold_micro = asked_micro
+            if hold_micro is None:
+                hold_micro = await self._priced_micro(connection, body)
+            placed = await self._commands.place_hold(
+                connection,
+                body.tenant_id,
+                PlaceHold(
+                    hold_id=HoldId(id_from_command("h", body.tenant_id, command.key)),
+                    hold_micro=hold_micro,
+                    project_id=ProjectId(body.project_id),
+                    job_ref=body.job_ref,
+                    allocation_id=(
+                        None if body.allocation_id is None else AllocationId(body.allocation_id)
+                    ),
+                    hub=HubCode(body.hub),
+                    sku=Sku(body.sku),
+                    expires_ms=expires_ms,
+                    actor=actor_of(principal),
+                ),
+            )
+            if not isinstance(placed, HoldState):
+                raise problem_of(placed)
+            return Answer(201, _hold_answer(placed))
+
+        return await run_command(
+            self._kit.api, command, run, scope=body.tenant_id, tenant=principal.sees
+        )
+
+    async def _priced_micro(self, connection: Connection, body: AskHold) -> int:
+        """Price a hold that was asked for as GPUs and a duration."""
+        priced = await self._commands.price_hold(
+            connection,
+            body.tenant_id,
+            Sku(body.sku),
+            PriceClass(body.price_class or ""),
+            (body.gpus or 0) * (body.duration_ms or 0),
+        )
+        if not isinstance(priced, int):
+            raise problem_of(priced)
+        return priced
+
+    @get("/v1/holds/{hold_id}", answer=HoldAnswer)
+    async def get_hold(self, request: Request, hold_id: str) -> Response:
+        """Where a hold stands."""
+        principal = await self._kit.access.authorise(request, Role.SCHEDULER, *READERS)
+        async with self._kit.api.transaction(tenant=principal.sees) as connection:
+            found = await hold_of(connection, hold_id, now_ms())
+        if found is None:
+            raise Problem("not-found", "no such hold")
+        return json_response(_hold_answer(found))
+
+    @post(
+        "/v1/holds/{hold_id}/release",
+        body=NoBody,
+        answer=HoldAnswer,
+        idempotent=True,
+        problems=("hold-closed",),
+    )
+    async def release_hold(self, request: Request, hold_id: str) -> Response:
+        """End a hold; what it still reserves is free again."""
+        principal = await self._kit.access.authorise(request, Role.SCHEDULER)
+        async with self._kit.api.transaction(tenant=principal.sees) as connection:
+            tenant_id = await directory.tenant_of_hold(connection, hold_id)
+        if tenant_id is None:
+            raise Problem("not-found", "no such hold")
+        command = await read_command(request, NoBody)
+        release = ReleaseHold(
+            hold_id=HoldId(hold_id),
+            end="released",
+            caused_by=f"hold:{hold_id}",
+            actor=actor_of(principal),
+        )
+
+        async def run(connection: Connection) -> Answer:
+            released = await self._commands.release_hold(connection, tenant_id, release)
+            if not isinstance(released, HoldState):
+                raise problem_of(released)
+            return Answer(200, _hold_answer(released))
+
+        return await run_command(
+            self._kit.api, command, run, scope=tenant_id, tenant=principal.sees
+        )
+
+
+def _hold_answer(hold: HoldState) -> HoldAnswer:
+    return HoldAnswer(
+        hold_id=hold.hold_id,
+        state="open" if hold.end is None else "released",
+        ended_by=hold.end,
+        hold_micro=str(hold.hold_micro),
+        open_micro=str(hold.open_micro),
+        available_micro=str(hold.available_micro),
+    )

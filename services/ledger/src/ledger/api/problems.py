@@ -1,0 +1,70 @@
+"""Refusals as problems: the only place where what the core and the commands refuse gets a code."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from hisab_contracts.units import instant_text
+from ledger.commands import AlreadyExists
+from ledger.core.decisions import AlreadyInvoiced, BookRefusal, NotFound, NotReceivable
+from ledger.core.grants import (
+    BudgetExceeded,
+    CurrencyDiffers,
+    GrantExpired,
+    GrantNotProposed,
+    MakerIsChecker,
+    ProposalRefusal,
+)
+from ledger.core.holds import HoldClosed, HoldOver, InsufficientCredit, NoPrice
+from runtime.http import Problem
+
+CommandRefusal = BookRefusal | ProposalRefusal | NoPrice | AlreadyExists
+"""Why a command is refused, over HTTP."""
+
+
+def problem_of(refusal: CommandRefusal) -> Problem:
+    """Return the problem of a refusal. Raise it inside the transaction: that rolls it back."""
+    match refusal:
+        case NotFound(what):
+            return Problem("not-found", f"no such {what}")
+        case AlreadyExists(what):
+            return Problem("already-exists", f"{what} exists")
+        case CurrencyDiffers(currency):
+            return Problem("unsupported", f"the programme grants {currency} only")
+        case MakerIsChecker():
+            return Problem("maker-is-checker")
+        case GrantNotProposed(state):
+            return Problem("grant-not-proposed", f"it is {state}", state=state)
+        case GrantExpired(expires_ms):
+            return Problem("grant-expired", f"its window ended at {instant_text(expires_ms)}")
+        case BudgetExceeded(left_micro, shortfall_micro):
+            return Problem(
+                "budget-exceeded",
+                budget_left_micro=str(left_micro),
+                shortfall_micro=str(shortfall_micro),
+            )
+        case NoPrice(series):
+            return Problem(
+                "no-price", f"no price for {series.sku} {series.price_class} in {series.currency}"
+            )
+        case HoldOver(expires_ms):
+            # There never was such a hold: nothing is closed, the request itself makes no sense.
+            return Problem(
+                "malformed", f"expires_at: {instant_text(expires_ms)} is not ahead of now"
+            )
+        case InsufficientCredit(available_micro, shortfall_micro):
+            return Problem(
+                "insufficient-credit",
+                available_micro=str(available_micro),
+                shortfall_micro=str(shortfall_micro),
+            )
+        case HoldClosed(end):
+            return Problem("hold-closed", f"it has ended: {end}", state=end)
+        case AlreadyInvoiced(invoiced_micro):
+            return Problem(
+                "already-exists", "this document is entered", invoiced_micro=str(invoiced_micro)
+            )
+        case NotReceivable(receivable_micro):
+            return Problem("not-receivable", receivable_micro=str(receivable_micro))
+        case _:
+            assert_never(refusal)
