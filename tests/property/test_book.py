@@ -14,10 +14,12 @@ from msgspec.structs import replace
 from hisab_contracts.charges import BucketTotal
 from hisab_contracts.entries import entry_hash
 from hisab_contracts.ids import HoldId
-from ledger.book import Book, BookKind, Page, balance_micro, fold
-from ledger.decisions import GrantCredit, decide
-from ledger.holds import HoldClosed, HoldEnd, InsufficientCredit
+from ledger.core.book import Book, BookKind, Books, balance_micro, fold
+from ledger.core.decisions import decide
+from ledger.core.grants import ApproveGrant, GrantExpired
+from ledger.core.holds import HoldClosed, HoldEnd, InsufficientCredit
 from unit.ledger.values import (
+    APPROVER,
     DAY_MS,
     HOUR_MS,
     CoreLedger,
@@ -66,7 +68,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(micro=AMOUNTS, start=HOURS, length=st.none() | st.integers(1, 3), priority=HOURS)
     def grant(self, micro: int, start: int, length: int | None, priority: int) -> None:
-        """A lot appears."""
+        """A lot appears, unless its window has ended."""
         if not micro:
             return
         effective_ms = DAY_MS + start * HOUR_MS
@@ -77,7 +79,10 @@ class LedgerMachine(RuleBasedStateMachine):
             effective_ms=effective_ms,
             expires_ms=None if length is None else effective_ms + length * HOUR_MS,
         )
-        self.ledger.do(GrantCredit(lot, "key:approver"), self.now_ms)
+        decided = self.ledger.do(ApproveGrant(lot, APPROVER), self.now_ms)
+        if lot.expires_ms is not None and lot.expires_ms <= self.now_ms:
+            assert GrantExpired(lot.expires_ms) == decided
+            return
         self.granted_micro += micro
 
     @rule(bucket=BUCKETS, more=AMOUNTS, hold_id=HOLDS)
@@ -234,7 +239,7 @@ def with_lots(kind: BookKind) -> CoreLedger:
             effective_ms=DAY_MS + start * HOUR_MS,
             expires_ms=None if until is None else DAY_MS + until * HOUR_MS,
         )
-        ledger.do(GrantCredit(lot, "key:approver"))
+        ledger.do(ApproveGrant(lot, APPROVER))
     return ledger
 
 
@@ -296,7 +301,7 @@ def test_permuting_the_lots_as_loaded_never_changes_a_decision(
     permuted = replace(ledger.book, lots=tuple(ledger.book.lots[place] for place in order))
     hour_ms = DAY_MS + hour * HOUR_MS
     command = hold("h", micro) if asks_hold else total(micro, hour_ms=hour_ms)
-    assert decide(Page(ledger.book), command, hour_ms) == decide(Page(permuted), command, hour_ms)
+    assert decide(Books(ledger.book), command, hour_ms) == decide(Books(permuted), command, hour_ms)
 
 
 @pytest.mark.defect("L24")

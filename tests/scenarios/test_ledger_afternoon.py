@@ -6,8 +6,8 @@ from typing import assert_never
 
 import pytest
 
-from ledger.decisions import GrantCredit
-from ledger.holds import InsufficientCredit
+from ledger.core.grants import ApproveGrant
+from ledger.core.holds import InsufficientCredit
 from scenarios.ledger_afternoon import (
     A_LIMIT,
     B_LOT,
@@ -24,7 +24,7 @@ from scenarios.ledger_afternoon import (
     Step,
     Total,
 )
-from unit.ledger.values import CoreLedger, at, book, grant, hold, invoiced, total
+from unit.ledger.values import APPROVER, CoreLedger, at, book, grant, hold, invoiced, total
 
 PKR = 1_000_000
 
@@ -82,7 +82,7 @@ def books() -> dict[str, CoreLedger]:
         "B": CoreLedger(book("startup")),
     }
     lot = grant("G1", B_LOT * PKR, expires_ms=at(B_LOT_EXPIRES))
-    books["B"].do(GrantCredit(lot, "key:approver"), at(7))
+    books["B"].do(ApproveGrant(lot, APPROVER), at(7))
     return books
 
 

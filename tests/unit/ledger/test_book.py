@@ -9,16 +9,17 @@ from msgspec.structs import replace
 
 from hisab_contracts.entries import ChargeDetail, Entry, Posting
 from hisab_contracts.ids import BucketId, HoldId
-from ledger.book import Bucket, InvariantBroken, Page, balance_micro, evolve, fold, invariant
-from ledger.decisions import GrantCredit
-from ledger.holds import Hold
-from unit.ledger.values import CoreLedger, book, grant, hold, invoiced, total
+from hisab_contracts.invariants import InvariantBroken, invariant
+from ledger.core.book import BookedBucket, Books, balance_micro, evolve, fold, hold_state
+from ledger.core.grants import ApproveGrant
+from ledger.core.holds import Hold, HoldState
+from unit.ledger.values import APPROVER, DAY_MS, CoreLedger, book, grant, hold, invoiced, total
 
 
 def lived() -> CoreLedger:
     """A book with some of everything."""
     ledger = CoreLedger(book(limit_micro=1000))
-    ledger.do(GrantCredit(grant("g", 100), "key:approver"))
+    ledger.do(ApproveGrant(grant("g", 100), APPROVER))
     ledger.do(hold("h", 90))
     ledger.do(total(50, hold_id="h"))
     ledger.do(total(300, hold_id="h"))
@@ -42,19 +43,19 @@ def test_the_fold_of_the_entries_is_the_live_state() -> None:
 def test_the_balance_on_each_posting_is_the_fold_of_the_book_to_that_entry() -> None:
     """The answer to a write is never another balance than the book's."""
     ledger = lived()
-    page = Page(ledger.opening)
-    buckets: dict[BucketId, Bucket] = {}
+    books = Books(ledger.opening)
+    buckets: dict[BucketId, BookedBucket] = {}
     holds: dict[HoldId, Hold] = {}
     for entry in ledger.entries:
         bucket = buckets.get(entry.charge.bucket_id) if entry.charge else None
         held = holds.get(HoldId("h")) if entry.hold or entry.charge else None
-        page = evolve(Page(page.book, bucket, held), entry)
-        if page.bucket:
-            buckets[page.bucket.bucket_id] = page.bucket
-        if page.hold:
-            holds[HoldId("h")] = page.hold
+        books = evolve(Books(books.book, bucket, held), entry)
+        if books.bucket:
+            buckets[books.bucket.bucket_id] = books.bucket
+        if books.hold:
+            holds[HoldId("h")] = books.hold
         for posting in entry.postings:
-            assert posting.balance_micro == balance_micro(page.book, posting.account)
+            assert posting.balance_micro == balance_micro(books.book, posting.account)
 
 
 def test_accounts_sum_to_zero_over_the_book() -> None:
@@ -87,6 +88,7 @@ def with_posting(entry: Entry, place: int, **changes: object) -> Entry:
 @pytest.mark.parametrize(
     "broken",
     [
+        lambda entry: replace(entry, tenant_id="another"),
         lambda entry: replace(entry, seq=entry.seq + 1),
         lambda entry: replace(entry, prev_hash="0" * 64),
         lambda entry: replace(entry, recorded_ms=0),
@@ -103,34 +105,34 @@ def with_posting(entry: Entry, place: int, **changes: object) -> Entry:
 def test_an_entry_that_does_not_follow_is_never_folded(broken: Callable[[Entry], Entry]) -> None:
     """Each seeded contradiction is caught by itself."""
     ledger = CoreLedger(book(limit_micro=1000))
-    ledger.do(GrantCredit(grant("g", 100), "key:approver"))
+    ledger.do(ApproveGrant(grant("g", 100), APPROVER))
     before = ledger.book
     ledger.do(total(150))
     entry = ledger.entries[-1]
-    assert ledger.book == evolve(Page(before), entry).book
+    assert ledger.book == evolve(Books(before), entry).book
     with pytest.raises(InvariantBroken):
-        evolve(Page(before), broken(entry))
+        evolve(Books(before), broken(entry))
 
 
 def test_a_hold_cannot_reserve_what_a_lot_does_not_have() -> None:
     """Neither on a lot, nor on one the book has not loaded, nor less than nothing on the limit."""
     ledger = CoreLedger(book(limit_micro=10))
-    ledger.do(GrantCredit(grant("g", 100), "key:approver"))
+    ledger.do(ApproveGrant(grant("g", 100), APPROVER))
     before = ledger.book
     ledger.do(hold("h", 105))
     entry = ledger.entries[-1]
     assert entry.hold is not None
     for reserved in ([("lot:g", 101)], [("lot:unknown", 1)], [("limit", -1)]):
         with pytest.raises(InvariantBroken):
-            evolve(Page(before), replace(entry, hold=replace(entry.hold, reserved=reserved)))
+            evolve(Books(before), replace(entry, hold=replace(entry.hold, reserved=reserved)))
 
 
 def test_credit_returns_to_nothing_but_the_buckets_newest_draw() -> None:
     """A forged return names another account."""
     ledger = CoreLedger(book("startup"))
-    ledger.do(GrantCredit(grant("g", 100), "key:approver"))
+    ledger.do(ApproveGrant(grant("g", 100), APPROVER))
     ledger.do(total(50))
-    before = Page(ledger.book, ledger.buckets[total(0).bucket_id])
+    before = Books(ledger.book, ledger.buckets[total(0).bucket_id])
     ledger.do(total(40, revision=1))
     entry = with_posting(ledger.entries[-1], 1, account="unfunded", balance_micro=10)
     with pytest.raises(InvariantBroken):
@@ -138,11 +140,22 @@ def test_credit_returns_to_nothing_but_the_buckets_newest_draw() -> None:
 
 
 def test_a_grant_opens_a_lot_of_its_own() -> None:
-    """A second entry for the same grant does not follow."""
+    """A second lot of the same grant does not follow."""
     ledger = CoreLedger(book("startup"))
-    ledger.do(GrantCredit(grant("g", 100), "key:approver"))
+    ledger.do(ApproveGrant(grant("g", 100), APPROVER))
     with pytest.raises(InvariantBroken):
-        ledger.do(GrantCredit(grant("g", 100), "key:approver"))
+        ledger.do(ApproveGrant(grant("g", 100), APPROVER))
+
+
+def test_what_a_hold_says_of_itself_is_what_its_tenant_has_beside_it() -> None:
+    """Open or ended, with what is available then."""
+    ledger = CoreLedger(book(limit_micro=100))
+    ledger.do(hold("h", 60))
+    standing = hold_state(ledger.book, ledger.holds[HoldId("h")], DAY_MS)
+    assert HoldState(HoldId("h"), None, 60, 60, 40) == standing
+    ledger.release("h")
+    ended = hold_state(ledger.book, ledger.holds[HoldId("h")], DAY_MS)
+    assert HoldState(HoldId("h"), "released", 60, 0, 100) == ended
 
 
 def test_an_invariant_names_what_broke() -> None:

@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
+from hisab_contracts.charges import AllocationFinal
 from hisab_contracts.entries import GENESIS_HASH, Entry, entry_hash
-from hisab_contracts.ids import HoldId
+from hisab_contracts.ids import AllocationId, HoldId, HubCode, KeyId, TenantId
+from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.units import MAX_MICRO
-from ledger.book import BookKind, InvariantBroken, Page
-from ledger.decisions import (
+from ledger.core.book import BookedBucket, BookKind, Books
+from ledger.core.decisions import (
     AlreadyInvoiced,
-    CommitBudget,
-    GrantCredit,
+    BookCommand,
+    NotFound,
     NotReceivable,
-    OutOfRange,
-    ReleaseHold,
+    RefundUnsupported,
     SetBudget,
+    TotalOutOfRange,
+    Touched,
+    UnitOfWork,
     decide,
     is_newer,
+    may_return_credit,
+    touched_by,
 )
-from ledger.grants import BudgetExceeded
-from ledger.holds import HoldClosed, HoldOver, InsufficientCredit
-from unit.ledger.values import DAY_MS, HOUR_MS, CoreLedger, at, book, grant, hold, invoiced, total
+from ledger.core.grants import ApproveGrant, BudgetExceeded, GrantNotProposed, MakerIsChecker
+from ledger.core.holds import Hold, HoldClosed, HoldOver, InsufficientCredit
+from unit.ledger.values import (
+    APPROVER,
+    DAY_MS,
+    HOUR_MS,
+    CoreLedger,
+    at,
+    book,
+    grant,
+    hold,
+    invoiced,
+    release,
+    total,
+)
 
 
 def funded(grant_micro: int, *, kind: BookKind = "startup", limit_micro: int = 0) -> CoreLedger:
     """A ledger with one lot `g`."""
     ledger = CoreLedger(book(kind, limit_micro=limit_micro))
-    ledger.do(GrantCredit(grant("g", grant_micro), "key:approver"))
+    ledger.do(ApproveGrant(grant("g", grant_micro), APPROVER))
     return ledger
 
 
@@ -41,7 +60,7 @@ def only(decided: object) -> Entry:
 
 def amounts(entry: Entry) -> list[tuple[str, int]]:
     """Postings without balances."""
-    return [(each.account, each.posting_micro) for each in entry.postings]
+    return [(posting.account, posting.posting_micro) for posting in entry.postings]
 
 
 def test_a_charge_beyond_grants_becomes_receivable_for_a_commercial_tenant() -> None:
@@ -127,7 +146,7 @@ def test_usage_outside_a_lots_window_does_not_draw_on_it() -> None:
     """The hour of the usage counts, not the clock: effective <= hour < expires."""
     ledger = CoreLedger(book("startup"))
     window = grant("g", 100, effective_ms=at(10), expires_ms=at(11))
-    ledger.do(GrantCredit(window, "key:approver"))
+    ledger.do(ApproveGrant(window, APPROVER))
     for number, hour_ms in enumerate((at(9), at(10), at(11))):
         ledger.do(total(10, bucket=str(number), hour_ms=hour_ms), now_ms=at(20))
     assert (10, 20) == (ledger.book.funded_micro, ledger.book.unfunded_micro)
@@ -165,14 +184,14 @@ def test_amounts_up_to_the_last_of_64_bits_are_exact_and_beyond_it_refused() -> 
     assert 2**53 + 1 == ledger.book.charged_micro
     ledger.do(total(MAX_MICRO - 2**53 - 1, bucket="2"))
     assert MAX_MICRO == ledger.book.charged_micro
-    assert OutOfRange(MAX_MICRO) == ledger.do(total(1, bucket="3"))
+    assert TotalOutOfRange(MAX_MICRO) == ledger.do(total(1, bucket="3"))
 
 
 def test_a_hold_reserves_on_lots_in_draw_order_then_on_the_limit() -> None:
     """All of it or nothing."""
     ledger = CoreLedger(book(limit_micro=50))
-    ledger.do(GrantCredit(grant("b", 10, priority=2), "key:approver"))
-    ledger.do(GrantCredit(grant("a", 10, priority=1), "key:approver"))
+    ledger.do(ApproveGrant(grant("b", 10, priority=2), APPROVER))
+    ledger.do(ApproveGrant(grant("a", 10, priority=1), APPROVER))
     entry = only(ledger.do(hold("h", 25)))
     assert entry.hold is not None
     assert [("lot:a", 10), ("lot:b", 10), ("limit", 5)] == entry.hold.reserved
@@ -191,7 +210,7 @@ def test_a_hold_is_refused_with_what_is_available_and_what_is_missing() -> None:
 def test_a_lot_takes_no_hold_once_it_has_expired() -> None:
     """Its remainder is not available either."""
     ledger = CoreLedger(book("startup"))
-    ledger.do(GrantCredit(grant("g", 100, expires_ms=at(11)), "key:approver"))
+    ledger.do(ApproveGrant(grant("g", 100, expires_ms=at(11)), APPROVER))
     assert InsufficientCredit(0, 1) == ledger.do(hold("h", 1), now_ms=at(11))
     assert isinstance(ledger.do(hold("h", 1), now_ms=at(11) - 1), tuple)
 
@@ -227,7 +246,7 @@ def test_a_charge_does_not_take_what_another_hold_reserved() -> None:
 def test_what_no_lot_pays_does_not_shrink_a_hold() -> None:
     """Unfunded usage draws on nothing."""
     ledger = CoreLedger(book("startup"))
-    ledger.do(GrantCredit(grant("g", 100, effective_ms=at(10)), "key:approver"))
+    ledger.do(ApproveGrant(grant("g", 100, effective_ms=at(10)), APPROVER))
     ledger.do(hold("h", 100), now_ms=at(10))
     ledger.do(total(40, hold_id="h", hour_ms=at(9)), now_ms=at(10))
     assert (40, 100) == (ledger.book.unfunded_micro, ledger.holds[HoldId("h")].open_micro)
@@ -268,10 +287,9 @@ def test_a_charge_under_an_unknown_hold_is_booked_without_hold() -> None:
     assert 20 == ledger.book.funded_micro
 
 
-def test_a_release_without_its_hold_is_a_defect_of_ours() -> None:
-    """Whoever loads the page must load the hold."""
-    with pytest.raises(InvariantBroken):
-        decide(Page(book()), ReleaseHold("final", "x", "ledger"), 0)
+def test_a_release_names_a_hold_of_its_book() -> None:
+    """Another is not found."""
+    assert NotFound("hold") == funded(100).release("nobody")
 
 
 def test_an_invoice_moves_receivable_to_its_own_account_once() -> None:
@@ -289,17 +307,151 @@ def test_an_invoice_moves_receivable_to_its_own_account_once() -> None:
     assert NotReceivable(0) == ledger.do(invoiced("e", 1))
 
 
+def test_a_programme_opens_with_its_budget() -> None:
+    """A programme is a book: its authority gives what it may promise."""
+    programme = CoreLedger(book("fund", tenant_id="/programmes/q"))
+    entry = only(programme.do(SetBudget(100, "key:operator")))
+    assert [("authority", -100), ("budget", 100)] == amounts(entry)
+    assert ("programme:q", "budget_set") == (entry.caused_by, entry.kind)
+
+
+def test_an_approval_enters_both_books_at_once() -> None:
+    """Budget of the programme becomes a lot of the tenant."""
+    ledger = CoreLedger(book("startup"), budget_micro=100)
+    decided = ledger.do(ApproveGrant(grant("g", 70), APPROVER))
+    assert isinstance(decided, tuple)
+    committed, received = decided
+    assert ("/programmes/p", "budget_granted") == (committed.tenant_id, committed.kind)
+    assert [("budget", -70), ("granted:t", 70)] == amounts(committed)
+    assert ("t", "grant") == (received.tenant_id, received.kind)
+    assert [("funding:p", -70), ("lot:g", 70)] == amounts(received)
+    assert {("grant:g", "key:approver")} == {(entry.caused_by, entry.actor) for entry in decided}
+    assert (30, 70) == (ledger.programme.accounts["budget"], ledger.available())
+
+
 def test_a_programme_never_promises_more_than_its_budget() -> None:
-    """A programme is a book: authority gives, tenants are granted."""
-    ledger = CoreLedger(book("fund", tenant_id="/programmes/p"))
-    first = only(ledger.do(SetBudget(100, "key:operator")))
-    assert [("authority", -100), ("budget", 100)] == amounts(first)
-    assert "programme:p" == first.caused_by
-    second = only(ledger.do(CommitBudget(grant("g", 70), "key:approver")))
-    assert [("budget", -70), ("granted:t", 70)] == amounts(second)
-    assert BudgetExceeded(30, 1) == ledger.do(CommitBudget(grant("h", 31), "key:approver"))
-    ledger.do(CommitBudget(grant("h", 30), "key:approver"))
-    assert 100 == ledger.book.accounts["granted:t"]
+    """To the last micro-unit; a refusal changes neither book."""
+    ledger = CoreLedger(book("startup"), budget_micro=100)
+    ledger.do(ApproveGrant(grant("g", 70), APPROVER))
+    assert BudgetExceeded(30, 1) == ledger.do(ApproveGrant(grant("h", 31), APPROVER))
+    assert (1, 1) == (ledger.programme.seq, ledger.book.seq)
+    ledger.do(ApproveGrant(grant("h", 30), APPROVER))
+    assert 100 == ledger.programme.accounts["granted:t"]
+
+
+def test_who_approves_is_decided_with_the_books() -> None:
+    """Maker is not checker, and a grant is decided once: before anything moves."""
+    ledger = CoreLedger(book("startup"))
+    by_maker = ApproveGrant(grant("g", 1), KeyId("officer"))
+    assert MakerIsChecker() == ledger.do(by_maker)
+    again = ApproveGrant(grant("g", 1, state="approved"), APPROVER)
+    assert GrantNotProposed("approved") == ledger.do(again)
+    assert (0, 0) == (ledger.programme.seq, ledger.book.seq)
+
+
+def test_an_approval_without_the_programmes_book_is_a_defect_of_ours() -> None:
+    """Whoever opens the books must open both."""
+    with pytest.raises(InvariantBroken):
+        decide(Books(book()), ApproveGrant(grant("g", 1), APPROVER), 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "command"),
+    [("startup", SetBudget(1, "key:operator")), ("fund", hold("h", 1)), ("fund", total(1))],
+)
+def test_a_programmes_book_takes_its_budget_and_nothing_else(
+    kind: BookKind, command: BookCommand
+) -> None:
+    """And a tenant's never takes one: there is no such book for it."""
+    ledger = CoreLedger(book(kind))
+    assert NotFound("tenant") == ledger.do(command)
+
+
+def test_nothing_is_entered_into_a_book_that_is_not_open() -> None:
+    """Metering may name a tenant that the ledger does not have."""
+    unit = UnitOfWork({"t": book()})
+    assert NotFound("tenant") == unit.enter("nobody", total(1, tenant_id="nobody"), DAY_MS)
+    assert [] == list(unit.changes().entries)
+
+
+def test_a_total_with_a_refund_is_refused_whole() -> None:
+    """Also one that would book nothing: what was given back must not be billed meanwhile."""
+    ledger = funded(100)
+    refunded = replace(total(10), refunded_micro=4)
+    assert RefundUnsupported(4) == ledger.do(refunded)
+    assert 0 == ledger.book.charged_micro
+
+
+def test_only_a_correction_may_return_credit() -> None:
+    """So spent lots need not be loaded for anything else."""
+    booked = BookedBucket(total(0).bucket_id, DAY_MS, revision=1)
+    actual = [
+        may_return_credit(total(1, revision=revision), bucket)
+        for revision, bucket in ((2, booked), (1, booked), (1, None))
+    ]
+    assert [True, False, False] == actual
+
+
+@pytest.mark.defect("L11")
+def test_a_final_ends_the_open_holds_of_its_allocation_at_its_hub() -> None:
+    """Once, and no other hub's."""
+    lot = funded(100).book
+    opened = {
+        ("t", name): Hold(HoldId(name), 10, AllocationId("a"), 2**60) for name in ("h", "i", "j")
+    }
+    ended_by = {("t", "lhr", "a"): ["h", "i"], ("t", "khi", "a"): ["j"]}
+    unit = UnitOfWork({"t": lot}, holds=opened, ended_by=ended_by)
+    final = AllocationFinal(TenantId("t"), HubCode("lhr"), AllocationId("a"), 0)
+    unit.release_final(final, DAY_MS)
+    unit.release_final(final, DAY_MS)
+    assert [("h", "final"), ("i", "final"), ("j", None)] == [
+        (held.hold_id, held.end) for _, held in unit.holds()
+    ]
+    assert ["final:lhr/a"] * 2 == [entry.caused_by for entry in unit.changes().entries]
+
+
+def test_a_unit_names_everything_that_it_changed_and_nothing_else() -> None:
+    """A hold that was placed in it is new, however often it changed after."""
+    ledger = funded(100, kind="commercial", limit_micro=50)
+    ledger.do(ApproveGrant(grant("idle", 5, priority=9), APPROVER))
+    unit = UnitOfWork(
+        {"t": ledger.book, "other": book(tenant_id="other")},
+        holds={("t", "old"): Hold(HoldId("old"), 1, None, 2**60)},
+    )
+    placed = hold("new", 30)
+    unit.enter("t", placed, DAY_MS)
+    unit.enter("t", total(10, hold_id="new"), DAY_MS, trace_id="f" * 32)
+    unit.enter("t", release("old"), DAY_MS)
+    changes = unit.changes()
+    assert [None, "f" * 32, None] == list(changes.traces)
+    assert ["t"] == [changed.tenant_id for changed in changes.books]
+    assert [("t", "g")] == [(tenant_id, lot.grant_id) for tenant_id, lot in changes.lots]
+    assert [("t", 10)] == [(tenant_id, b.charged_micro) for tenant_id, b in changes.buckets]
+    assert [("t", placed, 20)] == [(t, command, h.open_micro) for t, command, h in changes.placed]
+    assert [("t", "old")] == [(tenant_id, held.hold_id) for tenant_id, held in changes.holds]
+    assert [("t", "funding:p", -105)] == list(changes.accounts)
+    assert unit.book("t") == changes.books[0]
+    assert 20 == unit.hold("t", "new").open_micro
+
+
+@pytest.mark.parametrize(
+    ("command", "touched"),
+    [
+        (hold("h", 1), Touched(("t",))),
+        (release("h"), Touched(("t",), hold_ids=(("t", "h"),))),
+        (invoiced("d", 1), Touched(("t",), ("invoiced:d",))),
+        (SetBudget(1, "key:operator"), Touched(("t",), ("authority", "budget"))),
+        (
+            ApproveGrant(grant("g", 1), APPROVER),
+            Touched(("/programmes/p", "t"), ("funding:p", "budget", "granted:t")),
+        ),
+    ],
+)
+def test_a_command_says_what_has_to_be_opened_for_it(
+    command: BookCommand, touched: Touched
+) -> None:
+    """Whoever loads books needs to know nothing about commands."""
+    assert touched == touched_by("t", command)
 
 
 @pytest.mark.defect("L21", "F59")
@@ -314,11 +466,11 @@ def test_recorded_at_never_falls_when_the_clock_does() -> None:
 def test_entries_are_chained_by_hash_and_carry_their_effective_instant() -> None:
     """A charge is effective in its hour, a grant from its window, the rest when recorded."""
     ledger = CoreLedger(book("startup"))
-    ledger.do(GrantCredit(grant("g", 9, effective_ms=HOUR_MS), "key:approver"))
+    ledger.do(ApproveGrant(grant("g", 9, effective_ms=HOUR_MS), APPROVER))
     ledger.do(total(1, hour_ms=at(3)), now_ms=at(4))
     ledger.do(hold("h", 1), now_ms=at(5))
     first, second, third = ledger.entries
-    assert (HOUR_MS, at(3), at(5)) == tuple(each.effective_ms for each in ledger.entries)
+    assert (HOUR_MS, at(3), at(5)) == tuple(entry.effective_ms for entry in ledger.entries)
     assert (GENESIS_HASH, first.hash, second.hash) == tuple(e.prev_hash for e in ledger.entries)
-    assert all(each.hash == entry_hash(each) for each in ledger.entries)
+    assert all(entry.hash == entry_hash(entry) for entry in ledger.entries)
     assert ("t.3", DAY_MS + 5 * HOUR_MS) == (third.entry_id, third.recorded_ms)

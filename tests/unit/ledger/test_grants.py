@@ -1,108 +1,60 @@
-"""Terms, draw order, the waterfall over lots, and who may approve."""
+"""Terms of a grant, and who may propose and approve it."""
 
 from __future__ import annotations
 
 import pytest
 
-from hisab_contracts.ids import GrantId, KeyId, ProgrammeId
-from ledger.grants import (
+from hisab_contracts.ids import KeyId
+from ledger.core.grants import (
+    ApproveGrant,
     BudgetExceeded,
+    CurrencyDiffers,
     GrantExpired,
     GrantNotProposed,
-    Lot,
     MakerIsChecker,
-    approve,
     fault_of_terms,
-    id_from_command,
-    in_draw_order,
-    take_from_lots,
+    refuse_approval,
+    refuse_proposal,
     unsupported_terms,
-    within_budget,
 )
-from unit.ledger.values import HOUR_MS, at, grant
-
-APPROVER = KeyId("approver")
-
-
-def lot(
-    grant_id: str,
-    remaining_micro: int = 10,
-    *,
-    priority: int = 0,
-    effective_ms: int = 0,
-    expires_ms: int | None = None,
-    reserved_micro: int = 0,
-) -> Lot:
-    return Lot(
-        grant_id=GrantId(grant_id),
-        programme_id=ProgrammeId("p"),
-        priority=priority,
-        effective_ms=effective_ms,
-        expires_ms=expires_ms,
-        granted_micro=remaining_micro,
-        remaining_micro=remaining_micro,
-        reserved_micro=reserved_micro,
-    )
-
-
-def test_lots_pay_by_priority_then_expiry_then_effective_instant_then_id() -> None:
-    """One comparator, golden: it decides who pays on every statement."""
-    lots = [
-        lot("z", priority=1),
-        lot("b"),
-        lot("a"),
-        lot("late", effective_ms=HOUR_MS),
-        lot("soon", expires_ms=at(1)),
-        lot("later", expires_ms=at(2)),
-    ]
-    expected = ["soon", "later", "a", "b", "late", "z"]
-    assert expected == [each.grant_id for each in in_draw_order(reversed(lots))]
-
-
-def test_a_lot_is_open_from_its_effective_instant_until_just_before_it_expires() -> None:
-    """Half-open, like every window."""
-    window = lot("g", effective_ms=at(10), expires_ms=at(11))
-    actual = [window.is_open(instant) for instant in (at(10) - 1, at(10), at(11) - 1, at(11))]
-    assert [False, True, True, False] == actual
-
-
-def test_a_taker_gets_what_is_free_and_what_it_reserved_itself() -> None:
-    """What others reserved stays theirs; what no lot gives is left."""
-    lots = [lot("a", 10, reserved_micro=8), lot("b", 5, reserved_micro=5), lot("c", 1)]
-    taken, left_micro = take_from_lots(lots, 0, 20, {"lot:a": 3})
-    assert [("lot:a", 5), ("lot:c", 1)] == taken
-    assert 14 == left_micro
-
-
-def test_a_taker_leaves_the_later_lots_alone_once_it_has_enough() -> None:
-    """Draw order is strict: a later lot pays nothing before an earlier one is empty."""
-    assert ([("lot:a", 4)], 0) == take_from_lots([lot("a"), lot("b")], 0, 4, {})
+from unit.ledger.values import APPROVER, at, grant
 
 
 def test_an_approval_needs_a_second_key() -> None:
-    """Maker is not checker, whatever the state."""
-    assert MakerIsChecker() == approve(grant("g", 1, state="approved"), KeyId("officer"), 0)
+    """Maker is not checker, whatever else is wrong."""
+    own = ApproveGrant(grant("g", 9, state="approved", expires_ms=at(11)), KeyId("officer"))
+    assert MakerIsChecker() == refuse_approval(own, budget_left_micro=0, now_ms=at(12))
 
 
 def test_a_grant_is_approved_once() -> None:
-    """The second approval is refused."""
-    proposed = grant("g", 1, state="proposed")
-    approved = approve(proposed, APPROVER, 0)
-    assert not isinstance(approved, MakerIsChecker | GrantNotProposed | GrantExpired)
-    assert ("approved", "approver") == (approved.state, approved.approved_by)
-    assert GrantNotProposed("approved") == approve(approved, KeyId("another"), 0)
+    """The second approval is refused, also of a grant that is over and beyond the budget."""
+    decided = ApproveGrant(grant("g", 9, state="approved", expires_ms=at(11)), APPROVER)
+    refused = refuse_approval(decided, budget_left_micro=0, now_ms=at(12))
+    assert GrantNotProposed("approved") == refused
 
 
 def test_a_grant_whose_window_has_ended_is_not_approved() -> None:
-    """It would grant nothing."""
-    proposed = grant("g", 1, state="proposed", expires_ms=at(11))
-    assert GrantExpired(at(11)) == approve(proposed, APPROVER, at(11))
+    """It would grant nothing, whatever the budget."""
+    over = ApproveGrant(grant("g", 9, expires_ms=at(11)), APPROVER)
+    assert GrantExpired(at(11)) == refuse_approval(over, budget_left_micro=0, now_ms=at(11))
+    assert None is refuse_approval(over, budget_left_micro=9, now_ms=at(11) - 1)
 
 
 def test_a_grant_fits_a_budget_to_the_last_micro_unit() -> None:
     """The programme can never promise more than it has."""
-    assert within_budget(5, 5) is None
-    assert BudgetExceeded(5, 1) == within_budget(5, 6)
+    proposed = ApproveGrant(grant("g", 6), APPROVER)
+    assert None is refuse_approval(proposed, budget_left_micro=6, now_ms=0)
+    assert BudgetExceeded(5, 1) == refuse_approval(proposed, budget_left_micro=5, now_ms=0)
+
+
+def test_a_grant_is_proposed_in_the_programmes_currency_before_its_window_ends() -> None:
+    """The currency is compared first."""
+    proposed = grant("g", 1, expires_ms=at(11))
+    actual = [
+        refuse_proposal(proposed, tenant_currency=currency, programme_currency="PKR", now_ms=now_ms)
+        for currency, now_ms in (("USD", at(11)), ("PKR", at(11)), ("PKR", at(11) - 1))
+    ]
+    assert [CurrencyDiffers("PKR"), GrantExpired(at(11)), None] == actual
 
 
 @pytest.mark.parametrize(
@@ -129,11 +81,3 @@ def test_terms_of_later_issues_are_refused_never_ignored() -> None:
     assert "scope" in (unsupported_terms({"skus": ["x"]}, 10_000, "tender") or "")
     assert "coverage_bps" in (unsupported_terms({}, 4_000, "tender") or "")
     assert "tax_effect" in (unsupported_terms({}, 10_000, "reduces_base") or "")
-
-
-def test_ids_come_from_the_command_that_makes_the_thing() -> None:
-    """A repeat names the same thing; scope and key cannot run into each other."""
-    assert id_from_command("g", "t", "k") == id_from_command("g", "t", "k")
-    assert id_from_command("g", "t", "k") != id_from_command("h", "t", "k")
-    assert id_from_command("g", "a", "bc") != id_from_command("g", "ab", "c")
-    assert 21 == len(id_from_command("g", "t", "k"))

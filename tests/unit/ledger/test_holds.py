@@ -1,9 +1,27 @@
-"""How a hold shrinks by what its charges draw."""
+"""How a hold is priced, how it shrinks by what its charges draw, and what entries say of it."""
 
 from __future__ import annotations
 
-from hisab_contracts.ids import AllocationId, HoldId
-from ledger.holds import LIMIT, Hold, detail_of, held, shrink
+import pytest
+
+from hisab_contracts.ids import AllocationId, HoldId, PriceClass, PriceVersion, Sku
+from hisab_contracts.prices import PriceBook, PriceSeries
+from hisab_contracts.reference import PriceLine
+from ledger.core.holds import (
+    LIMIT,
+    Hold,
+    NoPrice,
+    ended_detail,
+    hold_after,
+    placed_detail,
+    price_hold,
+    shrink_hold,
+)
+from unit.ledger.values import at, release
+from unit.ledger.values import hold as ask
+
+SERIES = PriceSeries("PKR", Sku("h100-sxm-80"), PriceClass("on_demand"))
+HOUR_OF_GPU_MS = 3_600_000
 
 
 def hold(*reserved: tuple[str, int]) -> Hold:
@@ -12,7 +30,7 @@ def hold(*reserved: tuple[str, int]) -> Hold:
 
 def test_a_draw_shrinks_the_reservation_where_it_drew() -> None:
     """Same lot first."""
-    after, given_up = shrink(hold(("lot:a", 4), ("lot:b", 4)), [("lot:a", 3)])
+    after, given_up = shrink_hold(hold(("lot:a", 4), ("lot:b", 4)), [("lot:a", 3)])
     assert (("lot:a", 1), ("lot:b", 4)) == after.reserved
     assert [("lot:a", 3)] == given_up
 
@@ -20,22 +38,63 @@ def test_a_draw_shrinks_the_reservation_where_it_drew() -> None:
 def test_a_draw_elsewhere_shrinks_the_last_reservations_the_limit_first() -> None:
     """Then the last in order: the limit, then the last lot."""
     before = hold(("lot:a", 4), ("lot:b", 4), (LIMIT, 4))
-    after, given_up = shrink(before, [("lot:c", 6)])
+    after, given_up = shrink_hold(before, [("lot:c", 6)])
     assert (("lot:a", 4), ("lot:b", 2)) == after.reserved
     assert [("lot:b", 2), (LIMIT, 4)] == given_up
 
 
 def test_a_draw_beyond_the_hold_leaves_it_empty_and_open() -> None:
     """It gives up what it has; only an end closes it."""
-    after, given_up = shrink(hold(("lot:a", 4)), [("lot:a", 9)])
+    after, given_up = shrink_hold(hold(("lot:a", 4)), [("lot:a", 9)])
     assert ((), 0, None) == (after.reserved, after.open_micro, after.end)
     assert [("lot:a", 4)] == given_up
 
 
-def test_an_entry_describes_a_hold_and_its_end() -> None:
+def test_entries_describe_a_hold_and_its_end() -> None:
     """Placed and ended holds are read back from their entries."""
-    standing = hold(("lot:a", 4), (LIMIT, 1))
-    ended = held(detail_of(standing, "final"))
-    assert 5 == standing.open_micro
-    assert ("final", ()) == (ended.end, ended.reserved)
-    assert (standing.hold_micro, standing.allocation_id) == (ended.hold_micro, ended.allocation_id)
+    asked = ask("h", 5, allocation_id="a", expires_ms=9)
+    standing = hold_after(placed_detail(asked, [("lot:a", 4), (LIMIT, 1)]))
+    assert Hold(HoldId("h"), 5, AllocationId("a"), 9, None, (("lot:a", 4), (LIMIT, 1))) == standing
+    detail = ended_detail(standing, release("h", "final"))
+    assert (5, [("lot:a", 4), (LIMIT, 1)]) == (detail.open_micro, detail.reserved)
+    assert Hold(HoldId("h"), 5, AllocationId("a"), 9, "final") == hold_after(detail)
+
+
+def line(name: str, price: int, valid_from_ms: int, valid_until_ms: int | None) -> PriceLine:
+    return PriceLine(
+        name,
+        PriceVersion("v1"),
+        SERIES.currency,
+        SERIES.sku,
+        SERIES.price_class,
+        price,
+        valid_from_ms,
+        valid_until_ms,
+    )
+
+
+OPEN_FROM_8 = line("open", 100, at(8), None)
+FROM_10_UNTIL_12 = line("later", 70, at(10), at(12))
+
+
+@pytest.mark.parametrize(
+    ("now_ms", "priced"),
+    [
+        (at(7, 59), NoPrice(SERIES)),
+        (at(8), 200),
+        (at(9, 59), 200),
+        (at(10), 140),
+        (at(11, 59), 140),
+        (at(12), NoPrice(SERIES)),
+    ],
+)
+def test_a_hold_is_priced_by_the_line_that_rates_the_hour(now_ms: int, priced: object) -> None:
+    """An open line ends where the next begins: it does not come back when that one has ended."""
+    prices = PriceBook([FROM_10_UNTIL_12, OPEN_FROM_8])
+    assert priced == price_hold(prices, SERIES, 2 * HOUR_OF_GPU_MS, now_ms)
+
+
+def test_a_hold_is_priced_in_its_own_currency_and_class() -> None:
+    """Another series has no say."""
+    spot = SERIES._replace(price_class=PriceClass("spot"))
+    assert NoPrice(spot) == price_hold(PriceBook([OPEN_FROM_8]), spot, 1, at(9))

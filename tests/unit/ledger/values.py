@@ -20,14 +20,28 @@ from hisab_contracts.ids import (
     Sku,
     TenantId,
 )
-from ledger.book import Book, BookKind, Bucket, Page, available_micro, evolve
-from ledger.decisions import Command, PlaceHold, RecordInvoiced, Refusal, ReleaseHold, decide
-from ledger.grants import Grant, GrantState
-from ledger.holds import Hold, HoldEnd
+from ledger.core.book import (
+    PROGRAMME_BOOK,
+    Book,
+    BookedBucket,
+    BookKind,
+    available_micro,
+)
+from ledger.core.decisions import (
+    BookCommand,
+    BookRefusal,
+    ChargeRefusal,
+    RecordInvoiced,
+    UnitOfWork,
+)
+from ledger.core.grants import Grant, GrantState
+from ledger.core.holds import Hold, HoldEnd, PlaceHold, ReleaseHold
 
 HOUR_MS = 3_600_000
 DAY_MS = 1_753_920_000_000
 """2025-07-31T00:00:00Z."""
+APPROVER = KeyId("approver")
+BUDGET_MICRO = 10**15
 
 
 def at(hour: int, minute: int = 0) -> int:
@@ -49,7 +63,7 @@ def grant(
     expires_ms: int | None = None,
     tenant_id: str = "t",
     proposed_by: str = "officer",
-    state: GrantState = "approved",
+    state: GrantState = "proposed",
 ) -> Grant:
     """A grant of programme `p`."""
     return Grant(
@@ -98,11 +112,32 @@ def total(
 
 
 def hold(
-    hold_id: str, hold_micro: int, *, allocation_id: str | None = None, expires_ms: int = 2**60
+    hold_id: str,
+    hold_micro: int,
+    *,
+    allocation_id: str | None = None,
+    hub: str = "lhr",
+    expires_ms: int = 2**60,
 ) -> PlaceHold:
     """A hold asked for by a scheduler."""
-    allocation = None if allocation_id is None else AllocationId(allocation_id)
-    return PlaceHold(HoldId(hold_id), hold_micro, allocation, expires_ms, "key:scheduler")
+    return PlaceHold(
+        hold_id=HoldId(hold_id),
+        hold_micro=hold_micro,
+        project_id=ProjectId("main"),
+        job_ref="job",
+        allocation_id=None if allocation_id is None else AllocationId(allocation_id),
+        hub=HubCode(hub),
+        sku=Sku("h100-sxm-80"),
+        expires_ms=expires_ms,
+        actor="key:scheduler",
+    )
+
+
+def release(hold_id: str, end: HoldEnd = "released") -> ReleaseHold:
+    """The end of a hold."""
+    return ReleaseHold(
+        hold_id=HoldId(hold_id), end=end, caused_by=f"hold:{hold_id}", actor="key:scheduler"
+    )
 
 
 def invoiced(document_id: str, invoiced_micro: int) -> RecordInvoiced:
@@ -111,54 +146,63 @@ def invoiced(document_id: str, invoiced_micro: int) -> RecordInvoiced:
 
 
 class CoreLedger:
-    """One book kept in memory by `decide` and `evolve` alone: what the shell does, without I/O."""
+    """One tenant's book, and the programme `p` that grants to it, kept by units of work alone.
 
-    def __init__(self, opening: Book) -> None:
+    Each command is a unit of its own, opened with all there is, and what it says has changed is all
+    that is kept of it: so a change that a unit forgets to name is missed here as in the database.
+    """
+
+    def __init__(self, opening: Book, *, budget_micro: int = BUDGET_MICRO) -> None:
         self.opening = opening
-        self.book = opening
-        self.buckets: dict[BucketId, Bucket] = {}
+        programme = Book(
+            TenantId(PROGRAMME_BOOK + "p"),
+            "fund",
+            opening.currency,
+            0,
+            accounts={"authority": -budget_micro, "budget": budget_micro},
+        )
+        self._books: dict[str, Book] = {programme.tenant_id: programme, opening.tenant_id: opening}
+        self.programme_id = programme.tenant_id
+        self.buckets: dict[BucketId, BookedBucket] = {}
         self.holds: dict[HoldId, Hold] = {}
         self.entries: list[Entry] = []
+        """Those of the tenant's book."""
 
-    def do(self, command: Command, now_ms: int = DAY_MS) -> tuple[Entry, ...] | Refusal:
-        """Decide a command and fold what it enters."""
-        bucket_id: BucketId | None = None
-        hold_id: HoldId | None = None
-        if isinstance(command, BucketTotal):
-            bucket_id, hold_id = command.bucket_id, command.hold_id
-        elif isinstance(command, PlaceHold):
-            hold_id = command.hold_id
-        return self._do(command, now_ms, bucket_id, hold_id)
+    @property
+    def book(self) -> Book:
+        """The tenant's book as it stands."""
+        return self._books[self.opening.tenant_id]
+
+    @property
+    def programme(self) -> Book:
+        """The programme's book as it stands."""
+        return self._books[self.programme_id]
+
+    def do(
+        self, command: BucketTotal | BookCommand, now_ms: int = DAY_MS
+    ) -> tuple[Entry, ...] | ChargeRefusal | BookRefusal:
+        """Decide a command, and keep what it changed."""
+        tenant_id = self.opening.tenant_id
+        unit = UnitOfWork(
+            self._books,
+            buckets={(tenant_id, bucket_id): bucket for bucket_id, bucket in self.buckets.items()},
+            holds={(tenant_id, hold_id): hold for hold_id, hold in self.holds.items()},
+        )
+        decided = unit.enter(tenant_id, command, now_ms)
+        changes = unit.changes()
+        self._books |= {book.tenant_id: book for book in changes.books}
+        self.buckets |= {bucket.bucket_id: bucket for _, bucket in changes.buckets}
+        self.holds |= {hold.hold_id: hold for _, _, hold in changes.placed}
+        self.holds |= {hold.hold_id: hold for _, hold in changes.holds}
+        self.entries += [entry for entry in changes.entries if entry.tenant_id == tenant_id]
+        return decided
 
     def release(
         self, hold_id: str, end: HoldEnd = "released", now_ms: int = DAY_MS
-    ) -> tuple[Entry, ...] | Refusal:
+    ) -> tuple[Entry, ...] | ChargeRefusal | BookRefusal:
         """End a hold."""
-        return self._do(
-            ReleaseHold(end, f"hold:{hold_id}", "ledger"), now_ms, None, HoldId(hold_id)
-        )
+        return self.do(release(hold_id, end), now_ms)
 
     def available(self, now_ms: int = DAY_MS) -> int:
         """What a hold placed now could reserve."""
         return available_micro(self.book, now_ms)
-
-    def _do(
-        self, command: Command, now_ms: int, bucket_id: BucketId | None, hold_id: HoldId | None
-    ) -> tuple[Entry, ...] | Refusal:
-        page = Page(
-            self.book,
-            None if bucket_id is None else self.buckets.get(bucket_id),
-            None if hold_id is None else self.holds.get(hold_id),
-        )
-        decided = decide(page, command, now_ms)
-        if not isinstance(decided, tuple):
-            return decided
-        for entry in decided:
-            page = evolve(page, entry)
-            self.entries.append(entry)
-        self.book = page.book
-        if page.bucket is not None:
-            self.buckets[page.bucket.bucket_id] = page.bucket
-        if page.hold is not None:
-            self.holds[page.hold.hold_id] = page.hold
-        return decided

@@ -84,7 +84,10 @@ async def _audit_book(connection: Connection, live: Book) -> list[str]:
         f"book {opening.tenant_id}: {what} differ from the entries"
         for what, differs in (
             ("totals, head, lots or accounts", rebuilt.book != live),
-            ("buckets", dict(rebuilt.buckets) != await projected_buckets(connection, opening.tenant_id)),
+            (
+                "buckets",
+                dict(rebuilt.buckets) != await projected_buckets(connection, opening.tenant_id),
+            ),
             ("holds", dict(rebuilt.holds) != await projected_holds(connection, opening.tenant_id)),
         )
         if differs

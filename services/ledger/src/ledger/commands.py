@@ -122,20 +122,15 @@ class Commands:
         prices = PriceBook(await directory.price_lines_of(connection, series))
         return price_hold(prices, series, gpu_ms, now_ms())
 
-    async def place_hold(
-        self, connection: Connection, tenant_id: str, command: PlaceHold
+    async def enter_hold(
+        self, connection: Connection, tenant_id: str, command: PlaceHold | ReleaseHold
     ) -> HoldState | BookRefusal:
-        """Admit a job, or refuse it with what is missing."""
-        return await self._enter_hold(connection, tenant_id, command)
-
-    async def release_hold(
-        self, connection: Connection, command: ReleaseHold
-    ) -> HoldState | BookRefusal:
-        """End a hold on request."""
-        tenant_id = await directory.tenant_of_hold(connection, command.hold_id)
-        if tenant_id is None:
-            return NotFound("hold")
-        return await self._enter_hold(connection, tenant_id, command)
+        """Admit a job, or refuse it with what is missing; or end a hold."""
+        entered = await self._enter(connection, tenant_id, command)
+        if not isinstance(entered, tuple):
+            return entered
+        unit, _ = entered
+        return hold_state(unit.book(tenant_id), unit.hold(tenant_id, command.hold_id), now_ms())
 
     async def record_invoiced(
         self, connection: Connection, tenant_id: str, command: RecordInvoiced
@@ -147,19 +142,10 @@ class Commands:
         _, (entry,) = entered
         return entry
 
-    async def _enter_hold(
-        self, connection: Connection, tenant_id: str, command: PlaceHold | ReleaseHold
-    ) -> HoldState | BookRefusal:
-        entered = await self._enter(connection, tenant_id, command)
-        if not isinstance(entered, tuple):
-            return entered
-        unit, _ = entered
-        return hold_state(unit.book(tenant_id), unit.hold(tenant_id, command.hold_id), now_ms())
-
     async def _enter(
         self, connection: Connection, book_id: str, command: BookCommand
     ) -> tuple[UnitOfWork, tuple[Entry, ...]] | BookRefusal:
-        """Open what a command touches, have it decided, and save: the books and what was entered."""
+        """Open what a command touches, have it decided, save; return the books and what is new."""
         touched = touched_by(book_id, command)
         unit = await books.open_books(
             connection, touched.book_ids, accounts=touched.accounts, hold_ids=touched.hold_ids

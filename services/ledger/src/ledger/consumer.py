@@ -68,7 +68,7 @@ class ChargeConsumer:
                 case AllocationFinal():
                     unit.release_final(message, booked_ms)
                 case HubWatermark():
-                    # Of a batch only the newest of each hub is kept: it says all that older ones do.
+                    # Only the newest of each hub counts: it says all that older ones did.
                     kept = watermarks.get((record.partition, message.hub))
                     if kept is None or kept.revision < message.revision:
                         watermarks[record.partition, message.hub] = _entry_watermark(message)

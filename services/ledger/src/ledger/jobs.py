@@ -31,9 +31,7 @@ async def end_expired_holds(connection: Connection, committed: Callable[[], None
         due = await books.expired_holds(connection, now_ms(), HOLDS_PER_SWEEP)
         if not due:
             return
-        unit = await books.open_books(
-            connection, [tenant_id for tenant_id, _ in due], hold_ids=due
-        )
+        unit = await books.open_books(connection, [tenant_id for tenant_id, _ in due], hold_ids=due)
         for tenant_id, hold in unit.holds():
             # Looked up before the locks: meanwhile a final or a release may have ended it.
             if hold.end is None and hold.expires_ms <= now_ms():

@@ -104,9 +104,7 @@ class Entries(Resource):
     def __init__(self, kit: Kit) -> None:
         self._kit = kit
 
-    @get(
-        "/v1/tenants/{tenant_id}/entries", answer=EntryAnswer, paged=True, query=("after_seq",)
-    )
+    @get("/v1/tenants/{tenant_id}/entries", answer=EntryAnswer, paged=True, query=("after_seq",))
     async def get_entries(self, request: Request, tenant_id: str) -> Response:
         """A book's entries after a position, ascending: all that its hashes cover."""
         principal = await self._kit.access.authorise(request, *READERS)

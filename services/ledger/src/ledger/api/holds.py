@@ -104,7 +104,7 @@ class Holds(Resource):
             hold_micro = asked_micro
             if hold_micro is None:
                 hold_micro = await self._priced_micro(connection, body)
-            placed = await self._commands.place_hold(
+            placed = await self._commands.enter_hold(
                 connection,
                 body.tenant_id,
                 PlaceHold(
@@ -175,7 +175,7 @@ class Holds(Resource):
         )
 
         async def run(connection: Connection) -> Answer:
-            released = await self._commands.release_hold(connection, tenant_id, release)
+            released = await self._commands.enter_hold(connection, tenant_id, release)
             if not isinstance(released, HoldState):
                 raise problem_of(released)
             return Answer(200, _hold_answer(released))

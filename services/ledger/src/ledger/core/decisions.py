@@ -40,8 +40,8 @@ from ledger.core.book import (
     INVOICED,
     LOT,
     PROGRAMME_BOOK,
-    BookedBucket,
     Book,
+    BookedBucket,
     Books,
     Lot,
     available_micro,
@@ -284,9 +284,7 @@ class UnitOfWork:
             buckets=[(key[0], self._buckets[key]) for key in self._changed_buckets],
             placed=[(key[0], command, self._holds[key]) for key, command in self._placed.items()],
             holds=[
-                (key[0], self._holds[key])
-                for key in self._changed_holds
-                if key not in self._placed
+                (key[0], self._holds[key]) for key in self._changed_holds if key not in self._placed
             ],
             accounts=[
                 (book.tenant_id, account, micro)
@@ -481,7 +479,9 @@ def _place_hold(
     detail = placed_detail(command, reserved)
     caused_by = f"hold:{command.hold_id}"
     return (
-        next_entry(book, "hold_placed", now_ms, caused_by=caused_by, actor=command.actor, hold=detail),
+        next_entry(
+            book, "hold_placed", now_ms, caused_by=caused_by, actor=command.actor, hold=detail
+        ),
     )
 
 

@@ -27,7 +27,7 @@ from hisab_contracts.charges import AllocationFinal, BucketTotal
 from hisab_contracts.entries import Entry
 from hisab_contracts.ids import AllocationId, BucketId, GrantId, HoldId, ProgrammeId, TenantId
 from hisab_contracts.units import moment_of, ms_of
-from ledger.core.book import BookedBucket, Book, Lot, in_draw_order
+from ledger.core.book import Book, BookedBucket, Lot, in_draw_order
 from ledger.core.decisions import UnitOfWork, may_return_credit
 from ledger.core.holds import Hold, PlaceHold
 
@@ -84,7 +84,7 @@ async def open_for_charges(
     connection: Connection, totals: Sequence[BucketTotal], finals: Sequence[AllocationFinal]
 ) -> UnitOfWork:
     """Lock and load all that a batch of charges speaks of: books first, then what they protect."""
-    wanted = sorted({stated.tenant_id for stated in (*totals, *finals)})
+    wanted = sorted({total.tenant_id for total in totals} | {final.tenant_id for final in finals})
     if not wanted:
         return UnitOfWork({})
     rows = await connection.fetch(_LOCK_BOOKS, wanted)
@@ -136,14 +136,16 @@ _LOCK_BOOKS = (
     "select " + BOOK_COLUMNS + " from books where tenant_id = any($1::text[]) order by tenant_id"
     " for no key update"
 )
-# Opens a book without entries.
-_INSERT_BOOK = (
-    "insert into books (" + BOOK_COLUMNS + ") select " + BOOK_COLUMNS
-    + """
+_BOOK_ARRAYS = (
+    """
   from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bytea[],
               $7::timestamptz[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[],
-              $12::bigint[], $13::bigint[], $14::bigint[]) as n (""" + BOOK_COLUMNS + ")"
+              $12::bigint[], $13::bigint[], $14::bigint[]) as n ("""
+    + BOOK_COLUMNS
+    + ")"
 )
+# Opens a book without entries.
+_INSERT_BOOK = "insert into books (" + BOOK_COLUMNS + ") select " + BOOK_COLUMNS + _BOOK_ARRAYS
 # Moves books to where their entries have brought them; kind, currency and limit stay.
 _UPDATE_BOOKS = (
     """
@@ -153,11 +155,9 @@ update books b
        receivable_micro = n.receivable_micro, invoiced_micro = n.invoiced_micro,
        settled_micro = n.settled_micro, unfunded_micro = n.unfunded_micro,
        reserved_micro = n.reserved_micro
-  from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bytea[],
-              $7::timestamptz[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[],
-              $12::bigint[], $13::bigint[], $14::bigint[]) as n (""" + BOOK_COLUMNS + """)
- where b.tenant_id = n.tenant_id
 """
+    + _BOOK_ARRAYS
+    + " where b.tenant_id = n.tenant_id"
 )
 
 
@@ -229,10 +229,15 @@ _LOAD_LOTS = (
 )
 # Writes lots that are new or have changed; a lot's terms never change.
 _UPSERT_LOTS = (
-    "insert into lots (" + LOT_COLUMNS + ") select " + LOT_COLUMNS
+    "insert into lots ("
+    + LOT_COLUMNS
+    + ") select "
+    + LOT_COLUMNS
     + """
   from unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::timestamptz[], $6::timestamptz[],
-              $7::bigint[], $8::bigint[], $9::bigint[]) as n (""" + LOT_COLUMNS + """)
+              $7::bigint[], $8::bigint[], $9::bigint[]) as n ("""
+    + LOT_COLUMNS
+    + """)
 on conflict (tenant_id, grant_id) do update
    set remaining_micro = excluded.remaining_micro, reserved_micro = excluded.reserved_micro
 """
@@ -325,7 +330,8 @@ async def _upsert_accounts(
 
 # Loads what was booked of these buckets. The hour is part of the key, so that it stays local.
 _LOAD_BUCKETS = (
-    "select " + BUCKET_COLUMNS
+    "select "
+    + BUCKET_COLUMNS
     + """
   from unnest($1::text[], $2::timestamptz[], $3::uuid[]) as n (of_tenant, of_hour, of_bucket)
   join buckets b
@@ -334,10 +340,15 @@ _LOAD_BUCKETS = (
 )
 # Writes what has been booked of buckets now, and who paid.
 _UPSERT_BUCKETS = (
-    "insert into buckets (" + BUCKET_COLUMNS + ") select " + _BUCKET_SCALARS
+    "insert into buckets ("
+    + BUCKET_COLUMNS
+    + ") select "
+    + _BUCKET_SCALARS
     + """, accounts::text[], draws::bigint[]
   from unnest($1::text[], $2::timestamptz[], $3::uuid[], $4::bigint[], $5::bigint[], $6::bigint[],
-              $7::text[], $8::text[]) as n (""" + BUCKET_COLUMNS + """)
+              $7::text[], $8::text[]) as n ("""
+    + BUCKET_COLUMNS
+    + """)
 on conflict (tenant_id, hour_at, bucket_id) do update
    set revision = excluded.revision, gpu_ns = excluded.gpu_ns,
        charged_micro = excluded.charged_micro, accounts = excluded.accounts, draws = excluded.draws
@@ -388,7 +399,8 @@ def _columns_of_buckets(buckets: Sequence[tuple[str, BookedBucket]]) -> tuple[li
 
 # Loads holds by their names.
 _LOAD_HOLDS = (
-    "select " + HOLD_COLUMNS
+    "select "
+    + HOLD_COLUMNS
     + """
   from unnest($1::text[], $2::text[]) as n (of_tenant, of_hold)
   join holds h on h.tenant_id = n.of_tenant and h.hold_id = n.of_hold
@@ -396,7 +408,8 @@ _LOAD_HOLDS = (
 )
 # Loads the open holds that the final of one of these allocations ends.
 _LOAD_HOLDS_OF_ALLOCATIONS = (
-    "select " + HOLD_COLUMNS
+    "select "
+    + HOLD_COLUMNS
     + """, hub
   from unnest($1::text[], $2::text[], $3::text[]) as n (of_tenant, of_hub, of_allocation)
   join holds h
@@ -407,19 +420,31 @@ _LOAD_HOLDS_OF_ALLOCATIONS = (
 )
 # Writes holds that were placed: what was said of them, and what they reserve.
 _INSERT_HOLDS = (
-    "insert into holds (" + HOLD_COLUMNS + ", " + _HOLD_FACTS + ") select " + _HOLD_SCALARS
-    + ", places::text[], reserved::bigint[], " + _HOLD_FACTS
+    "insert into holds ("
+    + HOLD_COLUMNS
+    + ", "
+    + _HOLD_FACTS
+    + ") select "
+    + _HOLD_SCALARS
+    + ", places::text[], reserved::bigint[], "
+    + _HOLD_FACTS
     + """
   from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[],
               $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[])
-    as n (""" + HOLD_COLUMNS + ", " + _HOLD_FACTS + ")"
+    as n ("""
+    + HOLD_COLUMNS
+    + ", "
+    + _HOLD_FACTS
+    + ")"
 )
 # Writes what older holds still reserve, and how they ended; the rest of a hold never changes.
 _UPDATE_HOLDS = (
     """
 update holds h set ended = n.ended, places = n.places::text[], reserved = n.reserved::bigint[]
   from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[],
-              $7::text[], $8::text[]) as n (""" + HOLD_COLUMNS + """)
+              $7::text[], $8::text[]) as n ("""
+    + HOLD_COLUMNS
+    + """)
  where h.tenant_id = n.tenant_id and h.hold_id = n.hold_id
 """
 )
@@ -513,13 +538,18 @@ def _columns_of_holds(holds: Sequence[tuple[str, Hold]]) -> tuple[list[object], 
 
 # Appends entries. What follows from the rest is not stored (see `entries`).
 _INSERT_ENTRIES = (
-    "insert into entries (" + ENTRY_COLUMNS + ") select " + _ENTRY_SCALARS
+    "insert into entries ("
+    + ENTRY_COLUMNS
+    + ") select "
+    + _ENTRY_SCALARS
     + """, accounts::text[], amounts::bigint[], balances::bigint[]
   from unnest($1::text[], $2::bigint[], $3::text[], $4::timestamptz[], $5::timestamptz[],
               $6::bytea[], $7::text[], $8::text[], $9::uuid[], $10::text[], $11::text[],
               $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[],
               $18::bigint[], $19::bigint[], $20::boolean[], $21::bytea[], $22::uuid[],
-              $23::text[], $24::text[], $25::text[]) as n (""" + ENTRY_COLUMNS + ")"
+              $23::text[], $24::text[], $25::text[]) as n ("""
+    + ENTRY_COLUMNS
+    + ")"
 )
 
 

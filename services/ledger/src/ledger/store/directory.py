@@ -132,7 +132,8 @@ _APPROVE_GRANT = (
     """
 update grants set state = 'approved', approved_by = $2, approved_at = clock_timestamp()
  where grant_id = $1
-returning """ + _GRANT_COLUMNS
+returning """
+    + _GRANT_COLUMNS
 )
 
 
@@ -201,9 +202,15 @@ async def tenant_of_hold(connection: Connection, hold_id: str) -> TenantId | Non
 
 # Keeps price lines; they are immutable but for their end.
 _KEEP_PRICE_LINES = (
-    "insert into price_lines (" + _PRICE_LINE_COLUMNS + ") select " + _PRICE_LINE_COLUMNS + """
+    "insert into price_lines ("
+    + _PRICE_LINE_COLUMNS
+    + ") select "
+    + _PRICE_LINE_COLUMNS
+    + """
   from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[],
-              $7::timestamptz[], $8::timestamptz[]) as n (""" + _PRICE_LINE_COLUMNS + """)
+              $7::timestamptz[], $8::timestamptz[]) as n ("""
+    + _PRICE_LINE_COLUMNS
+    + """)
 on conflict (rate_line_id) do update set valid_until = excluded.valid_until
 """
 )
@@ -237,9 +244,7 @@ async def keep_price_lines(connection: Connection, lines: Sequence[PriceLine]) -
 
 async def price_lines_of(connection: Connection, series: PriceSeries) -> list[PriceLine]:
     """Read the price lines of one series."""
-    rows = await connection.fetch(
-        _PRICE_LINES_OF, series.currency, series.sku, series.price_class
-    )
+    rows = await connection.fetch(_PRICE_LINES_OF, series.currency, series.sku, series.price_class)
     return [_price_line_from_row(row) for row in rows]
 
 

@@ -56,7 +56,9 @@ if TYPE_CHECKING:
 
 # Reads a book's entries from a position on, each with the hash of the row before it.
 _ENTRIES_AFTER = (
-    "select " + ENTRY_COLUMNS + """, lag(hash) over (order by seq) as prev_hash
+    "select "
+    + ENTRY_COLUMNS
+    + """, lag(hash) over (order by seq) as prev_hash
   from entries
  where tenant_id = $1 and seq >= $2
  order by seq
@@ -203,7 +205,9 @@ async def cut_window(
 # Reads the entries of a window in index order. The hash before is looked up row by row: the
 # predecessor of a window's entry may lie in an older window.
 _WINDOW_ENTRIES = (
-    "select " + ENTRY_COLUMNS + """,
+    "select "
+    + ENTRY_COLUMNS
+    + """,
        (select p.hash from entries p
          where p.tenant_id = e.tenant_id and p.seq = e.seq - 1) as prev_hash
   from entries e

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from hisab_contracts.ids import BucketId, HoldId
 from hisab_contracts.units import moment_of, ms_of
-from ledger.core.book import BookedBucket, Book, Lot, available_micro, hold_state, in_draw_order
+from ledger.core.book import Book, BookedBucket, Lot, available_micro, hold_state, in_draw_order
 from ledger.core.holds import Hold, HoldState
 from ledger.store.books import (
     BOOK_COLUMNS,
@@ -45,7 +45,11 @@ class Balance(Struct, frozen=True):
 # Reads a book with the lots that may count now, and how complete the tenant's partition is. A
 # partition that has not heard of a hub yet has fewer hubs than there are: then nothing is complete.
 _BALANCE = (
-    "select " + BOOK_COLUMNS + ", array(select row(" + LOT_COLUMNS + """)::lots
+    "select "
+    + BOOK_COLUMNS
+    + ", array(select row("
+    + LOT_COLUMNS
+    + """)::lots
                from lots l
               where l.tenant_id = b.tenant_id
                 and (l.remaining_micro > 0 or l.expires_at is null or l.expires_at > $2)) as lots,
@@ -171,9 +175,7 @@ async def projected_books(connection: Connection) -> list[Book]:
     ]
 
 
-async def projected_buckets(
-    connection: Connection, tenant_id: str
-) -> dict[BucketId, BookedBucket]:
+async def projected_buckets(connection: Connection, tenant_id: str) -> dict[BucketId, BookedBucket]:
     """Read all buckets of a book as projected."""
     rows = await connection.fetch(_ALL_BUCKETS, tenant_id)
     return {bucket.bucket_id: bucket for bucket in map(bucket_from_row, rows)}

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hisab_contracts.ids import GrantId, ProgrammeId
-from ledger.grants import Lot, draw_order, in_draw_order, open_lots, take_from_lots
+from ledger.core.book import Lot, draw_order, in_draw_order, open_lots, take_from_lots
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 HOURS = st.integers(0, 6)
