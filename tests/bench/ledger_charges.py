@@ -34,7 +34,8 @@ from hisab_contracts.ids import (
     bucket_id,
 )
 from hisab_contracts.topics import CHARGES, partition_of
-from ledger.feed import entries_after, insert_entries
+from ledger.store.books import insert_entries
+from ledger.store.entries import entries_after
 from stack import Stack
 
 HOUR_MS = 3_600_000

@@ -10,24 +10,49 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hisab_contracts.charges import AllocationFinal, BucketTotal, HubWatermark
-from hisab_contracts.ids import KeyId, ProjectId, TenantId
+from hisab_contracts.entries import Entry
+from hisab_contracts.ids import (
+    AllocationId,
+    DocumentId,
+    GrantId,
+    HoldId,
+    HubCode,
+    KeyId,
+    ProgrammeId,
+    ProjectId,
+    Sku,
+    TenantId,
+)
 from hisab_contracts.reference import TenantKind, TenantRecord
 from infrastructure import Database as Addresses
-from ledger import registry
+from ledger import jobs
+from ledger.api.problems import CommandRefusal
 from ledger.audit import audit
-from ledger.commands import Commands, grant_from_proposal, now_ms
-from ledger.consumer import Intake
-from ledger.holds import HoldState
-from ledger.statements import Balance, balance_of
+from ledger.commands import Commands
+from ledger.consumer import ChargeConsumer
+from ledger.core.decisions import NotFound, RecordInvoiced, SetBudget
+from ledger.core.grants import Grant
+from ledger.core.holds import HoldState, PlaceHold, ReleaseHold
+from ledger.store.directory import tenant_of_hold
+from ledger.store.queries import Balance, balance_of
+from runtime.clock import now_ms
+from runtime.consumer import Batch
 from runtime.database import ALL_TENANTS, Database
 from runtime.records import Record
-from runtime.streams import Batch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-Said = BucketTotal | AllocationFinal | HubWatermark
+ChargeMessage = BucketTotal | AllocationFinal | HubWatermark
 FAR_MS = 4_000_000_000_000
+
+
+class Refused(Exception):
+    """A command was refused: its transaction is rolled back, as the API rolls it back."""
+
+    def __init__(self, refusal: CommandRefusal) -> None:
+        super().__init__(refusal)
+        self.refusal = refusal
 
 
 class RealLedger:
@@ -41,7 +66,7 @@ class RealLedger:
         self.admin = Database(addresses.admin, name="test-admin")
         self.commits = 0
         self.commands = Commands(self._committed)
-        self.intake = Intake(self._committed)
+        self.consumer = ChargeConsumer(self._committed)
         self._offsets: Iterator[int] = itertools.count()
 
     def _committed(self) -> None:
@@ -53,14 +78,15 @@ class RealLedger:
         """Register a tenant."""
         record = TenantRecord(TenantId(tenant_id), kind, "PKR", limit_micro, [ProjectId("main")])
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
-            await self.commands.open_tenant(connection, record, tenant_id)
+            assert None is await self.commands.open_tenant(connection, record, tenant_id)
         return tenant_id
 
     async def programme(self, programme_id: str, budget_micro: int = 10**14) -> None:
         """Register a programme with its budget."""
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
-            await self.commands.open_programme(
-                connection, programme_id, programme_id, budget_micro, "key:operator"
+            budget = SetBudget(budget_micro, "key:operator")
+            assert None is await self.commands.open_programme(
+                connection, programme_id, programme_id, budget
             )
 
     async def grant(
@@ -73,22 +99,23 @@ class RealLedger:
         expires_ms: int | None = None,
     ) -> None:
         """Propose by one key, approve by another."""
-        grant = grant_from_proposal(
-            grant_id=grant_id,
-            tenant_id=tenant_id,
-            programme_id=programme_id,
+        grant = Grant(
+            grant_id=GrantId(grant_id),
+            tenant_id=TenantId(tenant_id),
+            programme_id=ProgrammeId(programme_id),
             grant_micro=grant_micro,
             priority=0,
             effective_ms=1_735_689_600_000,
             expires_ms=expires_ms,
-            proposed_by="officer",
+            proposed_by=KeyId("officer"),
         )
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
-            await self.commands.propose_grant(connection, grant)
+            assert None is await self.commands.propose_grant(connection, grant)
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
-            await self.commands.approve_grant(connection, grant_id, KeyId("approver"))
+            approved = await self.commands.approve_grant(connection, grant_id, KeyId("approver"))
+            assert isinstance(approved, Grant)
 
-    def batch(self, said: Sequence[Said | bytes], partition: int = 0) -> Batch:
+    def batch(self, messages: Sequence[ChargeMessage | bytes], partition: int = 0) -> Batch:
         """Write messages as the records of one batch."""
         records = [
             Record(
@@ -97,18 +124,18 @@ class RealLedger:
                 offset=next(self._offsets),
                 timestamp_ms=0,
                 key=None,
-                value=each if isinstance(each, bytes) else msgspec.json.encode(each),
+                value=message if isinstance(message, bytes) else msgspec.json.encode(message),
                 headers=(("traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"),),
             )
-            for each in said
+            for message in messages
         ]
         return Batch(records, {})
 
-    async def book(self, *said: Said, partition: int = 0) -> None:
+    async def book(self, *messages: ChargeMessage, partition: int = 0) -> None:
         """Book one batch in its transaction."""
-        batch = self.batch(said, partition)
+        batch = self.batch(messages, partition)
         async with self.writer.transaction() as connection:
-            await self.intake.charges(batch, connection)
+            await self.consumer.book_charges(batch, connection)
 
     async def hold(
         self,
@@ -120,24 +147,52 @@ class RealLedger:
         hub: str = "lhr",
         expires_ms: int = FAR_MS,
     ) -> HoldState:
-        """Place a hold; raises the problem when it is refused."""
-        facts = registry.HoldFacts(
-            hold_id, tenant_id, "main", "job", allocation_id, hub, "sku", hold_micro, expires_ms
+        """Place a hold; raises when it is refused."""
+        command = PlaceHold(
+            hold_id=HoldId(hold_id),
+            hold_micro=hold_micro,
+            project_id=ProjectId("main"),
+            job_ref="job",
+            allocation_id=None if allocation_id is None else AllocationId(allocation_id),
+            hub=HubCode(hub),
+            sku=Sku("sku"),
+            expires_ms=expires_ms,
+            actor="key:scheduler",
         )
-        async with self.api.transaction(tenant=ALL_TENANTS) as connection:
-            return await self.commands.place_hold(connection, facts, "key:scheduler")
+        return await self._enter_hold(tenant_id, command)
 
     async def release(self, hold_id: str) -> HoldState:
-        """Release a hold."""
+        """Release a hold; raises when it is refused."""
+        command = ReleaseHold(
+            hold_id=HoldId(hold_id),
+            end="released",
+            caused_by=f"hold:{hold_id}",
+            actor="key:scheduler",
+        )
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
-            return await self.commands.release_hold(connection, hold_id, "key:scheduler")
+            tenant_id = await tenant_of_hold(connection, hold_id)
+        if tenant_id is None:
+            raise Refused(NotFound("hold"))
+        return await self._enter_hold(tenant_id, command)
+
+    async def _enter_hold(self, tenant_id: str, command: PlaceHold | ReleaseHold) -> HoldState:
+        async with self.api.transaction(tenant=ALL_TENANTS) as connection:
+            entered = await self.commands.enter_hold(connection, tenant_id, command)
+            if not isinstance(entered, HoldState):
+                raise Refused(entered)
+            return entered
+
+    async def end_expired_holds(self) -> None:
+        """End the holds whose time has come, as the leased task does."""
+        async with self.writer.connection() as connection:
+            await jobs.end_expired_holds(connection, self._committed)
 
     async def invoiced(self, tenant_id: str, document_id: str, micro: int) -> int:
         """Tell that a document was finalised; returns the entry's seq."""
+        command = RecordInvoiced(DocumentId(document_id), micro, "key:finance")
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
-            entry = await self.commands.record_invoiced(
-                connection, tenant_id, document_id, micro, "key:finance"
-            )
+            entry = await self.commands.record_invoiced(connection, tenant_id, command)
+            assert isinstance(entry, Entry)
         return entry.seq
 
     async def balance(self, tenant_id: str, *, at_ms: int | None = None) -> Balance:

@@ -9,10 +9,11 @@ from typing import Any
 import httpx2
 import pytest
 
+from hisab_contracts.reference import Role
 from infrastructure import Database
 from integration.ledger.real import RealLedger
 from ledger.__main__ import SERVICE
-from runtime.auth import Role, key_of, store_keys
+from runtime.auth import key_of, store_keys
 from runtime.database import ALL_TENANTS
 from runtime.service import Settings, make_app, make_kit
 from unit.ledger.values import total
@@ -59,7 +60,7 @@ def secret(name: str) -> str:
 @pytest.fixture(scope="module")
 async def api(addresses: Database, ledger: RealLedger) -> AsyncIterator[Api]:
     """The application on the module's database, with a key for each role and two tenants."""
-    settings = Settings("", 0, "", 4, 4, 1, "0", addresses.api, addresses.writer, None)
+    settings = Settings("", 0, "", 4, 1, "0", addresses.api, addresses.writer, None)
     kit = make_kit(SERVICE, settings)
     await kit.api.open()
     await kit.writer.open()
@@ -69,7 +70,7 @@ async def api(addresses: Database, ledger: RealLedger) -> AsyncIterator[Api]:
     for tenant_id in ("one", "two"):
         await ledger.tenant(tenant_id, "commercial", 1_000)
         rows.append(key_of(secret(tenant_id), f"k-{tenant_id}", Role.TENANT, tenant_id=tenant_id))
-    rows.append(key_of(secret("hub"), "k-hub", Role.HUB, hub="lhr"))
+    rows.append(key_of(secret("hub"), "k-hub", Role.HUB, bound_to="lhr"))
     async with kit.api.transaction(tenant=ALL_TENANTS) as connection:
         await store_keys(connection, rows)
     keys = {name: secret(name) for name in (*STAFF, "one", "two", "hub")}

@@ -9,11 +9,11 @@ import pytest
 from hisab_contracts.charges import AllocationFinal, HubWatermark
 from hisab_contracts.ids import AllocationId, HubCode, TenantId
 from hisab_contracts.units import MAX_MICRO
-from integration.ledger.real import RealLedger, opened
-from ledger.commands import now_ms
-from ledger.feed import entries_after
-from ledger.registry import tenant_of
-from runtime.http import Problem
+from integration.ledger.real import RealLedger, Refused, opened
+from ledger.core.holds import HoldClosed, HoldEnd, InsufficientCredit
+from ledger.store.directory import find_tenant
+from ledger.store.entries import entries_after
+from runtime.clock import now_ms
 from scenarios.ledger_afternoon import A_LIMIT, B_LOT, STEPS, Hold, Invoiced, Total
 from unit.ledger.values import at, total
 
@@ -48,13 +48,11 @@ async def test_the_worked_afternoon_shows_the_worked_figures(ledger: RealLedger)
                 if deed.refused is None:
                     await ledger.hold(tenants[deed.tenant], deed.name, deed.amount * PKR)
                 else:
-                    with pytest.raises(Problem) as refused:
+                    with pytest.raises(Refused) as refused:
                         await ledger.hold(tenants[deed.tenant], deed.name, deed.amount * PKR)
                     available, shortfall = deed.refused
-                    assert {
-                        "available_micro": str(available * PKR),
-                        "shortfall_micro": str(shortfall * PKR),
-                    } == refused.value.members
+                    expected = InsufficientCredit(available * PKR, shortfall * PKR)
+                    assert expected == refused.value.refusal
         a, b = await ledger.balance("A"), await ledger.balance("B")
         assert step.a == (
             a.book.receivable_micro // PKR,
@@ -80,12 +78,12 @@ async def test_a_batch_delivered_again_after_a_restart_books_nothing(ledger: Rea
     await ledger.tenant("again", limit_micro=10**9)
     batch = ledger.batch([total(5, bucket=str(n), tenant_id="again") for n in range(20)])
     async with ledger.writer.transaction() as connection:
-        await ledger.intake.charges(batch, connection)
+        await ledger.consumer.book_charges(batch, connection)
     async with (
         opened(ledger.addresses) as restarted,
         restarted.writer.transaction() as connection,
     ):
-        await restarted.intake.charges(batch, connection)
+        await restarted.consumer.book_charges(batch, connection)
     balance = await ledger.balance("again")
     assert (20, 100) == (balance.book.seq, balance.book.charged_micro)
 
@@ -99,8 +97,8 @@ async def test_credit_for_k_admits_exactly_k_holds_over_two_processes(ledger: Re
         async def ask(number: int) -> bool:
             try:
                 await (ledger, other)[number % 2].hold("race", f"r{number}", 100)
-            except Problem as refused:
-                if refused.kind.code != "insufficient-credit":
+            except Refused as refused:
+                if not isinstance(refused.refusal, InsufficientCredit):
                     raise
                 return False
             return True
@@ -119,16 +117,20 @@ async def test_a_hold_ends_by_the_first_of_final_release_and_expiry(ledger: Real
     await ledger.hold("ends", "by-hand", 300)
     final = AllocationFinal(TenantId("ends"), HubCode("lhr"), AllocationId("a1"), 0)
     await ledger.book(total(100, tenant_id="ends", hold_id="by-final", allocation_id="a1"), final)
-    assert "released" == (await ledger.release("by-hand")).state
+    assert "released" == (await ledger.release("by-hand")).end
     await asyncio.sleep(0.4)
-    async with ledger.writer.connection() as connection:
-        await ledger.commands.end_expired_holds(connection)
+    await ledger.end_expired_holds()
     balance = await ledger.balance("ends")
     assert (900, 0) == (balance.available_micro, balance.held_micro)
-    for hold_id, end in (("by-final", "final"), ("by-clock", "expired"), ("by-hand", "released")):
-        with pytest.raises(Problem) as refused:
+    ends: tuple[tuple[str, HoldEnd], ...] = (
+        ("by-final", "final"),
+        ("by-clock", "expired"),
+        ("by-hand", "released"),
+    )
+    for hold_id, end in ends:
+        with pytest.raises(Refused) as refused:
             await ledger.release(hold_id)
-        assert {"state": end} == refused.value.members
+        assert HoldClosed(end) == refused.value.refusal
 
 
 @pytest.mark.defect("L11")
@@ -139,10 +141,10 @@ async def test_a_final_releases_no_hold_of_another_hub(ledger: RealLedger) -> No
         await ledger.hold("hubs", f"at-{hub}", 300, allocation_id="job-1", hub=hub)
     final = AllocationFinal(TenantId("hubs"), HubCode("khi"), AllocationId("job-1"), 0)
     await ledger.book(total(1, tenant_id="hubs", hold_id="at-lhr", allocation_id="job-1"), final)
-    with pytest.raises(Problem) as refused:
+    with pytest.raises(Refused) as refused:
         await ledger.release("at-khi")
-    assert {"state": "final"} == refused.value.members
-    assert "released" == (await ledger.release("at-lhr")).state
+    assert HoldClosed("final") == refused.value.refusal
+    assert "released" == (await ledger.release("at-lhr")).end
 
 
 async def test_what_cannot_be_booked_is_parked_and_stops_nobody(ledger: RealLedger) -> None:
@@ -202,11 +204,12 @@ async def test_entries_read_back_as_they_were_hashed(ledger: RealLedger) -> None
     async with ledger.api.transaction(tenant="feed") as connection:
         entries = await entries_after(connection, "feed", 0, 100)
         later = await entries_after(connection, "feed", 2, 100)
-    assert ["grant", "hold_placed", "charge", "hold_released"] == [each.kind for each in entries]
+    assert ["grant", "hold_placed", "charge", "hold_released"] == [entry.kind for entry in entries]
     assert entries[2:] == later
-    assert [1, 2, 3, 4] == [each.seq for each in entries]
-    assert [each.hash for each in entries[:-1]] == [each.prev_hash for each in entries[1:]]
-    assert sorted(each.recorded_ms for each in entries) == [each.recorded_ms for each in entries]
+    assert [1, 2, 3, 4] == [entry.seq for entry in entries]
+    assert [entry.hash for entry in entries[:-1]] == [entry.prev_hash for entry in entries[1:]]
+    recorded = [entry.recorded_ms for entry in entries]
+    assert sorted(recorded) == recorded
     assert [] == [line for line in await ledger.audit() if not line.startswith("parked")]
 
 
@@ -217,7 +220,7 @@ async def test_a_tenants_transaction_sees_only_its_own_rows(ledger: RealLedger) 
     await ledger.tenant("theirs", limit_micro=10)
     await ledger.book(total(1, tenant_id="mine"), total(1, tenant_id="theirs"))
     async with ledger.api.transaction(tenant="mine") as connection:
-        assert None is await tenant_of(connection, "theirs")
+        assert None is await find_tenant(connection, "theirs")
         for table in ("entries", "books", "buckets", "tenants"):
             rows = await connection.fetch(f"select distinct tenant_id from {table}")
             assert ["mine"] == [row["tenant_id"] for row in rows], table

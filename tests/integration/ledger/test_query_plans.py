@@ -10,26 +10,27 @@ from uuid import UUID
 import pytest
 
 from integration.ledger.real import RealLedger
-from ledger import feed, statements, store
+from ledger.store import books, directory, entries, queries
 
 NOW = dt.datetime(2025, 7, 31, tzinfo=dt.UTC)
 BUCKET = [UUID(int=1)]
 
 QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
-    ("lock books", store._LOCK_BOOKS, (["a"],)),
-    ("load lots", store._LOAD_LOTS, (["a"], False)),
-    ("load buckets", store._LOAD_BUCKETS, (["a"], [NOW], BUCKET)),
-    ("load holds", store._LOAD_HOLDS, (["a"], ["h"])),
-    ("holds of allocations", store._LOAD_HOLDS_OF_ALLOCATIONS, (["a"], ["lhr"], ["x"])),
-    ("expired holds", store._EXPIRED_HOLDS, (NOW, 10)),
-    ("entries after", feed._ENTRIES_AFTER, ("a", 5, 100)),
-    ("window entries", feed._WINDOW_ENTRIES, ("1", "2", "", 0, 100)),
-    ("unpublished", feed._UNPUBLISHED, ()),
-    ("last window", feed._LAST_WINDOW, ()),
-    ("balance", statements._BALANCE, ("a", NOW, 0)),
-    ("hold", statements._HOLD, ("h",)),
+    ("lock books", books._LOCK_BOOKS, (["a"],)),
+    ("load lots", books._LOAD_LOTS, (["a"], False)),
+    ("load buckets", books._LOAD_BUCKETS, (["a"], [NOW], BUCKET)),
+    ("load holds", books._LOAD_HOLDS, (["a"], ["h"])),
+    ("holds of allocations", books._LOAD_HOLDS_OF_ALLOCATIONS, (["a"], ["lhr"], ["x"])),
+    ("expired holds", books._EXPIRED_HOLDS, (NOW, 10)),
+    ("entries after", entries._ENTRIES_AFTER, ("a", 5, 100)),
+    ("window entries", entries._WINDOW_ENTRIES, ("1", "2", "", 0, 100)),
+    ("unpublished", entries._UNPUBLISHED, ()),
+    ("last window", entries._LAST_WINDOW, ()),
+    ("balance", queries._BALANCE, ("a", NOW, 0)),
+    ("hold", queries._HOLD, ("h",)),
+    ("price lines", directory._PRICE_LINES_OF, ("PKR", "sku", "on_demand")),
 ]
-BIG = {"entries", "buckets", "books", "lots", "holds", "sequence_windows"}
+BIG = {"entries", "buckets", "books", "lots", "holds", "sequence_windows", "price_lines"}
 
 
 def scanned(plan: dict[str, Any]) -> set[str]:
@@ -41,7 +42,7 @@ def scanned(plan: dict[str, Any]) -> set[str]:
 
 
 @pytest.mark.defect("L28")
-@pytest.mark.parametrize(("name", "query", "values"), QUERIES, ids=[each[0] for each in QUERIES])
+@pytest.mark.parametrize(("name", "query", "values"), QUERIES, ids=[query[0] for query in QUERIES])
 async def test_a_hot_query_never_scans_a_big_table(
     ledger: RealLedger, name: str, query: str, values: tuple[object, ...]
 ) -> None:

@@ -15,9 +15,9 @@ from hisab_contracts.entries import Entry, EntryWatermark, entry_hash, read_entr
 from hisab_contracts.ids import HubCode
 from infrastructure import Infrastructure
 from integration.ledger.real import RealLedger
-from ledger import feed
-from ledger.book import PROGRAMME_BOOK
+from ledger.core.book import PROGRAMME_BOOK
 from ledger.sequencer import Sequencer
+from ledger.store import entries
 from runtime.kafka import Kafka, Topic
 from unit.ledger.values import total
 
@@ -84,7 +84,7 @@ async def drain(sequencer: Sequencer, ledger: RealLedger) -> None:
     async with ledger.writer.connection() as connection, asyncio.timeout(60):
         while True:
             await sequencer.step(connection)
-            if await feed.count_unpublished(connection) == 0:
+            if await entries.count_unpublished(connection) == 0:
                 return
             await asyncio.sleep(0.02)
 
@@ -100,11 +100,11 @@ async def test_a_transaction_that_commits_late_is_not_skipped(
     await drain(sequencer, ledger)
     held = ledger.batch([total(1, bucket="1", tenant_id="late")])
     async with ledger.writer.transaction() as late:
-        await ledger.intake.charges(held, late)
+        await ledger.consumer.book_charges(held, late)
         await ledger.book(total(1, tenant_id="early"))
         async with ledger.writer.connection() as connection:
             assert 0 == await sequencer.step(connection)
-            assert 1 == await feed.count_unpublished(connection)
+            assert 1 == await entries.count_unpublished(connection)
     await ledger.book(total(2, bucket="1", tenant_id="late"))
     await drain(sequencer, ledger)
     found = [(entry.tenant_id, entry.seq) for entry in await published.entries()]
@@ -176,8 +176,8 @@ async def test_a_new_lease_publishes_watermarks_again_and_an_idle_one_never(
             async with asyncio.timeout(20):
                 while await published_marks() < times:
                     await sequencer.run(holder)
-            horizon = await feed.horizon_of(holder)
-            assert [] == await feed.watermarks_between(holder, horizon, 2**62)
+            horizon = await entries.horizon_of(holder)
+            assert [] == await entries.watermarks_between(holder, horizon, 2**62)
             await sequencer.run(holder)
             assert times == await published_marks()
 
@@ -192,17 +192,17 @@ async def test_a_window_not_marked_published_is_published_again(
     await ledger.tenant("twice", limit_micro=1_000)
     await ledger.book(*(total(1, bucket=str(n), tenant_id="twice") for n in range(5)))
     async with ledger.writer.connection() as connection:
-        last = await feed.last_window(connection)
+        last = await entries.last_window(connection)
         assert last is not None
-        horizon = await feed.horizon_of(connection)
+        horizon = await entries.horizon_of(connection)
         while (
-            await feed.cut_window(
+            await entries.cut_window(
                 connection, last.until_xid, horizon, last.first_index + last.entries
             )
             is None
         ):
-            horizon = await feed.horizon_of(connection)
-        assert 5 == await feed.count_unpublished(connection)
+            horizon = await entries.horizon_of(connection)
+        assert 5 == await entries.count_unpublished(connection)
     await drain(Sequencer(kafka, topic=published.topic), ledger)
     found = [entry.seq for entry in await published.entries() if entry.tenant_id == "twice"]
     assert [1, 2, 3, 4, 5] == found
