@@ -34,8 +34,7 @@ from hisab_contracts.ids import (
     bucket_id,
 )
 from hisab_contracts.topics import CHARGES, partition_of
-from ledger.store.books import insert_entries
-from ledger.store.entries import entries_after
+from ledger.store.entries import entries_after, insert_entries
 from stack import Stack
 
 HOUR_MS = 3_600_000

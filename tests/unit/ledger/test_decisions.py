@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from hisab_contracts.charges import AllocationFinal
+from hisab_contracts.charges import AllocationFinal, BucketTotal
 from hisab_contracts.entries import GENESIS_HASH, Entry, entry_hash
 from hisab_contracts.ids import AllocationId, HoldId, HubCode, KeyId, TenantId
 from hisab_contracts.invariants import InvariantBroken
@@ -14,17 +14,17 @@ from ledger.core.book import BookedBucket, BookKind, Books
 from ledger.core.decisions import (
     AlreadyInvoiced,
     BookCommand,
+    Footprint,
     NotFound,
     NotReceivable,
     RefundUnsupported,
     SetBudget,
     TotalOutOfRange,
-    Touched,
     UnitOfWork,
     decide,
+    footprint_of,
     is_newer,
     may_return_credit,
-    touched_by,
 )
 from ledger.core.grants import ApproveGrant, BudgetExceeded, GrantNotProposed, MakerIsChecker
 from ledger.core.holds import Hold, HoldClosed, HoldOver, InsufficientCredit
@@ -360,7 +360,7 @@ def test_an_approval_without_the_programmes_book_is_a_defect_of_ours() -> None:
     [("startup", SetBudget(1, "key:operator")), ("fund", hold("h", 1)), ("fund", total(1))],
 )
 def test_a_programmes_book_takes_its_budget_and_nothing_else(
-    kind: BookKind, command: BookCommand
+    kind: BookKind, command: BookCommand | BucketTotal
 ) -> None:
     """And a tenant's never takes one: there is no such book for it."""
     ledger = CoreLedger(book(kind))
@@ -370,7 +370,7 @@ def test_a_programmes_book_takes_its_budget_and_nothing_else(
 def test_nothing_is_entered_into_a_book_that_is_not_open() -> None:
     """Metering may name a tenant that the ledger does not have."""
     unit = UnitOfWork({"t": book()})
-    assert NotFound("tenant") == unit.enter("nobody", total(1, tenant_id="nobody"), DAY_MS)
+    assert NotFound("tenant") == unit.charge(total(1, tenant_id="nobody"), DAY_MS)
     assert [] == list(unit.changes().entries)
 
 
@@ -420,7 +420,7 @@ def test_a_unit_names_everything_that_it_changed_and_nothing_else() -> None:
     )
     placed = hold("new", 30)
     unit.enter("t", placed, DAY_MS)
-    unit.enter("t", total(10, hold_id="new"), DAY_MS, trace_id="f" * 32)
+    unit.charge(total(10, hold_id="new"), DAY_MS, trace_id="f" * 32)
     unit.enter("t", release("old"), DAY_MS)
     changes = unit.changes()
     assert [None, "f" * 32, None] == list(changes.traces)
@@ -435,23 +435,23 @@ def test_a_unit_names_everything_that_it_changed_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "touched"),
+    ("command", "footprint"),
     [
-        (hold("h", 1), Touched(("t",))),
-        (release("h"), Touched(("t",), hold_ids=(("t", "h"),))),
-        (invoiced("d", 1), Touched(("t",), ("invoiced:d",))),
-        (SetBudget(1, "key:operator"), Touched(("t",), ("authority", "budget"))),
+        (hold("h", 1), Footprint(("t",))),
+        (release("h"), Footprint(("t",), hold_ids=(("t", "h"),))),
+        (invoiced("d", 1), Footprint(("t",), ("invoiced:d",))),
+        (SetBudget(1, "key:operator"), Footprint(("t",), ("authority", "budget"))),
         (
             ApproveGrant(grant("g", 1), APPROVER),
-            Touched(("/programmes/p", "t"), ("funding:p", "budget", "granted:t")),
+            Footprint(("/programmes/p", "t"), ("funding:p", "budget", "granted:t")),
         ),
     ],
 )
 def test_a_command_says_what_has_to_be_opened_for_it(
-    command: BookCommand, touched: Touched
+    command: BookCommand, footprint: Footprint
 ) -> None:
     """Whoever loads books needs to know nothing about commands."""
-    assert touched == touched_by("t", command)
+    assert footprint == footprint_of("t", command)
 
 
 @pytest.mark.defect("L21", "F59")

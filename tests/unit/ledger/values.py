@@ -188,7 +188,11 @@ class CoreLedger:
             buckets={(tenant_id, bucket_id): bucket for bucket_id, bucket in self.buckets.items()},
             holds={(tenant_id, hold_id): hold for hold_id, hold in self.holds.items()},
         )
-        decided = unit.enter(tenant_id, command, now_ms)
+        decided: tuple[Entry, ...] | ChargeRefusal | BookRefusal
+        if isinstance(command, BucketTotal):
+            decided = unit.charge(command, now_ms)
+        else:
+            decided = unit.enter(tenant_id, command, now_ms)
         changes = unit.changes()
         self._books |= {book.tenant_id: book for book in changes.books}
         self.buckets |= {bucket.bucket_id: bucket for _, bucket in changes.buckets}

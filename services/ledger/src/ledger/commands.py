@@ -29,7 +29,7 @@ from ledger.core.decisions import (
     RecordInvoiced,
     SetBudget,
     UnitOfWork,
-    touched_by,
+    footprint_of,
 )
 from ledger.core.grants import ApproveGrant, Grant, ProposalRefusal, refuse_proposal
 from ledger.core.holds import HoldState, NoPrice, PlaceHold, ReleaseHold, price_hold
@@ -146,9 +146,9 @@ class Commands:
         self, connection: Connection, book_id: str, command: BookCommand
     ) -> tuple[UnitOfWork, tuple[Entry, ...]] | BookRefusal:
         """Open what a command touches, have it decided, save; return the books and what is new."""
-        touched = touched_by(book_id, command)
+        footprint = footprint_of(book_id, command)
         unit = await books.open_books(
-            connection, touched.book_ids, accounts=touched.accounts, hold_ids=touched.hold_ids
+            connection, footprint.book_ids, accounts=footprint.accounts, hold_ids=footprint.hold_ids
         )
         decided = unit.enter(book_id, command, now_ms())
         if not isinstance(decided, tuple):

@@ -60,9 +60,7 @@ class ChargeConsumer:
         for record, message in messages:
             match message:
                 case BucketTotal():
-                    entered = unit.enter(
-                        message.tenant_id, message, booked_ms, trace_id=_trace_id(record)
-                    )
+                    entered = unit.charge(message, booked_ms, trace_id=_trace_id(record))
                     if not isinstance(entered, tuple):
                         parked.append(_parked(record, _reason_of(entered)))
                 case AllocationFinal():

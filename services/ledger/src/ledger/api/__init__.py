@@ -1,4 +1,4 @@
-"""The ledger over HTTP (INTERFACE section 7, rows 9 to 14 and 18): one resource per module.
+"""The ledger over HTTP: one resource per module.
 
 Each endpoint reads in the order of its checks: who calls, what the path names, what the body says;
 then it acts through `commands` or reads through `store`. What goes in and comes out stands beside

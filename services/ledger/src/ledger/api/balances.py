@@ -1,7 +1,4 @@
-"""Balances: what a tenant has, owes and has reserved, and the sum over all books.
-
-(INTERFACE section 7, rows 12 and 14.)
-"""
+"""Balances: what a tenant has, owes and has reserved, and the sum over all books."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/v1/tenants/{tenant_id}/entries`: a book as it was hashed (INTERFACE section 7, row 13)."""
+"""`/v1/tenants/{tenant_id}/entries`: a book as it was hashed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/v1/grants`: credit proposed by one and approved by another (INTERFACE section 7, row 10)."""
+"""`/v1/grants`: credit proposed by one person and approved by another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/v1/holds`: may this job start? (INTERFACE section 7, row 11)."""
+"""`/v1/holds`: may this job start?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/v1/tenants/{tenant_id}/invoiced`: invoicing tells what it has billed (INTERFACE, row 18)."""
+"""`/v1/tenants/{tenant_id}/invoiced`: invoicing tells what it has billed."""
 
 from __future__ import annotations
 

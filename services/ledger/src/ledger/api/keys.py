@@ -1,4 +1,4 @@
-"""`/v1/keys`: API keys of all three services (INTERFACE section 7, row 9)."""
+"""`/v1/keys`: API keys of all three services."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/v1/programmes`: public funds that grants are made from (INTERFACE section 7, row 9)."""
+"""`/v1/programmes`: public funds that grants are made from."""
 
 from __future__ import annotations
 

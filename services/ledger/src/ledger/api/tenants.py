@@ -1,4 +1,4 @@
-"""`/v1/tenants`: who uses and pays or is funded (INTERFACE section 7, row 9)."""
+"""`/v1/tenants`: who uses and pays or is funded."""
 
 from __future__ import annotations
 

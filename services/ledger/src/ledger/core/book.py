@@ -148,7 +148,7 @@ class Books(Struct, frozen=True):
 
 
 def available_micro(book: Book, now_ms: int) -> int:
-    """What a hold placed now could reserve (INTERFACE section 7, row 12).
+    """What a hold placed now could reserve.
 
     The unreserved remainder of the lots open now, and what is left of the credit limit.
     """

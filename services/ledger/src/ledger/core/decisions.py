@@ -1,7 +1,8 @@
 """Decisions: what a command enters into books, or why it is refused. Pure, time is an argument.
 
-`decide(books, command, now_ms) -> entries | refusal` never looks anything up: `Books` are the book,
-and the one bucket, the one hold and the programme's book that the command speaks of (see `book`).
+`decide(books, command, now_ms) -> entries | refusal` decides what somebody asks for, and
+`decide_charge` what metering states. Neither looks anything up: `Books` are the book, and the one
+bucket, the one hold and the programme's book that the command speaks of (see `book`).
 A `UnitOfWork` holds the books of one transaction and decides commands on them one after another: it
 folds what each enters, so that the next one sees it, and collects what has to be written. It does
 no I/O: a store opens it and saves its changes (`store/books.py`).
@@ -27,7 +28,7 @@ released: `NotFound` (no such hold), `HoldClosed`. Grant approved: `MakerIsCheck
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import assert_never, overload
+from typing import assert_never
 
 from msgspec import Struct
 
@@ -130,7 +131,7 @@ BookRefusal = (
 """Why a command on a book is refused; precedence stands in the module's docstring."""
 
 
-class Touched(Struct, frozen=True):
+class Footprint(Struct, frozen=True):
     """What a command touches: whoever opens books for it loads this, locked, before it decides."""
 
     book_ids: tuple[str, ...]
@@ -140,21 +141,21 @@ class Touched(Struct, frozen=True):
     """(tenant, hold)."""
 
 
-def touched_by(tenant_id: str, command: BookCommand) -> Touched:
+def footprint_of(book_id: str, command: BookCommand) -> Footprint:
     """Say what a command on a tenant's (or programme's) book needs loaded."""
     match command:
         case PlaceHold():
             # Its hold does not exist yet: there is nothing to load.
-            return Touched((tenant_id,))
+            return Footprint((book_id,))
         case ReleaseHold():
-            return Touched((tenant_id,), hold_ids=((tenant_id, command.hold_id),))
+            return Footprint((book_id,), hold_ids=((book_id, command.hold_id),))
         case ApproveGrant(grant=grant):
-            book_ids = (PROGRAMME_BOOK + grant.programme_id, tenant_id)
-            return Touched(book_ids, (_funding(grant), "budget", _granted(grant)))
+            book_ids = (PROGRAMME_BOOK + grant.programme_id, book_id)
+            return Footprint(book_ids, (_funding(grant), "budget", _granted(grant)))
         case RecordInvoiced():
-            return Touched((tenant_id,), (INVOICED + command.document_id,))
+            return Footprint((book_id,), (INVOICED + command.document_id,))
         case SetBudget():
-            return Touched((tenant_id,), ("authority", "budget"))
+            return Footprint((book_id,), ("authority", "budget"))
         case _:
             assert_never(command)
 
@@ -221,40 +222,39 @@ class UnitOfWork:
         """List the holds of this unit with their tenants, in the order of their ids."""
         return [(tenant_id, hold) for (tenant_id, _), hold in sorted(self._holds.items())]
 
-    @overload
+    def charge(
+        self, total: BucketTotal, now_ms: int, *, trace_id: str | None = None
+    ) -> tuple[Entry, ...] | ChargeRefusal:
+        """Decide a bucket's new total on its tenant's book, and fold what it enters.
+
+        A refusal changes nothing.
+        """
+        tenant_id = total.tenant_id
+        book = self._books.get(tenant_id)
+        if book is None or book.kind == "fund":
+            return NotFound("tenant")
+        hold = None if total.hold_id is None else self._holds.get((tenant_id, total.hold_id))
+        books = Books(book, self._buckets.get((tenant_id, total.bucket_id)), hold)
+        decided = decide_charge(books, total, now_ms)
+        if isinstance(decided, tuple):
+            self._fold(books, decided, trace_id)
+        return decided
+
     def enter(
-        self, tenant_id: str, command: BucketTotal, now_ms: int, *, trace_id: str | None = None
-    ) -> tuple[Entry, ...] | ChargeRefusal: ...
-    @overload
-    def enter(
-        self, tenant_id: str, command: BookCommand, now_ms: int, *, trace_id: str | None = None
-    ) -> tuple[Entry, ...] | BookRefusal: ...
-    def enter(
-        self,
-        tenant_id: str,
-        command: BucketTotal | BookCommand,
-        now_ms: int,
-        *,
-        trace_id: str | None = None,
-    ) -> tuple[Entry, ...] | ChargeRefusal | BookRefusal:
+        self, book_id: str, command: BookCommand, now_ms: int
+    ) -> tuple[Entry, ...] | BookRefusal:
         """Decide a command on its books as they stand now, and fold what it enters.
 
         A refusal changes nothing.
         """
-        books = self._opened(tenant_id, command)
+        books = self._opened(book_id, command)
         if books is None:
             return NotFound("tenant")
         decided = decide(books, command, now_ms)
-        if not isinstance(decided, tuple):
-            return decided
-        for entry in decided:
-            books = evolve(books, entry)
-            self._entries.append(entry)
-            self._traces.append(trace_id)
-        if decided:
-            self._keep(tenant_id, books)
+        if isinstance(decided, tuple):
+            self._fold(books, decided, None)
             if isinstance(command, PlaceHold):
-                self._placed[tenant_id, command.hold_id] = command
+                self._placed[book_id, command.hold_id] = command
         return decided
 
     def release_final(self, final: AllocationFinal, now_ms: int) -> None:
@@ -293,36 +293,39 @@ class UnitOfWork:
             ],
         )
 
-    def _opened(self, tenant_id: str, command: BucketTotal | BookCommand) -> Books | None:
+    def _opened(self, book_id: str, command: BookCommand) -> Books | None:
         """Open a book where a command touches it; None when there is no such book."""
-        book = self._books.get(tenant_id)
+        book = self._books.get(book_id)
         # A programme's book takes its budget and nothing else; a tenant's never takes one.
         if book is None or (book.kind == "fund") != isinstance(command, SetBudget):
             return None
         match command:
-            case BucketTotal(bucket_id=bucket_id, hold_id=hold_id):
-                bucket = self._buckets.get((tenant_id, bucket_id))
-                hold = None if hold_id is None else self._holds.get((tenant_id, hold_id))
-                return Books(book, bucket, hold)
             case PlaceHold(hold_id=hold_id) | ReleaseHold(hold_id=hold_id):
-                return Books(book, hold=self._holds.get((tenant_id, hold_id)))
+                return Books(book, hold=self._holds.get((book_id, hold_id)))
             case ApproveGrant(grant=grant):
-                programme = self._books[PROGRAMME_BOOK + grant.programme_id]
+                programme = self._books.get(PROGRAMME_BOOK + grant.programme_id)
                 return Books(book, programme=programme)
             case RecordInvoiced() | SetBudget():
                 return Books(book)
             case _:
                 assert_never(command)
 
-    def _keep(self, tenant_id: str, books: Books) -> None:
-        """Keep what a command left behind, and note what it changed."""
-        self._books[tenant_id] = books.book
+    def _fold(self, books: Books, entries: tuple[Entry, ...], trace_id: str | None) -> None:
+        """Fold what a command entered, keep what it left behind, and note what it changed."""
+        if not entries:
+            return
+        for entry in entries:
+            books = evolve(books, entry)
+            self._entries.append(entry)
+            self._traces.append(trace_id)
+        book_id = books.book.tenant_id
+        self._books[book_id] = books.book
         if books.bucket is not None:
-            bucket_key = tenant_id, books.bucket.bucket_id
+            bucket_key = book_id, books.bucket.bucket_id
             self._buckets[bucket_key] = books.bucket
             self._changed_buckets.add(bucket_key)
         if books.hold is not None:
-            hold_key = tenant_id, books.hold.hold_id
+            hold_key = book_id, books.hold.hold_id
             self._holds[hold_key] = books.hold
             self._changed_holds.add(hold_key)
         if books.programme is not None:
@@ -338,17 +341,12 @@ class UnitOfWork:
         return changed
 
 
-def decide(
-    books: Books, command: BucketTotal | BookCommand, now_ms: int
-) -> tuple[Entry, ...] | ChargeRefusal | BookRefusal:
+def decide(books: Books, command: BookCommand, now_ms: int) -> tuple[Entry, ...] | BookRefusal:
     """Decide a command: the entries it makes, in order, or why it is refused.
 
-    No entries: there is nothing to book (a total not newer than the booked one). Conserves: every
-    entry's postings sum to zero.
+    Conserves: every entry's postings sum to zero.
     """
     match command:
-        case BucketTotal():
-            return _charge(books, command, now_ms)
         case PlaceHold():
             return _place_hold(books.book, command, now_ms)
         case ReleaseHold():
@@ -383,8 +381,14 @@ def may_return_credit(total: BucketTotal, bucket: BookedBucket | None) -> bool:
     return bucket is not None and total.revision > bucket.revision
 
 
-def _charge(books: Books, total: BucketTotal, now_ms: int) -> tuple[Entry, ...] | ChargeRefusal:
-    """Enter the difference between a bucket's stated total and what was booked of it."""
+def decide_charge(
+    books: Books, total: BucketTotal, now_ms: int
+) -> tuple[Entry, ...] | ChargeRefusal:
+    """Decide a bucket's new total: one entry for the difference to what was booked of it.
+
+    No entry: the total is not newer than the booked one. Conserves: draws and overage are the
+    difference, to the micro-unit.
+    """
     if total.refunded_micro:
         # Refused whole: booking the charge without its refund would bill what was given back.
         return RefundUnsupported(total.refunded_micro)

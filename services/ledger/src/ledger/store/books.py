@@ -21,15 +21,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from hisab_contracts.charges import AllocationFinal, BucketTotal
-from hisab_contracts.entries import Entry
 from hisab_contracts.ids import AllocationId, BucketId, GrantId, HoldId, ProgrammeId, TenantId
 from hisab_contracts.units import moment_of, ms_of
 from ledger.core.book import Book, BookedBucket, Lot, in_draw_order
 from ledger.core.decisions import UnitOfWork, may_return_credit
 from ledger.core.holds import Hold, PlaceHold
+from ledger.store.entries import insert_entries, pg_array
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -38,26 +36,20 @@ if TYPE_CHECKING:
 
     from runtime.database import Connection
 
-BOOK_COLUMNS: Final = """
+_BOOK_COLUMNS: Final = """
 tenant_id, kind, currency, credit_limit_micro, seq, head_hash, recorded_at, charged_micro,
 funded_micro, receivable_micro, invoiced_micro, settled_micro, unfunded_micro, reserved_micro
 """
-LOT_COLUMNS: Final = """
+_LOT_COLUMNS: Final = """
 tenant_id, grant_id, programme_id, priority, effective_at, expires_at, granted_micro,
 remaining_micro, reserved_micro
 """
 _BUCKET_SCALARS: Final = "tenant_id, hour_at, bucket_id, revision, gpu_ns, charged_micro"
-BUCKET_COLUMNS: Final = _BUCKET_SCALARS + ", accounts, draws"
+_BUCKET_COLUMNS: Final = _BUCKET_SCALARS + ", accounts, draws"
 _HOLD_SCALARS: Final = "tenant_id, hold_id, hold_micro, allocation_id, expires_at, ended"
-HOLD_COLUMNS: Final = _HOLD_SCALARS + ", places, reserved"
+_HOLD_COLUMNS: Final = _HOLD_SCALARS + ", places, reserved"
 _HOLD_FACTS: Final = "project_id, job_ref, hub, sku"
 """What was said when a hold was placed, and nothing is decided by."""
-_ENTRY_SCALARS: Final = """
-tenant_id, seq, kind, effective_at, recorded_at, hash, caused_by, actor, bucket_id, allocation_id,
-project_id, hold_id, hub, node_id, sku, price_class, price_version, revision, gpu_ns, over_limit,
-detail, trace_id
-"""
-ENTRY_COLUMNS: Final = _ENTRY_SCALARS + ", accounts, amounts, balances"
 
 
 async def open_books(
@@ -73,7 +65,7 @@ async def open_books(
     (tenant, hold).
     """
     wanted = sorted(set(book_ids))
-    rows = await connection.fetch(_LOCK_BOOKS, wanted)
+    rows = await _lock_books(connection, wanted)
     lots = await load_lots(connection, wanted, spent_lots=False)
     named = await load_accounts(connection, wanted, accounts) if accounts else {}
     holds = await _load_holds(connection, hold_ids)
@@ -87,7 +79,7 @@ async def open_for_charges(
     wanted = sorted({total.tenant_id for total in totals} | {final.tenant_id for final in finals})
     if not wanted:
         return UnitOfWork({})
-    rows = await connection.fetch(_LOCK_BOOKS, wanted)
+    rows = await _lock_books(connection, wanted)
     # Everything below is read after the locks: nobody can change it before this transaction ends.
     buckets = await _load_buckets(connection, totals)
     spent_lots = any(
@@ -116,15 +108,15 @@ async def save(connection: Connection, unit: UnitOfWork) -> None:
     if not changes.entries:
         return
     await insert_entries(connection, changes.entries, changes.traces)
-    await connection.execute(_UPDATE_BOOKS, *_columns_of_books(changes.books))
+    await _update_books(connection, changes.books)
     if changes.lots:
-        await connection.execute(_UPSERT_LOTS, *_columns_of_lots(changes.lots))
+        await _upsert_lots(connection, changes.lots)
     if changes.buckets:
-        await connection.execute(_UPSERT_BUCKETS, *_columns_of_buckets(changes.buckets))
+        await _upsert_buckets(connection, changes.buckets)
     if changes.placed:
         await _insert_holds(connection, changes.placed)
     if changes.holds:
-        await connection.execute(_UPDATE_HOLDS, *_columns_of_holds(changes.holds))
+        await _update_holds(connection, changes.holds)
     if changes.accounts:
         await _upsert_accounts(connection, changes.accounts)
 
@@ -133,7 +125,7 @@ async def save(connection: Connection, unit: UnitOfWork) -> None:
 
 # Locks books for appending. In id order, always: the order is what keeps deadlocks away.
 _LOCK_BOOKS = (
-    "select " + BOOK_COLUMNS + " from books where tenant_id = any($1::text[]) order by tenant_id"
+    "select " + _BOOK_COLUMNS + " from books where tenant_id = any($1::text[]) order by tenant_id"
     " for no key update"
 )
 _BOOK_ARRAYS = (
@@ -141,11 +133,11 @@ _BOOK_ARRAYS = (
   from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bytea[],
               $7::timestamptz[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[],
               $12::bigint[], $13::bigint[], $14::bigint[]) as n ("""
-    + BOOK_COLUMNS
+    + _BOOK_COLUMNS
     + ")"
 )
 # Opens a book without entries.
-_INSERT_BOOK = "insert into books (" + BOOK_COLUMNS + ") select " + BOOK_COLUMNS + _BOOK_ARRAYS
+_INSERT_BOOK = "insert into books (" + _BOOK_COLUMNS + ") select " + _BOOK_COLUMNS + _BOOK_ARRAYS
 # Moves books to where their entries have brought them; kind, currency and limit stay.
 _UPDATE_BOOKS = (
     """
@@ -161,9 +153,17 @@ update books b
 )
 
 
+async def _lock_books(connection: Connection, book_ids: Sequence[str]) -> Sequence[Row]:
+    return await connection.fetch(_LOCK_BOOKS, book_ids)
+
+
 async def insert_book(connection: Connection, book: Book) -> None:
     """Open a book without entries."""
     await connection.execute(_INSERT_BOOK, *_columns_of_books([book]))
+
+
+async def _update_books(connection: Connection, books: Sequence[Book]) -> None:
+    await connection.execute(_UPDATE_BOOKS, *_columns_of_books(books))
 
 
 def book_from_row(row: Row, lots: tuple[Lot, ...], accounts: Mapping[str, int]) -> Book:
@@ -224,19 +224,19 @@ def _columns_of_books(books: Sequence[Book]) -> tuple[list[object], ...]:
 
 # Loads the lots that can still give something, or all where credit may come back to a spent one.
 _LOAD_LOTS = (
-    "select " + LOT_COLUMNS + " from lots"
+    "select " + _LOT_COLUMNS + " from lots"
     " where tenant_id = any($1::text[]) and ($2 or remaining_micro > 0)"
 )
 # Writes lots that are new or have changed; a lot's terms never change.
 _UPSERT_LOTS = (
     "insert into lots ("
-    + LOT_COLUMNS
+    + _LOT_COLUMNS
     + ") select "
-    + LOT_COLUMNS
+    + _LOT_COLUMNS
     + """
   from unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::timestamptz[], $6::timestamptz[],
               $7::bigint[], $8::bigint[], $9::bigint[]) as n ("""
-    + LOT_COLUMNS
+    + _LOT_COLUMNS
     + """)
 on conflict (tenant_id, grant_id) do update
    set remaining_micro = excluded.remaining_micro, reserved_micro = excluded.reserved_micro
@@ -269,8 +269,9 @@ def lot_from_row(row: Row) -> Lot:
     )
 
 
-def _columns_of_lots(lots: Sequence[tuple[str, Lot]]) -> tuple[list[object], ...]:
-    return (
+async def _upsert_lots(connection: Connection, lots: Sequence[tuple[str, Lot]]) -> None:
+    await connection.execute(
+        _UPSERT_LOTS,
         [tenant_id for tenant_id, _ in lots],
         [lot.grant_id for _, lot in lots],
         [lot.programme_id for _, lot in lots],
@@ -331,7 +332,7 @@ async def _upsert_accounts(
 # Loads what was booked of these buckets. The hour is part of the key, so that it stays local.
 _LOAD_BUCKETS = (
     "select "
-    + BUCKET_COLUMNS
+    + _BUCKET_COLUMNS
     + """
   from unnest($1::text[], $2::timestamptz[], $3::uuid[]) as n (of_tenant, of_hour, of_bucket)
   join buckets b
@@ -341,13 +342,13 @@ _LOAD_BUCKETS = (
 # Writes what has been booked of buckets now, and who paid.
 _UPSERT_BUCKETS = (
     "insert into buckets ("
-    + BUCKET_COLUMNS
+    + _BUCKET_COLUMNS
     + ") select "
     + _BUCKET_SCALARS
     + """, accounts::text[], draws::bigint[]
   from unnest($1::text[], $2::timestamptz[], $3::uuid[], $4::bigint[], $5::bigint[], $6::bigint[],
               $7::text[], $8::text[]) as n ("""
-    + BUCKET_COLUMNS
+    + _BUCKET_COLUMNS
     + """)
 on conflict (tenant_id, hour_at, bucket_id) do update
    set revision = excluded.revision, gpu_ns = excluded.gpu_ns,
@@ -382,16 +383,19 @@ def bucket_from_row(row: Row) -> BookedBucket:
     )
 
 
-def _columns_of_buckets(buckets: Sequence[tuple[str, BookedBucket]]) -> tuple[list[object], ...]:
-    return (
+async def _upsert_buckets(
+    connection: Connection, buckets: Sequence[tuple[str, BookedBucket]]
+) -> None:
+    await connection.execute(
+        _UPSERT_BUCKETS,
         [tenant_id for tenant_id, _ in buckets],
         [moment_of(bucket.hour_ms) for _, bucket in buckets],
         [bucket.bucket_id for _, bucket in buckets],
         [bucket.revision for _, bucket in buckets],
         [bucket.gpu_ns for _, bucket in buckets],
         [bucket.charged_micro for _, bucket in buckets],
-        [_array(account for account, _ in bucket.draws) for _, bucket in buckets],
-        [_array(str(micro) for _, micro in bucket.draws) for _, bucket in buckets],
+        [pg_array(account for account, _ in bucket.draws) for _, bucket in buckets],
+        [pg_array(str(micro) for _, micro in bucket.draws) for _, bucket in buckets],
     )
 
 
@@ -400,7 +404,7 @@ def _columns_of_buckets(buckets: Sequence[tuple[str, BookedBucket]]) -> tuple[li
 # Loads holds by their names.
 _LOAD_HOLDS = (
     "select "
-    + HOLD_COLUMNS
+    + _HOLD_COLUMNS
     + """
   from unnest($1::text[], $2::text[]) as n (of_tenant, of_hold)
   join holds h on h.tenant_id = n.of_tenant and h.hold_id = n.of_hold
@@ -409,7 +413,7 @@ _LOAD_HOLDS = (
 # Loads the open holds that the final of one of these allocations ends.
 _LOAD_HOLDS_OF_ALLOCATIONS = (
     "select "
-    + HOLD_COLUMNS
+    + _HOLD_COLUMNS
     + """, hub
   from unnest($1::text[], $2::text[], $3::text[]) as n (of_tenant, of_hub, of_allocation)
   join holds h
@@ -421,7 +425,7 @@ _LOAD_HOLDS_OF_ALLOCATIONS = (
 # Writes holds that were placed: what was said of them, and what they reserve.
 _INSERT_HOLDS = (
     "insert into holds ("
-    + HOLD_COLUMNS
+    + _HOLD_COLUMNS
     + ", "
     + _HOLD_FACTS
     + ") select "
@@ -432,7 +436,7 @@ _INSERT_HOLDS = (
   from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[],
               $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[])
     as n ("""
-    + HOLD_COLUMNS
+    + _HOLD_COLUMNS
     + ", "
     + _HOLD_FACTS
     + ")"
@@ -443,7 +447,7 @@ _UPDATE_HOLDS = (
 update holds h set ended = n.ended, places = n.places::text[], reserved = n.reserved::bigint[]
   from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[],
               $7::text[], $8::text[]) as n ("""
-    + HOLD_COLUMNS
+    + _HOLD_COLUMNS
     + """)
  where h.tenant_id = n.tenant_id and h.hold_id = n.hold_id
 """
@@ -508,6 +512,10 @@ async def _insert_holds(
     )
 
 
+async def _update_holds(connection: Connection, holds: Sequence[tuple[str, Hold]]) -> None:
+    await connection.execute(_UPDATE_HOLDS, *_columns_of_holds(holds))
+
+
 def hold_from_row(row: Row) -> Hold:
     """Read one hold."""
     allocation_id = row["allocation_id"]
@@ -529,71 +537,6 @@ def _columns_of_holds(holds: Sequence[tuple[str, Hold]]) -> tuple[list[object], 
         [hold.allocation_id for _, hold in holds],
         [moment_of(hold.expires_ms) for _, hold in holds],
         [hold.end for _, hold in holds],
-        [_array(place for place, _ in hold.reserved) for _, hold in holds],
-        [_array(str(micro) for _, micro in hold.reserved) for _, hold in holds],
+        [pg_array(place for place, _ in hold.reserved) for _, hold in holds],
+        [pg_array(str(micro) for _, micro in hold.reserved) for _, hold in holds],
     )
-
-
-# Entries are only ever inserted; `entries` reads them back.
-
-# Appends entries. What follows from the rest is not stored (see `entries`).
-_INSERT_ENTRIES = (
-    "insert into entries ("
-    + ENTRY_COLUMNS
-    + ") select "
-    + _ENTRY_SCALARS
-    + """, accounts::text[], amounts::bigint[], balances::bigint[]
-  from unnest($1::text[], $2::bigint[], $3::text[], $4::timestamptz[], $5::timestamptz[],
-              $6::bytea[], $7::text[], $8::text[], $9::uuid[], $10::text[], $11::text[],
-              $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[],
-              $18::bigint[], $19::bigint[], $20::boolean[], $21::bytea[], $22::uuid[],
-              $23::text[], $24::text[], $25::text[]) as n ("""
-    + ENTRY_COLUMNS
-    + ")"
-)
-
-
-async def insert_entries(
-    connection: Connection, entries: Sequence[Entry], traces: Sequence[str | None]
-) -> None:
-    """Append entries, each with the trace it came in."""
-    charges = [entry.charge for entry in entries]
-    await connection.execute(
-        _INSERT_ENTRIES,
-        [entry.tenant_id for entry in entries],
-        [entry.seq for entry in entries],
-        [entry.kind for entry in entries],
-        [moment_of(entry.effective_ms) for entry in entries],
-        [moment_of(entry.recorded_ms) for entry in entries],
-        [bytes.fromhex(entry.hash) for entry in entries],
-        [entry.caused_by if entry.charge is None else None for entry in entries],
-        [entry.actor if entry.charge is None else None for entry in entries],
-        [None if charge is None else charge.bucket_id for charge in charges],
-        [None if charge is None else charge.allocation_id for charge in charges],
-        [None if charge is None else charge.project_id for charge in charges],
-        [None if charge is None else charge.hold_id for charge in charges],
-        [None if charge is None else charge.hub for charge in charges],
-        [None if charge is None else charge.node_id for charge in charges],
-        [None if charge is None else charge.sku for charge in charges],
-        [None if charge is None else charge.price_class for charge in charges],
-        [None if charge is None else charge.price_version for charge in charges],
-        [None if charge is None else charge.revision for charge in charges],
-        [None if charge is None else charge.gpu_ns for charge in charges],
-        [None if charge is None else charge.over_limit for charge in charges],
-        [_detail_bytes(entry) for entry in entries],
-        traces,
-        [_array(posting.account for posting in entry.postings) for entry in entries],
-        [_array(str(posting.posting_micro) for posting in entry.postings) for entry in entries],
-        [_array(str(posting.balance_micro) for posting in entry.postings) for entry in entries],
-    )
-
-
-def _detail_bytes(entry: Entry) -> bytes | None:
-    """Encode what only some kinds have: the hold or the grant."""
-    detail = entry.hold or entry.grant
-    return None if detail is None else msgspec.json.encode(detail)
-
-
-def _array(members: Iterable[str]) -> str:
-    """Write an array literal of members that need no quoting: account names and numbers."""
-    return "{" + ",".join(members) + "}"

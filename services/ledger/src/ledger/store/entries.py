@@ -1,4 +1,4 @@
-"""Entries as rows: read back as they were hashed, numbered in windows, and found again.
+"""Entries as rows: appended, read back as they were hashed, numbered in windows, found again.
 
 Theory. An entry is one row, its postings inside as parallel arrays. What follows from the rest is
 not stored: a charge's cause and actor (its bucket, metering), its hour (when it is effective), its
@@ -18,8 +18,8 @@ not become entries (parked, with their bytes).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec import Struct
@@ -46,7 +46,6 @@ from hisab_contracts.ids import (
     entry_id,
 )
 from hisab_contracts.units import moment_of, ms_of
-from ledger.store.books import ENTRY_COLUMNS
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
@@ -54,10 +53,80 @@ if TYPE_CHECKING:
     from runtime.database import Connection
 
 
+_ENTRY_SCALARS: Final = """
+tenant_id, seq, kind, effective_at, recorded_at, hash, caused_by, actor, bucket_id, allocation_id,
+project_id, hold_id, hub, node_id, sku, price_class, price_version, revision, gpu_ns, over_limit,
+detail, trace_id
+"""
+_ENTRY_COLUMNS: Final = _ENTRY_SCALARS + ", accounts, amounts, balances"
+
+# Appends entries. Arrays inside a row travel as literals: `unnest` flattens arrays of arrays.
+_INSERT_ENTRIES = (
+    "insert into entries ("
+    + _ENTRY_COLUMNS
+    + ") select "
+    + _ENTRY_SCALARS
+    + """, accounts::text[], amounts::bigint[], balances::bigint[]
+  from unnest($1::text[], $2::bigint[], $3::text[], $4::timestamptz[], $5::timestamptz[],
+              $6::bytea[], $7::text[], $8::text[], $9::uuid[], $10::text[], $11::text[],
+              $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[],
+              $18::bigint[], $19::bigint[], $20::boolean[], $21::bytea[], $22::uuid[],
+              $23::text[], $24::text[], $25::text[]) as n ("""
+    + _ENTRY_COLUMNS
+    + ")"
+)
+
+
+async def insert_entries(
+    connection: Connection, entries: Sequence[Entry], traces: Sequence[str | None]
+) -> None:
+    """Append entries, each with the trace it came in."""
+    charges = [entry.charge for entry in entries]
+    await connection.execute(
+        _INSERT_ENTRIES,
+        [entry.tenant_id for entry in entries],
+        [entry.seq for entry in entries],
+        [entry.kind for entry in entries],
+        [moment_of(entry.effective_ms) for entry in entries],
+        [moment_of(entry.recorded_ms) for entry in entries],
+        [bytes.fromhex(entry.hash) for entry in entries],
+        [entry.caused_by if entry.charge is None else None for entry in entries],
+        [entry.actor if entry.charge is None else None for entry in entries],
+        [None if charge is None else charge.bucket_id for charge in charges],
+        [None if charge is None else charge.allocation_id for charge in charges],
+        [None if charge is None else charge.project_id for charge in charges],
+        [None if charge is None else charge.hold_id for charge in charges],
+        [None if charge is None else charge.hub for charge in charges],
+        [None if charge is None else charge.node_id for charge in charges],
+        [None if charge is None else charge.sku for charge in charges],
+        [None if charge is None else charge.price_class for charge in charges],
+        [None if charge is None else charge.price_version for charge in charges],
+        [None if charge is None else charge.revision for charge in charges],
+        [None if charge is None else charge.gpu_ns for charge in charges],
+        [None if charge is None else charge.over_limit for charge in charges],
+        [_detail_bytes(entry) for entry in entries],
+        traces,
+        [pg_array(posting.account for posting in entry.postings) for entry in entries],
+        [pg_array(str(posting.posting_micro) for posting in entry.postings) for entry in entries],
+        [pg_array(str(posting.balance_micro) for posting in entry.postings) for entry in entries],
+    )
+
+
+def _detail_bytes(entry: Entry) -> bytes | None:
+    """Encode what only some kinds have: the hold or the grant."""
+    detail = entry.hold or entry.grant
+    return None if detail is None else msgspec.json.encode(detail)
+
+
+def pg_array(members: Iterable[str]) -> str:
+    """Write an array literal of members that need no quoting: account names and numbers."""
+    return "{" + ",".join(members) + "}"
+
+
 # Reads a book's entries from a position on, each with the hash of the row before it.
 _ENTRIES_AFTER = (
     "select "
-    + ENTRY_COLUMNS
+    + _ENTRY_COLUMNS
     + """, lag(hash) over (order by seq) as prev_hash
   from entries
  where tenant_id = $1 and seq >= $2
@@ -206,7 +275,7 @@ async def cut_window(
 # predecessor of a window's entry may lie in an older window.
 _WINDOW_ENTRIES = (
     "select "
-    + ENTRY_COLUMNS
+    + _ENTRY_COLUMNS
     + """,
        (select p.hash from entries p
          where p.tenant_id = e.tenant_id and p.seq = e.seq - 1) as prev_hash

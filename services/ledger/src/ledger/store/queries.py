@@ -1,7 +1,8 @@
 """Questions about books: a balance, a hold, the trial balance, and everything for an audit. SQL.
 
 Nothing is locked here. A balance and a hold are one query each, so that what they answer belongs
-together; the amounts are computed by the same functions of the core that decide holds.
+together. Whole rows come back as they are, for the functions of `books` that read them, and the
+amounts are computed by the functions of the core that decide holds.
 """
 
 from __future__ import annotations
@@ -15,10 +16,6 @@ from hisab_contracts.units import moment_of, ms_of
 from ledger.core.book import Book, BookedBucket, Lot, available_micro, hold_state, in_draw_order
 from ledger.core.holds import Hold, HoldState
 from ledger.store.books import (
-    BOOK_COLUMNS,
-    BUCKET_COLUMNS,
-    HOLD_COLUMNS,
-    LOT_COLUMNS,
     book_from_row,
     bucket_from_row,
     hold_from_row,
@@ -44,13 +41,9 @@ class Balance(Struct, frozen=True):
 
 # Reads a book with the lots that may count now, and how complete the tenant's partition is. A
 # partition that has not heard of a hub yet has fewer hubs than there are: then nothing is complete.
-_BALANCE = (
-    "select "
-    + BOOK_COLUMNS
-    + ", array(select row("
-    + LOT_COLUMNS
-    + """)::lots
-               from lots l
+_BALANCE = """
+select b as book,
+       array(select l from lots l
               where l.tenant_id = b.tenant_id
                 and (l.remaining_micro > 0 or l.expires_at is null or l.expires_at > $2)) as lots,
        w.hubs, w.known, w.until
@@ -63,7 +56,6 @@ _BALANCE = (
   ) w on true
  where b.tenant_id = $1
 """
-)
 
 
 async def balance_of(
@@ -78,7 +70,7 @@ async def balance_of(
     if row is None:
         return None
     lots = in_draw_order(lot_from_row(lot) for lot in row["lots"])
-    book = book_from_row(row, lots, {})
+    book = book_from_row(row["book"], lots, {})
     until = row["until"] if row["hubs"] == row["known"] else None
     return Balance(
         book=book,
@@ -154,14 +146,14 @@ async def trial_balance(connection: Connection) -> TrialBalance:
 
 
 # Reads every book, or all buckets or holds of one: for audits only.
-_ALL_BOOKS = "select " + BOOK_COLUMNS + " from books order by tenant_id"
-_ALL_BUCKETS = "select " + BUCKET_COLUMNS + " from buckets where tenant_id = $1"
-_ALL_HOLDS = "select " + HOLD_COLUMNS + " from holds where tenant_id = $1"
+_ALL_BOOKS = "select b as book from books b order by b.tenant_id"
+_ALL_BUCKETS = "select b as bucket from buckets b where b.tenant_id = $1"
+_ALL_HOLDS = "select h as hold from holds h where h.tenant_id = $1"
 
 
 async def projected_books(connection: Connection) -> list[Book]:
     """Read every book as projected, whole, by id."""
-    rows = await connection.fetch(_ALL_BOOKS)
+    rows = [row["book"] for row in await connection.fetch(_ALL_BOOKS)]
     wanted = [row["tenant_id"] for row in rows]
     lots = await load_lots(connection, wanted, spent_lots=True)
     accounts = await load_accounts(connection, wanted, None)
@@ -178,10 +170,12 @@ async def projected_books(connection: Connection) -> list[Book]:
 async def projected_buckets(connection: Connection, tenant_id: str) -> dict[BucketId, BookedBucket]:
     """Read all buckets of a book as projected."""
     rows = await connection.fetch(_ALL_BUCKETS, tenant_id)
-    return {bucket.bucket_id: bucket for bucket in map(bucket_from_row, rows)}
+    buckets = [bucket_from_row(row["bucket"]) for row in rows]
+    return {bucket.bucket_id: bucket for bucket in buckets}
 
 
 async def projected_holds(connection: Connection, tenant_id: str) -> dict[HoldId, Hold]:
     """Read all holds of a book as projected."""
     rows = await connection.fetch(_ALL_HOLDS, tenant_id)
-    return {hold.hold_id: hold for hold in map(hold_from_row, rows)}
+    holds = [hold_from_row(row["hold"]) for row in rows]
+    return {hold.hold_id: hold for hold in holds}
