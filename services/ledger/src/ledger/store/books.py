@@ -92,13 +92,13 @@ async def open_for_charges(
         [(total.tenant_id, total.hold_id) for total in totals if total.hold_id is not None],
     )
     ended_by = await _load_holds_of_allocations(connection, finals)
-    for (tenant_id, _, _), waiting in ended_by.items():
-        holds |= {(tenant_id, hold.hold_id): hold for hold in waiting}
+    for (tenant_id, _, _), ending in ended_by.items():
+        holds |= {(tenant_id, hold.hold_id): hold for hold in ending}
     return UnitOfWork(
         _books_of(rows, lots, {}),
         buckets=buckets,
         holds=holds,
-        ended_by={key: [hold.hold_id for hold in waiting] for key, waiting in ended_by.items()},
+        ended_by={key: [hold.hold_id for hold in ending] for key, ending in ended_by.items()},
     )
 
 
@@ -128,6 +128,7 @@ _LOCK_BOOKS = (
     "select " + _BOOK_COLUMNS + " from books where tenant_id = any($1::text[]) order by tenant_id"
     " for no key update"
 )
+# The columns of books as arrays, for both statements that write them.
 _BOOK_ARRAYS = (
     """
   from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bytea[],
