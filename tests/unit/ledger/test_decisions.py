@@ -10,7 +10,7 @@ from hisab_contracts.entries import GENESIS_HASH, Entry, entry_hash
 from hisab_contracts.ids import AllocationId, HoldId, HubCode, KeyId, TenantId
 from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.units import MAX_MICRO
-from ledger.core.book import BookedBucket, BookKind, Books
+from ledger.core.book import BookedBucket, BookKind, Books, is_newer, may_return_credit
 from ledger.core.decisions import (
     AlreadyInvoiced,
     BookCommand,
@@ -23,8 +23,6 @@ from ledger.core.decisions import (
     UnitOfWork,
     decide,
     footprint_of,
-    is_newer,
-    may_return_credit,
 )
 from ledger.core.grants import ApproveGrant, BudgetExceeded, GrantNotProposed, MakerIsChecker
 from ledger.core.holds import Hold, HoldClosed, HoldOver, InsufficientCredit

@@ -91,6 +91,7 @@ SERVICE: Final = Service(
 )
 
 if __name__ == "__main__":
+    # The kit knows the commands that all services have; this one is the ledger's own.
     if sys.argv[1:] == ["audit"]:
         sys.exit(audit.main(os.environ))
     sys.exit(main(SERVICE, sys.argv[1:], os.environ))

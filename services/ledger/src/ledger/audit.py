@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 PAGE = 5_000
 PARKED_SHOWN = 100
+# One snapshot for everything: a book that grows meanwhile would differ from its own entries.
 _SNAPSHOT = "set transaction isolation level repeatable read, read only"
 
 

@@ -75,6 +75,7 @@ class Commands:
         if not added:
             return AlreadyExists(f"programme {programme_id}")
         book_id = TenantId(PROGRAMME_BOOK + programme_id)
+        # Programmes grant rupees only: their budgets come from one public fund.
         await books.insert_book(connection, Book(book_id, "fund", "PKR", 0))
         entered = await self._enter(connection, book_id, budget)
         return None if isinstance(entered, tuple) else entered
@@ -154,6 +155,7 @@ class Commands:
         if not isinstance(decided, tuple):
             return decided
         await books.save(connection, unit)
+        # Not before COMMIT: whoever is woken looks for the entries at once.
         after_commit(self._committed)
         return unit, decided
 

@@ -28,6 +28,7 @@ HOLDS_PER_SWEEP: Final = 200
 async def end_expired_holds(connection: Connection, committed: Callable[[], None]) -> None:
     """End the holds whose time has come, by the ledger's clock. A leased task."""
     async with transaction_on(connection):
+        # Read without locks, so that a sweep with nothing to do disturbs nobody.
         due = await books.expired_holds(connection, now_ms(), HOLDS_PER_SWEEP)
         if not due:
             return

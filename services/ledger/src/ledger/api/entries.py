@@ -114,6 +114,7 @@ class Entries(Resource):
                 raise Problem("not-found", "no such tenant")
             page = page_of(request, tuple[Position])
             after_seq = query_integer(request, "after_seq", default=0, most=MAX_MICRO)
+            # A cursor was given by the page before, so it is further than where the list began.
             if page.after is not None:
                 (after_seq,) = page.after
             found = await entries_after(connection, tenant_id, after_seq, page.limit + 1)

@@ -101,6 +101,7 @@ class Holds(Resource):
             asked_micro = parse_micro(body.hold_micro, "hold_micro", least=1)
 
         async def run(connection: Connection) -> Answer:
+            # Priced inside the transaction: a retry gets the first answer, not a price of its own.
             hold_micro = asked_micro
             if hold_micro is None:
                 hold_micro = await self._priced_micro(connection, body)

@@ -35,6 +35,7 @@ READERS: Final = (
 )
 """Who may read books; a tenant's key only its own."""
 
+# `fromisoformat` takes more than RFC 3339 does: dates alone, weeks, a comma before the fraction.
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,3})?(Z|[+-]\d\d:\d\d)")
 
 

@@ -33,6 +33,7 @@ from typing import Final, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from hisab_contracts.charges import BucketTotal
 from hisab_contracts.entries import (
     GENESIS_HASH,
     ChargeDetail,
@@ -55,6 +56,7 @@ PROGRAMME_BOOK: Final = "/programmes/"
 
 BookKind = TenantKind | Literal["fund"]
 
+# One mapping serves as the default of every book, so nobody may be able to write into it.
 _NO_ACCOUNTS: Final[Mapping[str, int]] = MappingProxyType({})
 
 
@@ -183,6 +185,29 @@ def balance_micro(book: Book, account: str) -> int:
             return book.accounts.get(account, 0)
 
 
+def is_newer(total: BucketTotal, bucket: BookedBucket) -> bool:
+    """Say whether a stated total is newer than what was booked.
+
+    A higher revision is. Within one revision totals only grow, so the greater one is.
+    """
+    if total.revision != bucket.revision:
+        return total.revision > bucket.revision
+    # A smaller total of the same revision is an old message that comes late, never a correction.
+    if total.total_gpu_ns == bucket.gpu_ns:
+        return total.total_micro > bucket.charged_micro
+    return total.total_gpu_ns > bucket.gpu_ns and total.total_micro >= bucket.charged_micro
+
+
+def may_return_credit(total: BucketTotal, bucket: BookedBucket | None) -> bool:
+    """Say whether a total may give credit back to lots that have nothing left.
+
+    Only a correction lowers a total, so the spent lots of a book need not be loaded for any other.
+    """
+    # Not needed either where a batch first books a bucket and then corrects it: that bucket drew on
+    # lots that were loaded because they had something left.
+    return bucket is not None and total.revision > bucket.revision
+
+
 def draw_order(lot: Lot) -> tuple[int, bool, int, int, str]:
     """Sort key of the one order in which lots pay: priority, expiry, effective, grant id."""
     never = lot.expires_ms is None
@@ -290,7 +315,9 @@ def evolve(books: Books, entry: Entry) -> Books:
     if entry.charge is not None:
         bucket = _with_charge(bucket, entry.charge, entry.postings)
         if hold is not None and hold.end is None:
-            hold, given_up = shrink_hold(hold, _draws_on_holds(entry.postings))
+            # After the postings: for a moment a lot reserves more than is left of it, and what the
+            # hold gives up now mends that.
+            hold, given_up = shrink_hold(hold, _draws_of(entry.postings))
             book = _with_reservations(book, given_up, sign=-1)
     elif entry.hold is not None:
         hold = hold_after(entry.hold)
@@ -354,6 +381,8 @@ def _with_postings(book: Book, entry: Entry) -> Book:
     unfunded_micro = book.unfunded_micro
     lots, accounts = book.lots, book.accounts
     for posting in entry.postings:
+        # Each posting states the balance after it. Held against where the account stands, it shows
+        # an entry that sums to zero and still does not belong here.
         account, change_micro = posting.account, posting.posting_micro
         before_micro = posting.balance_micro - change_micro
         match account:
@@ -434,11 +463,12 @@ def _with_reservations(book: Book, places: Iterable[Draw], *, sign: Literal[1, -
             lots.append(replace(lot, reserved_micro=lot_reserved_micro))
         else:
             lots.append(lot)
+    # What is left in `changes` is on lots that are not loaded: it would be lost without a word.
     invariant(reserved_micro >= 0 and not changes, "reservations are taken back where they stand")
     return replace(book, lots=tuple(lots), reserved_micro=reserved_micro)
 
 
-def _draws_on_holds(postings: Iterable[Posting]) -> list[Draw]:
+def _draws_of(postings: Iterable[Posting]) -> list[Draw]:
     """List what a charge drew on lots and on the limit. `unfunded` is no draw: nothing gives it."""
     return [
         (LIMIT if posting.account == "receivable" else posting.account, -posting.posting_micro)
@@ -456,6 +486,8 @@ def _with_charge(
     for posting in postings:
         if posting.account == "usage":
             continue
+        # A bucket that grows on one lot keeps one draw of it, however often it was charged. What
+        # comes back is posted newest draw first, so it always meets the last of the list.
         drawn_micro = -posting.posting_micro
         if drawn_micro < 0 or (draws and draws[-1][0] == posting.account):
             account, last_micro = draws.pop()

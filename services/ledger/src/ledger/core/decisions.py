@@ -8,7 +8,7 @@ folds what each enters, so that the next one sees it, and collects what has to b
 no I/O: a store opens it and saves its changes (`store/books.py`).
 
 **Charges are differences.** A charge message states the new total of a bucket. What is newer than
-what was booked (`is_newer`) is entered as the difference; anything else books nothing. An entry is
+what was booked (`book.is_newer`) is entered as the difference; anything else books nothing. An entry is
 made also when only GPU time grew (a price of 0, or a fraction of a micro-unit) or only the revision
 rose: bills count GPU time by the entries, and an old revision must not come back. Such an entry may
 have no postings.
@@ -48,6 +48,7 @@ from ledger.core.book import (
     available_micro,
     balance_micro,
     evolve,
+    is_newer,
     next_entry,
     postings_of,
     take_from_lots,
@@ -150,6 +151,7 @@ def footprint_of(book_id: str, command: BookCommand) -> Footprint:
         case ReleaseHold():
             return Footprint((book_id,), hold_ids=((book_id, command.hold_id),))
         case ApproveGrant(grant=grant):
+            # Two books: whoever opens them locks in the order of their ids, not in this one.
             book_ids = (PROGRAMME_BOOK + grant.programme_id, book_id)
             return Footprint(book_ids, (_funding(grant), "budget", _granted(grant)))
         case RecordInvoiced():
@@ -314,6 +316,7 @@ class UnitOfWork:
         """Fold what a command entered, keep what it left behind, and note what it changed."""
         if not entries:
             return
+        # At once, so that the next command of this transaction is decided on what this one left.
         for entry in entries:
             books = evolve(books, entry)
             self._entries.append(entry)
@@ -335,6 +338,7 @@ class UnitOfWork:
         changed: list[tuple[str, Lot]] = []
         for book in books:
             before = self._lots_before[book.tenant_id]
+            # Most books of a batch of unfunded or owed usage move no lot: their tuple is the same.
             if book.lots is not before:
                 loaded = set(before)
                 changed += [(book.tenant_id, lot) for lot in book.lots if lot not in loaded]
@@ -359,26 +363,6 @@ def decide(books: Books, command: BookCommand, now_ms: int) -> tuple[Entry, ...]
             return _set_budget(books.book, command, now_ms)
         case _:
             assert_never(command)
-
-
-def is_newer(total: BucketTotal, bucket: BookedBucket) -> bool:
-    """Say whether a stated total is newer than what was booked.
-
-    A higher revision is. Within one revision totals only grow, so the greater one is.
-    """
-    if total.revision != bucket.revision:
-        return total.revision > bucket.revision
-    if total.total_gpu_ns == bucket.gpu_ns:
-        return total.total_micro > bucket.charged_micro
-    return total.total_gpu_ns > bucket.gpu_ns and total.total_micro >= bucket.charged_micro
-
-
-def may_return_credit(total: BucketTotal, bucket: BookedBucket | None) -> bool:
-    """Say whether a total may give credit back to lots that have nothing left.
-
-    Only a correction lowers a total, so the spent lots of a book need not be loaded for any other.
-    """
-    return bucket is not None and total.revision > bucket.revision
 
 
 def decide_charge(
@@ -474,6 +458,8 @@ def _place_hold(
     """Reserve on lots open now in draw order, then on the credit limit; all of it or nothing."""
     if command.expires_ms <= now_ms:
         return HoldOver(command.expires_ms)
+    # Beyond the limit the headroom is negative and lowers what lots could give: a tenant that owes
+    # too much starts nothing on its grants either.
     available = available_micro(book, now_ms)
     if command.hold_micro > available:
         return InsufficientCredit(available, command.hold_micro - available)
@@ -568,6 +554,8 @@ def _record_invoiced(
 ) -> tuple[Entry, ...] | AlreadyInvoiced | NotReceivable:
     """Move what a finalised document bills from receivable to the document's own account."""
     account = INVOICED + command.document_id
+    # Asked first: once it is entered nothing may be receivable any more, and that is no reason to
+    # say anything else than that the document is entered.
     if account in book.accounts:
         return AlreadyInvoiced(-book.accounts[account])
     if command.invoiced_micro > book.receivable_micro:

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Final
 from hisab_contracts.charges import AllocationFinal, BucketTotal
 from hisab_contracts.ids import AllocationId, BucketId, GrantId, HoldId, ProgrammeId, TenantId
 from hisab_contracts.units import moment_of, ms_of
-from ledger.core.book import Book, BookedBucket, Lot, in_draw_order
-from ledger.core.decisions import UnitOfWork, may_return_credit
+from ledger.core.book import Book, BookedBucket, Lot, in_draw_order, may_return_credit
+from ledger.core.decisions import UnitOfWork
 from ledger.core.holds import Hold, PlaceHold
 from ledger.store.entries import insert_entries, pg_array
 
