@@ -23,13 +23,14 @@ from hisab_contracts.ids import (
     Sku,
     TenantId,
 )
-from hisab_contracts.reference import TenantKind, TenantRecord
+from hisab_contracts.reference import PriceLine, TenantKind, TenantRecord
+from hisab_contracts.topics import PRICES
 from infrastructure import Database as Addresses
 from ledger import jobs
 from ledger.api.problems import CommandRefusal
 from ledger.audit import audit
 from ledger.commands import Commands
-from ledger.consumer import ChargeConsumer
+from ledger.consumer import ChargeConsumer, keep_prices
 from ledger.core.decisions import NotFound, RecordInvoiced, SetBudget
 from ledger.core.grants import Grant
 from ledger.core.holds import HoldState, PlaceHold, ReleaseHold
@@ -136,6 +137,15 @@ class RealLedger:
         batch = self.batch(messages, partition)
         async with self.writer.transaction() as connection:
             await self.consumer.book_charges(batch, connection)
+
+    async def prices(self, *lines: PriceLine) -> None:
+        """Keep price lines as metering publishes them."""
+        records = [
+            Record(PRICES, 0, next(self._offsets), 0, None, msgspec.json.encode(line), ())
+            for line in lines
+        ]
+        async with self.writer.transaction() as connection:
+            await keep_prices(Batch(records, {}), connection)
 
     async def hold(
         self,

@@ -9,14 +9,15 @@ from typing import Any
 import httpx2
 import pytest
 
-from hisab_contracts.reference import Role
+from hisab_contracts.ids import PriceClass, PriceVersion, Sku
+from hisab_contracts.reference import PriceLine, Role
 from infrastructure import Database
 from integration.ledger.real import RealLedger
 from ledger.__main__ import SERVICE
 from runtime.auth import key_of, store_keys
 from runtime.database import ALL_TENANTS
 from runtime.service import Settings, make_app, make_kit
-from unit.ledger.values import total
+from unit.ledger.values import at, total
 
 STAFF = ("operator", "officer", "approver", "finance", "auditor", "scheduler")
 FAR = "2090-01-01T00:00:00.000Z"
@@ -241,6 +242,53 @@ async def test_a_hold_read_back_says_what_its_placing_said(api: Api) -> None:
     """The same amounts, what its tenant has available included."""
     placed = (await api.post("/v1/holds", hold_of("two", "7"), "scheduler", key="h-7")).json()
     assert placed == (await api.get(f"/v1/holds/{placed['hold_id']}", "scheduler")).json()
+
+
+async def test_a_hold_asked_for_by_gpus_is_priced_as_metering_would_rate_it(
+    api: Api, ledger: RealLedger
+) -> None:
+    """Two GPUs for half an hour at the line of this hour; without a line there is no price."""
+    await ledger.tenant("priced", "commercial", 1_000)
+    long_ago, ended = at(0), at(1)
+    await ledger.prices(price_line("ended", "spot", 7, long_ago, ended))
+    await ledger.prices(
+        price_line("open", "on_demand", 90, long_ago, None),
+        price_line("after", "on_demand", 100, ended, None),
+    )
+    by_gpus = {"gpus": 2, "duration_ms": 1_800_000}
+    asked = hold_of("priced", None, price_class="on_demand", **by_gpus)
+    placed = await api.post("/v1/holds", asked, "scheduler", key="h-priced")
+    assert (201, "100", "900") == (
+        placed.status_code,
+        placed.json()["hold_micro"],
+        placed.json()["available_micro"],
+    )
+    without = hold_of("priced", None, price_class="spot", **by_gpus)
+    refused = await api.post("/v1/holds", without, "scheduler", key="h-unpriced")
+    assert (409, "no-price", "no price for h100-sxm-80 spot in PKR") == (
+        refused.status_code,
+        refused.json()["code"],
+        refused.json()["detail"],
+    )
+    both = hold_of("priced", "5", price_class="spot", **by_gpus)
+    malformed = await api.post("/v1/holds", both, "scheduler", key="h-both")
+    assert (422, "malformed") == (malformed.status_code, malformed.json()["code"])
+
+
+def price_line(
+    name: str, price_class: str, price: int, from_ms: int, until_ms: int | None
+) -> PriceLine:
+    """A price of the SKU that tests ask for."""
+    return PriceLine(
+        name,
+        PriceVersion("v1"),
+        "PKR",
+        Sku("h100-sxm-80"),
+        PriceClass(price_class),
+        price,
+        from_ms,
+        until_ms,
+    )
 
 
 @pytest.mark.defect("L26", "F64")

@@ -8,10 +8,10 @@ folds what each enters, so that the next one sees it, and collects what has to b
 no I/O: a store opens it and saves its changes (`store/books.py`).
 
 **Charges are differences.** A charge message states the new total of a bucket. What is newer than
-what was booked (`book.is_newer`) is entered as the difference; anything else books nothing. An entry is
-made also when only GPU time grew (a price of 0, or a fraction of a micro-unit) or only the revision
-rose: bills count GPU time by the entries, and an old revision must not come back. Such an entry may
-have no postings.
+what was booked (`book.is_newer`) is entered as the difference; anything else books nothing. An
+entry is made also when only GPU time grew (a price of 0, or a fraction of a micro-unit) or only the
+revision rose: bills count GPU time by the entries, and an old revision must not come back. Such an
+entry may have no postings.
 
 **Who pays.** The difference is drawn from the lots open in the bucket's hour, in draw order, taking
 what is free or reserved by the charge's own hold; what no lot covers goes to `receivable`
