@@ -45,7 +45,7 @@ class Published:
             ends = await consumer.end_offsets(partitions)
             found: dict[int, list[tuple[Entry | EntryWatermark, dict[str, bytes]]]] = {}
             async with asyncio.timeout(60):
-                while sum(len(each) for each in found.values()) < sum(ends.values()):
+                while sum(len(messages) for messages in found.values()) < sum(ends.values()):
                     for where, records in (await consumer.getmany(timeout_ms=500)).items():
                         found.setdefault(where.partition, []).extend(
                             (read_entry_message(record.value), dict(record.headers))

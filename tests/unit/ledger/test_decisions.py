@@ -402,10 +402,23 @@ def test_a_final_ends_the_open_holds_of_its_allocation_at_its_hub() -> None:
     final = AllocationFinal(TenantId("t"), HubCode("lhr"), AllocationId("a"), 0)
     unit.release_final(final, DAY_MS)
     unit.release_final(final, DAY_MS)
-    assert [("h", "final"), ("i", "final"), ("j", None)] == [
-        (held.hold_id, held.end) for _, held in unit.holds()
-    ]
+    assert ["final", "final", None] == [unit.hold("t", name).end for name in ("h", "i", "j")]
     assert ["final:lhr/a"] * 2 == [entry.caused_by for entry in unit.changes().entries]
+
+
+@pytest.mark.defect("L11", "F41")
+def test_a_hold_whose_time_has_come_ends_by_the_clock_unless_it_has_ended_before() -> None:
+    """At its very instant; a later one stands."""
+    opened = {
+        ("t", "due"): Hold(HoldId("due"), 10, None, at(10)),
+        ("t", "later"): Hold(HoldId("later"), 10, None, at(10) + 1),
+        ("t", "over"): Hold(HoldId("over"), 10, None, at(9), "released"),
+    }
+    unit = UnitOfWork({"t": book()}, holds=opened)
+    unit.release_expired(at(10))
+    ends = [unit.hold("t", name).end for name in ("due", "later", "over")]
+    assert ["expired", None, "released"] == ends
+    assert [("clock", "ledger")] == [(e.caused_by, e.actor) for e in unit.changes().entries]
 
 
 def test_a_unit_names_everything_that_it_changed_and_nothing_else() -> None:

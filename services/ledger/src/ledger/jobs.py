@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from hisab_contracts.reference import Role
-from ledger.core.holds import ReleaseHold
 from ledger.store import books, directory
 from runtime.auth import access_message, key_of, store_keys
 from runtime.clock import now_ms
@@ -33,13 +32,7 @@ async def end_expired_holds(connection: Connection, committed: Callable[[], None
         if not due:
             return
         unit = await books.open_books(connection, [tenant_id for tenant_id, _ in due], hold_ids=due)
-        for tenant_id, hold in unit.holds():
-            # Looked up before the locks: meanwhile a final or a release may have ended it.
-            if hold.end is None and hold.expires_ms <= now_ms():
-                command = ReleaseHold(
-                    hold_id=hold.hold_id, end="expired", caused_by="clock", actor="ledger"
-                )
-                unit.enter(tenant_id, command, now_ms())
+        unit.release_expired(now_ms())
         await books.save(connection, unit)
         after_commit(committed)
 

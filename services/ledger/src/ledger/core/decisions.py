@@ -220,10 +220,6 @@ class UnitOfWork:
         """Return a hold as it stands now."""
         return self._holds[tenant_id, hold_id]
 
-    def holds(self) -> list[tuple[str, Hold]]:
-        """List the holds of this unit with their tenants, in the order of their ids."""
-        return [(tenant_id, hold) for (tenant_id, _), hold in sorted(self._holds.items())]
-
     def charge(
         self, total: BucketTotal, now_ms: int, *, trace_id: str | None = None
     ) -> tuple[Entry, ...] | ChargeRefusal:
@@ -271,6 +267,17 @@ class UnitOfWork:
                     end="final",
                     caused_by=f"final:{final.hub}/{final.allocation_id}",
                     actor="metering",
+                )
+                self.enter(tenant_id, command, now_ms)
+
+    def release_expired(self, now_ms: int) -> None:
+        """End the open holds whose time has come, in the order of their ids."""
+        for tenant_id, hold_id in sorted(self._holds):
+            hold = self._holds[tenant_id, hold_id]
+            # They were looked for before the locks: a final or a release may have ended one since.
+            if hold.end is None and hold.expires_ms <= now_ms:
+                command = ReleaseHold(
+                    hold_id=hold.hold_id, end="expired", caused_by="clock", actor="ledger"
                 )
                 self.enter(tenant_id, command, now_ms)
 

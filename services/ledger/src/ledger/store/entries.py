@@ -327,8 +327,9 @@ async def count_unpublished(connection: Connection) -> int:
     return int(await connection.fetchval(_UNPUBLISHED))
 
 
-# Keeps the newest watermark per (partition, hub). An update takes a new xid: the watermark has to
-# leave after the entries of the transaction that brought it, not after those of an older one.
+# Keeps the newest watermark per (partition, hub). That a lower revision is ignored is said here and
+# not in the core, because the row is not locked before. An update takes a new xid: the watermark has
+# to leave after the entries of the transaction that brought it, not after those of an older one.
 _KEEP_WATERMARKS = """
 insert into hub_watermarks as w (partition, hub, revision, watermark_at, message)
 select n.partition, n.hub, n.revision, n.watermark_at, n.message
@@ -378,7 +379,8 @@ async def watermarks_between(
     return [(row["partition"], row["message"]) for row in rows]
 
 
-# Asks per hub for its lowest watermark over all partitions, null while one of them has none.
+# Asks per hub for its lowest watermark over all partitions, null while one of them has none. In SQL
+# because there is a row per partition and hub, and only the lowest is wanted.
 _COMPLETE_UNTIL = """
 select hub, case when bool_or(watermark_at is null) then null else min(watermark_at) end as until
   from hub_watermarks
