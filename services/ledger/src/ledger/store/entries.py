@@ -328,7 +328,7 @@ async def count_unpublished(connection: Connection) -> int:
 
 
 # Keeps the newest watermark per (partition, hub). That a lower revision is ignored is said here and
-# not in the core, because the row is not locked before. An update takes a new xid: the watermark has
+# not in the core, as the row is not locked before. An update takes a new xid: the watermark has
 # to leave after the entries of the transaction that brought it, not after those of an older one.
 _KEEP_WATERMARKS = """
 insert into hub_watermarks as w (partition, hub, revision, watermark_at, message)
