@@ -368,7 +368,7 @@ def test_a_programmes_book_takes_its_budget_and_nothing_else(
 def test_nothing_is_entered_into_a_book_that_is_not_open() -> None:
     """Metering may name a tenant that the ledger does not have."""
     unit = UnitOfWork({"t": book()})
-    assert NotFound("tenant") == unit.charge(total(1, tenant_id="nobody"), DAY_MS)
+    assert NotFound("tenant") == unit.enter("nobody", total(1, tenant_id="nobody"), DAY_MS)
     assert [] == list(unit.changes().entries)
 
 
@@ -431,7 +431,7 @@ def test_a_unit_names_everything_that_it_changed_and_nothing_else() -> None:
     )
     placed = hold("new", 30)
     unit.enter("t", placed, DAY_MS)
-    unit.charge(total(10, hold_id="new"), DAY_MS, trace_id="f" * 32)
+    unit.enter("t", total(10, hold_id="new"), DAY_MS, trace_id="f" * 32)
     unit.enter("t", release("old"), DAY_MS)
     changes = unit.changes()
     assert [None, "f" * 32, None] == list(changes.traces)

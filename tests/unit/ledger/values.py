@@ -30,7 +30,6 @@ from ledger.core.book import (
 from ledger.core.decisions import (
     BookCommand,
     BookRefusal,
-    ChargeRefusal,
     RecordInvoiced,
     UnitOfWork,
 )
@@ -180,7 +179,7 @@ class CoreLedger:
 
     def do(
         self, command: BucketTotal | BookCommand, now_ms: int = DAY_MS
-    ) -> tuple[Entry, ...] | ChargeRefusal | BookRefusal:
+    ) -> tuple[Entry, ...] | BookRefusal:
         """Decide a command, and keep what it changed."""
         tenant_id = self.opening.tenant_id
         unit = UnitOfWork(
@@ -188,11 +187,7 @@ class CoreLedger:
             buckets={(tenant_id, bucket_id): bucket for bucket_id, bucket in self.buckets.items()},
             holds={(tenant_id, hold_id): hold for hold_id, hold in self.holds.items()},
         )
-        decided: tuple[Entry, ...] | ChargeRefusal | BookRefusal
-        if isinstance(command, BucketTotal):
-            decided = unit.charge(command, now_ms)
-        else:
-            decided = unit.enter(tenant_id, command, now_ms)
+        decided = unit.enter(tenant_id, command, now_ms)
         changes = unit.changes()
         self._books |= {book.tenant_id: book for book in changes.books}
         self.buckets |= {bucket.bucket_id: bucket for _, bucket in changes.buckets}
@@ -203,7 +198,7 @@ class CoreLedger:
 
     def release(
         self, hold_id: str, end: HoldEnd = "released", now_ms: int = DAY_MS
-    ) -> tuple[Entry, ...] | ChargeRefusal | BookRefusal:
+    ) -> tuple[Entry, ...] | BookRefusal:
         """End a hold."""
         return self.do(release(hold_id, end), now_ms)
 

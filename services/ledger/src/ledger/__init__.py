@@ -1,9 +1,8 @@
 """The ledger: immutable double-entry books of credit grants, holds and charges.
 
-A book is one tenant's stream of entries; its state is a fold of them. What is written into books is
-decided in `core` and nowhere else: by `decisions.decide(books, command, now_ms)` where somebody
-asks, by `decisions.decide_charge` where metering states a bucket's total. Both return entries or a
-refusal; a `UnitOfWork` calls them on the books that a transaction has locked.
+A book is one tenant's stream of entries; its state is a fold of them. Everything that is written is
+decided by one pure function, `decisions.decide(books, command, now_ms) -> entries | refusal`, which
+a `UnitOfWork` calls on the books that a transaction has locked.
 
 Four floors, each importing only what stands before it:
 

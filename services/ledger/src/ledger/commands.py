@@ -154,7 +154,7 @@ class Commands:
         decided = unit.enter(book_id, command, now_ms())
         if not isinstance(decided, tuple):
             return decided
-        await books.save(connection, unit)
+        await books.save(connection, unit.changes())
         # Not before COMMIT: whoever is woken looks for the entries at once.
         after_commit(self._committed)
         return unit, decided

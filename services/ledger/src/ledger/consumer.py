@@ -23,8 +23,9 @@ import structlog
 from hisab_contracts import topics
 from hisab_contracts.charges import AllocationFinal, BucketTotal, HubWatermark, read_charge
 from hisab_contracts.entries import EntryWatermark
+from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.reference import PriceLine
-from ledger.core.decisions import ChargeRefusal, NotFound, RefundUnsupported, TotalOutOfRange
+from ledger.core.decisions import BookRefusal, NotFound, RefundUnsupported, TotalOutOfRange
 from ledger.store import books, directory, entries
 from ledger.store.entries import ParkedCharge
 from runtime import telemetry
@@ -60,7 +61,9 @@ class ChargeConsumer:
         for record, message in messages:
             match message:
                 case BucketTotal():
-                    entered = unit.charge(message, booked_ms, trace_id=_trace_id(record))
+                    entered = unit.enter(
+                        message.tenant_id, message, booked_ms, trace_id=_trace_id(record)
+                    )
                     if not isinstance(entered, tuple):
                         parked.append(_parked(record, _reason_of(entered)))
                 case AllocationFinal():
@@ -72,7 +75,7 @@ class ChargeConsumer:
                         watermarks[record.partition, message.hub] = _entry_watermark(message)
                 case _:
                     assert_never(message)
-        await books.save(connection, unit)
+        await books.save(connection, unit.changes())
         await entries.park_charges(connection, parked)
         await entries.keep_watermarks(
             connection,
@@ -109,7 +112,7 @@ def _entry_watermark(watermark: HubWatermark) -> EntryWatermark:
     )
 
 
-def _reason_of(refusal: ChargeRefusal) -> str:
+def _reason_of(refusal: BookRefusal) -> str:
     match refusal:
         case NotFound():
             return "unknown-tenant"
@@ -118,7 +121,7 @@ def _reason_of(refusal: ChargeRefusal) -> str:
         case TotalOutOfRange():
             return "out-of-range"
         case _:
-            assert_never(refusal)
+            raise InvariantBroken(f"a charge is never refused so: {refusal}")
 
 
 def _parked(record: Record, reason: str) -> ParkedCharge:

@@ -33,7 +33,7 @@ async def end_expired_holds(connection: Connection, committed: Callable[[], None
             return
         unit = await books.open_books(connection, [tenant_id for tenant_id, _ in due], hold_ids=due)
         unit.release_expired(now_ms())
-        await books.save(connection, unit)
+        await books.save(connection, unit.changes())
         after_commit(committed)
 
 

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.units import instant_text
 from ledger.commands import AlreadyExists
-from ledger.core.decisions import AlreadyInvoiced, BookRefusal, NotFound, NotReceivable
+from ledger.core.decisions import (
+    AlreadyInvoiced,
+    BookRefusal,
+    NotFound,
+    NotReceivable,
+    RefundUnsupported,
+    TotalOutOfRange,
+)
 from ledger.core.grants import (
     BudgetExceeded,
     CurrencyDiffers,
@@ -66,5 +74,8 @@ def problem_of(refusal: CommandRefusal) -> Problem:
             )
         case NotReceivable(receivable_micro):
             return Problem("not-receivable", receivable_micro=str(receivable_micro))
+        case RefundUnsupported() | TotalOutOfRange():
+            # Charges come from metering, never over HTTP.
+            raise InvariantBroken(f"only a charge is refused so: {refusal}")
         case _:
             assert_never(refusal)

@@ -1,8 +1,8 @@
 """Decisions: what a command enters into books, or why it is refused. Pure, time is an argument.
 
-`decide(books, command, now_ms) -> entries | refusal` decides what somebody asks for, and
-`decide_charge` what metering states. Neither looks anything up: `Books` are the book, and the one
-bucket, the one hold and the programme's book that the command speaks of (see `book`).
+`decide(books, command, now_ms) -> entries | refusal` decides whatever is written into books: what
+somebody asks for, and what metering states. It never looks anything up: `Books` are the book, and
+the one bucket, the one hold and the programme's book that the command speaks of (see `book`).
 A `UnitOfWork` holds the books of one transaction and decides commands on them one after another: it
 folds what each enters, so that the next one sees it, and collects what has to be written. It does
 no I/O: a store opens it and saves its changes (`store/books.py`).
@@ -117,11 +117,10 @@ class NotReceivable(Struct, frozen=True):
     receivable_micro: int
 
 
-ChargeRefusal = NotFound | RefundUnsupported | TotalOutOfRange
-"""Why a charge cannot be booked."""
-
 BookRefusal = (
     NotFound
+    | RefundUnsupported
+    | TotalOutOfRange
     | HoldOver
     | InsufficientCredit
     | HoldClosed
@@ -129,7 +128,7 @@ BookRefusal = (
     | AlreadyInvoiced
     | NotReceivable
 )
-"""Why a command on a book is refused; precedence stands in the module's docstring."""
+"""The closed union of why a command is refused; precedence stands in the module's docstring."""
 
 
 class Footprint(Struct, frozen=True):
@@ -220,26 +219,13 @@ class UnitOfWork:
         """Return a hold as it stands now."""
         return self._holds[tenant_id, hold_id]
 
-    def charge(
-        self, total: BucketTotal, now_ms: int, *, trace_id: str | None = None
-    ) -> tuple[Entry, ...] | ChargeRefusal:
-        """Decide a bucket's new total on its tenant's book, and fold what it enters.
-
-        A refusal changes nothing.
-        """
-        tenant_id = total.tenant_id
-        book = self._books.get(tenant_id)
-        if book is None or book.kind == "fund":
-            return NotFound("tenant")
-        hold = None if total.hold_id is None else self._holds.get((tenant_id, total.hold_id))
-        books = Books(book, self._buckets.get((tenant_id, total.bucket_id)), hold)
-        decided = decide_charge(books, total, now_ms)
-        if isinstance(decided, tuple):
-            self._fold(books, decided, trace_id)
-        return decided
-
     def enter(
-        self, book_id: str, command: BookCommand, now_ms: int
+        self,
+        book_id: str,
+        command: BucketTotal | BookCommand,
+        now_ms: int,
+        *,
+        trace_id: str | None = None,
     ) -> tuple[Entry, ...] | BookRefusal:
         """Decide a command on its books as they stand now, and fold what it enters.
 
@@ -249,8 +235,8 @@ class UnitOfWork:
         if books is None:
             return NotFound("tenant")
         decided = decide(books, command, now_ms)
-        if isinstance(decided, tuple):
-            self._fold(books, decided, None)
+        if isinstance(decided, tuple) and decided:
+            self._fold(books, decided, trace_id)
             if isinstance(command, PlaceHold):
                 self._placed[book_id, command.hold_id] = command
         return decided
@@ -302,13 +288,16 @@ class UnitOfWork:
             ],
         )
 
-    def _opened(self, book_id: str, command: BookCommand) -> Books | None:
+    def _opened(self, book_id: str, command: BucketTotal | BookCommand) -> Books | None:
         """Open a book where a command touches it; None when there is no such book."""
         book = self._books.get(book_id)
         # A programme's book takes its budget and nothing else; a tenant's never takes one.
         if book is None or (book.kind == "fund") != isinstance(command, SetBudget):
             return None
         match command:
+            case BucketTotal(bucket_id=bucket_id, hold_id=hold_id):
+                hold = None if hold_id is None else self._holds.get((book_id, hold_id))
+                return Books(book, self._buckets.get((book_id, bucket_id)), hold)
             case PlaceHold(hold_id=hold_id) | ReleaseHold(hold_id=hold_id):
                 return Books(book, hold=self._holds.get((book_id, hold_id)))
             case ApproveGrant(grant=grant):
@@ -321,8 +310,6 @@ class UnitOfWork:
 
     def _fold(self, books: Books, entries: tuple[Entry, ...], trace_id: str | None) -> None:
         """Fold what a command entered, keep what it left behind, and note what it changed."""
-        if not entries:
-            return
         # At once, so that the next command of this transaction is decided on what this one left.
         for entry in entries:
             books = evolve(books, entry)
@@ -352,12 +339,17 @@ class UnitOfWork:
         return changed
 
 
-def decide(books: Books, command: BookCommand, now_ms: int) -> tuple[Entry, ...] | BookRefusal:
+def decide(
+    books: Books, command: BucketTotal | BookCommand, now_ms: int
+) -> tuple[Entry, ...] | BookRefusal:
     """Decide a command: the entries it makes, in order, or why it is refused.
 
-    Conserves: every entry's postings sum to zero.
+    No entries: there is nothing to book (a total not newer than the booked one). Conserves: every
+    entry's postings sum to zero.
     """
     match command:
+        case BucketTotal():
+            return _charge(books, command, now_ms)
         case PlaceHold():
             return _place_hold(books.book, command, now_ms)
         case ReleaseHold():
@@ -372,14 +364,10 @@ def decide(books: Books, command: BookCommand, now_ms: int) -> tuple[Entry, ...]
             assert_never(command)
 
 
-def decide_charge(
+def _charge(
     books: Books, total: BucketTotal, now_ms: int
-) -> tuple[Entry, ...] | ChargeRefusal:
-    """Decide a bucket's new total: one entry for the difference to what was booked of it.
-
-    No entry: the total is not newer than the booked one. Conserves: draws and overage are the
-    difference, to the micro-unit.
-    """
+) -> tuple[Entry, ...] | RefundUnsupported | TotalOutOfRange:
+    """Enter the difference between a bucket's stated total and what was booked of it."""
     if total.refunded_micro:
         # Refused whole: booking the charge without its refund would bill what was given back.
         return RefundUnsupported(total.refunded_micro)

@@ -25,7 +25,7 @@ from hisab_contracts.charges import AllocationFinal, BucketTotal
 from hisab_contracts.ids import AllocationId, BucketId, GrantId, HoldId, ProgrammeId, TenantId
 from hisab_contracts.units import moment_of, ms_of
 from ledger.core.book import Book, BookedBucket, Lot, in_draw_order, may_return_credit
-from ledger.core.decisions import UnitOfWork
+from ledger.core.decisions import BookChanges, UnitOfWork
 from ledger.core.holds import Hold, PlaceHold
 from ledger.store.entries import insert_entries, pg_array
 
@@ -102,12 +102,10 @@ async def open_for_charges(
     )
 
 
-async def save(connection: Connection, unit: UnitOfWork) -> None:
-    """Write the entries and projections of a unit; nothing when nothing was entered."""
-    changes = unit.changes()
+async def save(connection: Connection, changes: BookChanges) -> None:
+    """Write what a unit of work has changed; nothing when nothing was entered."""
     if not changes.entries:
         return
-    await insert_entries(connection, changes.entries, changes.traces)
     await _update_books(connection, changes.books)
     if changes.lots:
         await _upsert_lots(connection, changes.lots)
@@ -119,6 +117,7 @@ async def save(connection: Connection, unit: UnitOfWork) -> None:
         await _update_holds(connection, changes.holds)
     if changes.accounts:
         await _upsert_accounts(connection, changes.accounts)
+    await insert_entries(connection, changes.entries, changes.traces)
 
 
 # Books.
