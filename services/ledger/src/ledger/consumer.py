@@ -54,7 +54,7 @@ class ChargeConsumer:
         totals = [message for _, message in messages if isinstance(message, BucketTotal)]
         finals = [message for _, message in messages if isinstance(message, AllocationFinal)]
         unit = await books.open_for_charges(connection, totals, finals)
-        # Read after the locks: no entry of these books can have been recorded later than this.
+        # Read after the locks, so that entries carry the time at which they were decided.
         booked_ms = now_ms()
         parked: list[ParkedCharge] = []
         watermarks: dict[tuple[int, str], EntryWatermark] = {}
