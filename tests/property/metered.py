@@ -1,4 +1,8 @@
-"""Runs the pure core of metering over usage as a hub says it, batch by batch, and reads it out."""
+"""Drives metering's engine batch by batch over values, and reads them out in the oracle's words.
+
+What metering stores is a value here: `Changes` are applied to it as they say. Whatever is decided,
+the engine decides it.
+"""
 
 from __future__ import annotations
 
@@ -11,32 +15,39 @@ import msgspec
 
 import oracle
 from hisab_contracts.charges import BucketTotal, HubWatermark, OpenQuarantine
-from hisab_contracts.events import Interval
 from hisab_contracts.ids import (
+    BucketId,
     HubCode,
     PriceClass,
     PriceVersion,
     Sku,
-    SliceId,
     SourcePath,
     TenantId,
 )
+from hisab_contracts.prices import PriceBook
 from hisab_contracts.reference import PriceLine
 from hisab_contracts.units import month_of
-from metering.accounts import Accounts, charge_micro, total_of
-from metering.completeness import HubView, candidate_ms, restated
-from metering.coverage import Claim, Covered, DeviceCoverage
-from metering.hearing import hear
-from metering.rating import PriceBook
-from metering.reading import Facts, Origin, Reading, device_spans
-from metering.sources import Source
-from unit.metering.said import HEADERS, event
+from metering.core import engine
+from metering.core.batch import (
+    Changes,
+    EarlierVerdict,
+    MeteringBatch,
+    MeteringState,
+    QuarantinedRecord,
+    Reference,
+    StoredBucket,
+    UsageRecord,
+)
+from metering.core.coverage import Claim, CoveredInterval, DeviceKey
+from metering.core.sources import SourceProgress
+from metering.core.watermarks import HubView, candidate_ms, statement_due
+from unit.metering.hub_events import HEADERS, event
 
 LONG_AGO_MS = 1_577_836_800_000
 LATER_MS = 1_900_000_000_000
 
 
-def facts(watermarks: dict[HubCode, int | None] | None = None) -> Facts:
+def facts(watermarks: dict[HubCode, int | None] | None = None) -> Reference:
     """The twelve tenants and the seeded prices of the trace."""
     lines = [
         PriceLine(
@@ -52,7 +63,7 @@ def facts(watermarks: dict[HubCode, int | None] | None = None) -> Facts:
         for (sku, price_class), micro in oracle.MICRO_PER_GPU_HOUR.items()
     ]
     currencies = {TenantId(name): "PKR" for name in (*oracle.COMMERCIAL, *oracle.OTHERS)}
-    return Facts(currencies, PriceBook(lines), watermarks or {})
+    return Reference(currencies, PriceBook(lines), watermarks or {})
 
 
 class Outcome(NamedTuple):
@@ -69,110 +80,141 @@ class Outcome(NamedTuple):
     """Read, accepted, duplicate, quarantined."""
 
 
-class CoreMetering:
-    """Metering that is nothing but the core: what the shell stores, without I/O.
-
-    A copy of it is a backup.
-    """
+class Metered:
+    """All that metering has stored, as a value. A copy of it is a backup."""
 
     def __init__(self) -> None:
-        self.billed: dict[oracle.Bucket, int] = defaultdict(int)
-        self.charged: dict[oracle.Bucket, int] = {}
+        self.buckets: dict[BucketId, StoredBucket] = {}
+        self.totals: dict[BucketId, BucketTotal] = {}
         self.rows: dict[tuple[str, str, str, str, int], tuple[int, Claim]] = {}
         self.reported = self.duplicate = 0
-        self.waiting: dict[tuple[TenantId, str], int] = defaultdict(int)
-        self.records = [0, 0, 0, 0]
-        self.sources: dict[SourcePath, Source] = {}
-        self.told: tuple[HubWatermark | None, int] = (None, 0)
+        self.open: dict[int, QuarantinedRecord] = {}
+        self.records = [0, 0, 0]
+        self.sources: dict[SourcePath, SourceProgress] = {}
+        self.last: tuple[HubWatermark | None, int] = (None, 0)
         self._offset = 0
+        self._quarantine_id = 0
 
-    def take(self, batch: Sequence[dict[str, Any]]) -> list[BucketTotal]:
-        """Meter a batch of intervals (and watermarks); return what is stated of its buckets."""
-        reading = Reading(facts())
+    def take(
+        self, batch: Sequence[dict[str, Any]], reference: Reference | None = None
+    ) -> list[BucketTotal]:
+        """Meter intervals (and watermarks) new from Kafka; return what is stated of buckets."""
+        records = []
         for data in batch:
             self._offset += 1
             kind = "watermark" if "watermark_ms" in data else "interval"
-            origin = Origin(data["hub"], "t", 0, self._offset, LATER_MS)
-            reading.take(origin, event(data, self._offset, kind), HEADERS)
-        coverage = {
-            key: DeviceCoverage(
-                key[2],
-                [
-                    Covered(SliceId(row[3]), row[4], end_ms, claim)
-                    for row, (end_ms, claim) in self.rows.items()
-                    if row[:3] == key
-                ],
+            value = event(data, self._offset, kind)
+            records.append(
+                UsageRecord(data["hub"], "t", 0, self._offset, LATER_MS, None, value, HEADERS)
             )
-            for key in device_spans(reading.jobs)
-        }
-        for bucket in reading.buckets:
-            bucket.gpu_ns = self.billed[_name(bucket.interval, bucket.hour_ms)]
-        accounts = Accounts(reading.facts, coverage)
-        for job in reading.jobs:
-            accounts.meter(job)
-        for bucket in reading.buckets:
-            name = _name(bucket.interval, bucket.hour_ms)
-            self.billed[name] = bucket.gpu_ns
-            self.charged[name] = charge_micro(bucket)
-        _store(self.rows, coverage)
-        self.sources |= {one.path: one for one in hear(reading, self.sources.values()).changed}
-        self._count(accounts)
-        return [total_of(bucket) for bucket in reading.buckets if bucket.filled_by is not None]
+        return self._meter(records, reference or facts())
+
+    def replay(self, quarantine_ids: Iterable[int], reference: Reference) -> list[BucketTotal]:
+        """Judge open records again; return what is stated of buckets."""
+        records = [
+            msgspec.structs.replace(
+                waiting.record,
+                earlier=EarlierVerdict(
+                    quarantine_id,
+                    waiting.parts,
+                    waiting.had_new,
+                    waiting.counts,
+                    waiting.hour_ms,
+                    waiting.waiting_gpu_ns,
+                ),
+            )
+            for quarantine_id in quarantine_ids
+            for waiting in (self.open[quarantine_id],)
+        ]
+        return self._meter(records, reference)
 
     def view(self) -> HubView:
         """What is committed about the only hub; every partition of it has been read."""
-        quarantined = [
-            OpenQuarantine(*of, gpu_ns) for of, gpu_ns in sorted(self.waiting.items()) if gpu_ns
-        ]
+        waiting: dict[tuple[TenantId, str], int] = defaultdict(int)
+        for record in self.open.values():
+            for hour_ms, gpu_ns in record.waiting_gpu_ns.items():
+                waiting[record.tenant_id or TenantId(""), month_of(hour_ms)] += gpu_ns
+        quarantined = [OpenQuarantine(*of, gpu_ns) for of, gpu_ns in sorted(waiting.items())]
         sources = list(self.sources.values())
         view = HubView(HubCode("lhr"), 60_000, None, 0, sources, bool(sources), quarantined)
         return replace(view, watermark_ms=candidate_ms(view, 0))
 
-    def tell(self, now_ms: int) -> HubWatermark | None:
-        """Say downstream how far the hub is complete, if that must be said now."""
-        statement = restated(self.view(), *self.told, now_ms)
+    def state_hub(self, now_ms: int) -> HubWatermark | None:
+        """State downstream how far the hub is complete, if that must be stated now."""
+        statement = statement_due(self.view(), *self.last, now_ms)
         if statement is not None:
-            self.told = (statement, now_ms)
+            self.last = (statement, now_ms)
         return statement
 
     def outcome(self) -> Outcome:
         """Read it out."""
+        waiting = [sum(record.waiting_gpu_ns.values()) for record in self.open.values()]
+        quarantined = sum(record.counts for record in self.open.values())
         return Outcome(
-            {name: gpu_ns for name, gpu_ns in self.billed.items() if gpu_ns},
-            {name: micro for name, micro in self.charged.items() if self.billed[name]},
+            {_name(total): total.total_gpu_ns for total in self.totals.values()},
+            {_name(total): total.total_micro for total in self.totals.values()},
             self.reported,
             self.duplicate,
-            sum(self.waiting.values()),
+            sum(waiting),
             self.rows,
-            self.records,
+            [*self.records, quarantined],
         )
 
-    def _count(self, accounts: Accounts) -> None:
-        for tally in accounts.tallies.values():
+    def _meter(self, records: Sequence[UsageRecord], reference: Reference) -> list[BucketTotal]:
+        stated: list[BucketTotal] = []
+        while records:
+            batch = engine.prepare(records, reference)
+            changes = engine.meter(batch, self._state_for(batch))
+            self._apply(changes)
+            stated += [bucket.total for bucket in changes.buckets]
+            records = records[batch.taken_records :]
+        return stated
+
+    def _state_for(self, batch: MeteringBatch) -> MeteringState:
+        coverage: dict[DeviceKey, list[CoveredInterval]] = defaultdict(list)
+        for (hub, node_id, device, part, start_ms), (end_ms, claim) in self.rows.items():
+            row: Any = (part, start_ms, end_ms, claim)
+            coverage[hub, node_id, device].append(CoveredInterval(*row))  # type: ignore[index]
+        buckets = {name: self.buckets[name] for name in batch.bucket_ids if name in self.buckets}
+        return MeteringState(coverage, buckets, list(self.sources.values()))
+
+    def _apply(self, changes: Changes) -> None:
+        _apply_coverage(self.rows, changes)
+        for bucket in changes.buckets:
+            total = bucket.total
+            if bucket.is_new == (total.bucket_id in self.buckets):
+                raise AssertionError("a bucket is stored twice, or was never stored")
+            self.buckets[total.bucket_id] = StoredBucket(total.total_gpu_ns, total.hold_id)
+            self.totals[total.bucket_id] = total
+        for tally in changes.tallies.values():
             self.reported += tally.reported_gpu_ns
             self.duplicate += tally.duplicate_gpu_ns
-            self.records[0] += tally.read_records
-            self.records[1] += tally.accepted_records
-            self.records[2] += tally.duplicate_records
-        for parked in accounts.quarantined:
-            self.records[3] += 1
-            for hour_ms, gpu_ns in parked.waiting_gpu_ns.items():
-                self.waiting[parked.tenant_id or TenantId(""), month_of(hour_ms)] += gpu_ns
+            for place, count in enumerate(tally[2:]):
+                self.records[place] += count
+        self.sources |= {source.path: source for source in changes.sources}
+        for waiting in changes.quarantined:
+            self._quarantine_id += 1
+            self.open[self._quarantine_id] = waiting
+        for waiting in changes.still_quarantined:
+            if waiting.record.earlier is None:
+                raise AssertionError("a record that never waited waits on")
+            self.open[waiting.record.earlier.quarantine_id] = waiting
+        for quarantine_id in changes.released_ids:
+            del self.open[quarantine_id]
 
 
 def meter(batches: Iterable[Sequence[dict[str, Any]]]) -> Outcome:
-    """Meter batches of interval data in order, storing nothing but what `changes` says."""
-    metering = CoreMetering()
+    """Meter batches of interval data in order, storing nothing but what `Changes` say."""
+    metered = Metered()
     for batch in batches:
-        metering.take(batch)
-    return metering.outcome()
+        metered.take(batch)
+    return metered.outcome()
 
 
-def _store(
-    rows: dict[tuple[str, str, str, str, int], tuple[int, Claim]], coverage: dict[Any, Any]
+def _apply_coverage(
+    rows: dict[tuple[str, str, str, str, int], tuple[int, Claim]], changes: Changes
 ) -> None:
-    for key, device in coverage.items():
-        removed, grown, added = device.changes()
+    for key, (removed, grown, added) in changes.coverage.items():
         for slice_uuid, start_ms in removed:
             del rows[(*key, slice_uuid, start_ms)]
         for slice_uuid, start_ms, end_ms in grown:
@@ -183,6 +225,6 @@ def _store(
             rows[(*key, slice_uuid, start_ms)] = (end_ms, claim)
 
 
-def _name(interval: Interval, hour_ms: int) -> oracle.Bucket:
-    said = msgspec.to_builtins(interval)
-    return oracle.Bucket._make([*(said[name] for name in oracle.Bucket._fields[:-1]), hour_ms])
+def _name(total: BucketTotal) -> oracle.Bucket:
+    stated = msgspec.to_builtins(total)
+    return oracle.Bucket._make(stated[name] for name in oracle.Bucket._fields)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import oracle
 from property.metered import meter
-from unit.metering.said import HOUR_MS, NOON_MS, device, interval
+from unit.metering.hub_events import HOUR_MS, NOON_MS, device, interval
 
 STEP_MS = 450_000  # An eighth of an hour, so that edges meet often.
 SPAN = 8 * 30  # Steps: thirty hours, so that hours and a midnight lie inside.
@@ -96,11 +96,13 @@ def test_order_chunking_and_repetition_change_no_charge(
 ) -> None:
     """Any order, cut and resending of conflict-free usage bills the same per bucket."""
     rechunked = []
-    for one in data.draw(st.permutations(said + data.draw(st.lists(st.sampled_from(said))))):
-        cut_ms = data.draw(st.integers(one["start_ms"] + 1, one["end_ms"]))
-        rechunked.append(one | {"end_ms": cut_ms})
-        if cut_ms < one["end_ms"]:
-            rechunked.insert(data.draw(st.integers(0, len(rechunked))), one | {"start_ms": cut_ms})
+    for usage in data.draw(st.permutations(said + data.draw(st.lists(st.sampled_from(said))))):
+        cut_ms = data.draw(st.integers(usage["start_ms"] + 1, usage["end_ms"]))
+        rechunked.append(usage | {"end_ms": cut_ms})
+        if cut_ms < usage["end_ms"]:
+            rechunked.insert(
+                data.draw(st.integers(0, len(rechunked))), usage | {"start_ms": cut_ms}
+            )
     expected = meter([said])
     outcome = meter(batches_of(rechunked, data.draw(st.integers(1, 9))))
     assert expected.billed == outcome.billed

@@ -7,11 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hisab_contracts.ids import PriceClass, Sku
-from metering.rating import ListedPrice, PriceBook, PriceList, Series, displaced, lines_of, overlap
-from metering.rating import past as rated_already
-from unit.metering.said import HOUR_MS, NOON_MS
+from hisab_contracts.prices import PriceBook, PriceSeries
+from metering.core.pricing import (
+    ListedPrice,
+    PriceList,
+    displaced_lines,
+    price_lines_of,
+    reject_overlap,
+    reject_rated,
+)
+from unit.metering.hub_events import HOUR_MS, NOON_MS
 
-SERIES = Series("PKR", Sku("h100"), PriceClass("spot"))
+SERIES = PriceSeries("PKR", Sku("h100"), PriceClass("spot"))
 
 
 @st.composite
@@ -29,10 +36,10 @@ def a_list(draw: st.DrawFn) -> PriceList:
 
 def naive_price(taken: list[PriceList], hour_ms: int) -> int | None:
     """The price of an hour, by looking at every list."""
-    ruling = [one for one in taken if one.valid_from_ms <= hour_ms]
+    ruling = [price_list for price_list in taken if price_list.valid_from_ms <= hour_ms]
     if not ruling:
         return None
-    latest = max(ruling, key=lambda one: one.valid_from_ms)
+    latest = max(ruling, key=lambda price_list: price_list.valid_from_ms)
     if latest.valid_until_ms is not None and hour_ms >= latest.valid_until_ms:
         return None
     return latest.prices[0].micro_per_gpu_hour
@@ -48,26 +55,26 @@ def test_a_list_never_changes_the_price_of_an_hour_that_was_rated(
     lines: list[object] = []
     taken: list[PriceList] = []
     rated: dict[int, tuple[str, int]] = {}
-    for one in proposed:
+    for price_list in proposed:
         book = PriceBook(lines)  # type: ignore[arg-type]
         hour_ms = NOON_MS + data.draw(st.integers(-1, 28)) * HOUR_MS
         line = book.line_at(SERIES, hour_ms)
         assert naive_price(taken, hour_ms) == (None if line is None else line.micro_per_gpu_hour)
         if line is not None:
             rated[hour_ms] = (line.rate_line_id, line.micro_per_gpu_hour)
-        new = lines_of(one)
-        if overlap(book, new) is not None:
+        new = price_lines_of(price_list)
+        if reject_overlap(book, new) is not None:
             continue
-        ended = displaced(book, new)
+        ended = displaced_lines(book, new)
         hours = {
             end.rate_line_id: hour
             for end in ended
             for hour, (line_id, _) in rated.items()
             if line_id == end.rate_line_id and hour >= end.from_ms
         }
-        if rated_already(hours, ended) is None:
+        if reject_rated(hours, ended) is None:
             lines.extend(new)
-            taken.append(one)
+            taken.append(price_list)
     book = PriceBook(lines)  # type: ignore[arg-type]
     for hour_ms, (line_id, micro) in rated.items():
         line = book.line_at(SERIES, hour_ms)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from hisab_contracts.charges import BucketTotal, HubWatermark
 from hisab_contracts.ids import TenantId
-from property.metered import CoreMetering
+from property.metered import Metered
 from property.test_coverage import TENANTS, anything
 from unit.ledger.values import CoreLedger, book
-from unit.metering.said import HOUR_MS, NOON_MS, watermark
+from unit.metering.hub_events import HOUR_MS, NOON_MS, watermark
 
 
 class Downstream:
@@ -62,22 +62,22 @@ def test_metering_restored_to_any_earlier_point_and_replayed_adds_nothing_to_the
     said: list[dict[str, Any]], size: int, again: int, data: st.DataObject
 ) -> None:
     """Not an entry more, however the replay is cut; and what it tells afterwards is heard."""
-    metering, downstream = CoreMetering(), Downstream()
+    metering, downstream = Metered(), Downstream()
     restore_at = data.draw(st.integers(0, (len(said) - 1) // size)) * size
     backup, now_ms = deepcopy(metering), NOON_MS
     for at in range(0, len(said), size):
         if at == restore_at:
             backup = deepcopy(metering)
         now_ms += 1_000
-        downstream.hear(metering.take(said[at : at + size]), metering.tell(now_ms))
+        downstream.hear(metering.take(said[at : at + size]), metering.state_hub(now_ms))
     booked = downstream.booked
     for at in range(restore_at, len(said), again):
         now_ms += 1_000
-        downstream.hear(backup.take(said[at : at + again]), backup.tell(now_ms))
+        downstream.hear(backup.take(said[at : at + again]), backup.state_hub(now_ms))
     assert booked == downstream.booked
     assert metering.outcome() == backup.outcome()
     backup.take([watermark(NOON_MS + 80 * HOUR_MS)])
-    downstream.hear([], backup.tell(now_ms + 1_000))
+    downstream.hear([], backup.state_hub(now_ms + 1_000))
     view = backup.view()
     assert NOON_MS + 80 * HOUR_MS == view.watermark_ms
     assert (view.watermark_ms, view.quarantined) == downstream.complete

@@ -27,7 +27,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from children import free_ports
 from infrastructure import Database, Infrastructure, run_apart
-from unit.metering.said import HEADERS, HOUR_MS, NOON_MS, event, watermark
+from unit.metering.hub_events import HEADERS, HOUR_MS, NOON_MS, event, watermark
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from integration.metering.service import Hub, Metering, secret, send_key
-from unit.metering.said import HOUR_MS, NOON_MS, interval
+from unit.metering.hub_events import HOUR_MS, NOON_MS, interval
 
 ROLES = (
     "operator",
@@ -89,13 +89,13 @@ def test_tenant_sees_its_own_time_of_an_allocation_id_that_two_tenants_use(hub: 
     path = f"/v1/allocations/{hub.code}/job-1"
     ravi, indus = (hub.metering.get(path, key) for key in ("ravi-health", "indus-foundry"))
     assert ["ravi-health", "indus-foundry"] == [ravi["tenant_id"], indus["tenant_id"]]
-    assert [1, 2] == [len(one["buckets"]) for one in (ravi, indus)]
+    assert [1, 2] == [len(detail["buckets"]) for detail in (ravi, indus)]
     assert [[NOON_MS], [NOON_MS + HOUR_MS]] == [
-        [stretch["start_ms"] for stretch in one["intervals"]] for one in (ravi, indus)
+        [stretch["start_ms"] for stretch in detail["intervals"]] for detail in (ravi, indus)
     ]
-    assert ["3600000", "0"] == [one["duplicate_gpu_ms"] for one in (ravi, indus)]
+    assert ["3600000", "0"] == [detail["duplicate_gpu_ms"] for detail in (ravi, indus)]
     assert [[], ["conflict"]] == [
-        [waits["reason"] for waits in one["quarantined"]] for one in (ravi, indus)
+        [waits["reason"] for waits in detail["quarantined"]] for detail in (ravi, indus)
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from hisab_contracts.units import month_of
 from integration.metering.service import JULY_END_MS, Hub, Metering, charges, eventually
-from unit.metering.said import HOUR_MS, NOON_MS, interval
+from unit.metering.hub_events import HOUR_MS, NOON_MS, interval
 
 JULY_END = "2025-07-31T19:00:00.000Z"
 NOON = "2025-07-31T10:00:00.000Z"
@@ -23,9 +23,9 @@ def test_gap_delays_completeness_never_billing(hub: Hub) -> None:
     assert 2 == said["records"]["accepted"]
     hub.say({"node_id": "n1", "watermark_ms": JULY_END_MS}, "watermark", sequence=4)
     hub.flush()
-    state = eventually(hub.state, lambda one: bool(one["blocked_by"]))
+    state = eventually(hub.state, lambda state: bool(state["blocked_by"]))
     assert state["complete_until"] is None
-    assert ["gap: sequence 2 is missing"] == [one["reason"] for one in state["blocked_by"]]
+    assert ["gap: sequence 2 is missing"] == [blocked["reason"] for blocked in state["blocked_by"]]
     hub.say(interval(NOON_MS, NOON_MS + 1), sequence=2)
     hub.flush()
     assert JULY_END == hub.complete_until(JULY_END)
@@ -76,22 +76,25 @@ def test_watermark_is_told_in_every_partition_with_the_open_quarantine(hub: Hub)
 
     def told() -> list[dict[str, object]]:
         said = charges(hub.metering.infrastructure, hub.code)
-        return [one for one in said if one["kind"] == "watermark"]
+        return [statement for statement in said if statement["kind"] == "watermark"]
 
     waiting = [
         {"tenant_id": "ravi-health", "month": "2025-07", "quarantined_gpu_ns": 3_600_000_000_000}
     ]
-    final = eventually(told, lambda found: any(one["watermark_ms"] for one in found))
-    last = max(final, key=lambda one: int(str(one["revision"])))
+    final = eventually(told, lambda found: any(statement["watermark_ms"] for statement in found))
+    last = max(final, key=lambda statement: int(str(statement["revision"])))
     assert (JULY_END_MS, waiting) == (last["watermark_ms"], last["quarantined"])
-    assert 4 == len([one for one in final if one["revision"] == last["revision"]])
+    assert 4 == len([statement for statement in final if statement["revision"] == last["revision"]])
     [item] = hub.quarantined(count=1)
     path = f"/v1/quarantine/{item['quarantine_id']}/dismiss"
     assert 200 == hub.metering.request("POST", path, json={"reason": "agreed"}).status_code
     freed = eventually(
-        told, lambda found: any(not one["quarantined"] and one["watermark_ms"] for one in found)
+        told,
+        lambda found: any(
+            not statement["quarantined"] and statement["watermark_ms"] for statement in found
+        ),
     )
-    assert [] == max(freed, key=lambda one: int(str(one["revision"])))["quarantined"]
+    assert [] == max(freed, key=lambda statement: int(str(statement["revision"])))["quarantined"]
 
 
 def test_late_beyond_the_horizon_waits_and_a_replay_is_a_duplicate(hub: Hub) -> None:
@@ -120,7 +123,7 @@ def test_silent_hub_says_so(metering: Metering) -> None:
     hub = metering.add_hub(heartbeat_ms=1_000)
     hub.complete(NOON_MS)
     hub.flush()
-    state = eventually(hub.state, lambda one: one["silent"] and one["complete_until"])
+    state = eventually(hub.state, lambda state: state["silent"] and state["complete_until"])
     assert (True, NOON) == (state["silent"], state["complete_until"])
     assert state["blocked_by"][0]["reason"].startswith("silent since")
 

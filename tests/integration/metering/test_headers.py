@@ -11,7 +11,7 @@ import pytest
 from infrastructure import run_apart
 from integration.metering.service import Hub, eventually
 from integration.runtime.raw import RawName, send_raw
-from unit.metering.said import HEADERS, NOON_MS, event, interval
+from unit.metering.hub_events import HEADERS, NOON_MS, event, interval
 
 MINUTE_MS = 60_000
 Headers = list[tuple[str, str | bytes | None]]

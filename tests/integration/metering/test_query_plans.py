@@ -11,29 +11,30 @@ import asyncpg
 import pytest
 
 from infrastructure import Infrastructure, run_apart
-from metering import lookup, store, waiting
+from metering.store import allocations, hubs, prices, quarantine, queries, state
 
 NODE = (["lhr"], ["n1"])
 QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
-    ("lock nodes", store._LOCK_NODES, NODE),
-    ("coverage", store._COVERAGE, (*NODE, ["GPU-1"], [0], [0], [1])),
-    ("buckets", store._BUCKETS, ([UUID(int=1)],)),
-    ("tallies", store._LOCK_TALLIES, (["lhr"], [0], [0])),
-    ("last price line", store._LAST_PRICE_LINE, ("PKR", "h100", "spot", 0)),
-    ("sources of nodes", waiting._SOURCES, (["/hubs/lhr/nodes/n1"], [])),
-    ("quarantined before", waiting._ALREADY, (["t"], [0], [0], [9])),
-    ("stored", waiting._STORED, ([1],)),
-    ("forget time", waiting._FORGET_TIME, ([1],)),
-    ("releasable", waiting._RELEASABLE, (500,)),
-    ("endings", waiting._ENDINGS, (500,)),
-    ("is hub", lookup._IS_HUB, ("lhr",)),
-    ("completeness", lookup._COMPLETE, (None,)),
-    ("views", lookup._VIEWS, (None,)),
-    ("active sources", lookup._ACTIVE, (None,)),
-    ("open time", lookup._OPEN_TIME, (None,)),
-    ("sources named", lookup._HAS_SEEN, ("lhr", ["/hubs/lhr/nodes/n1/epochs/e1"])),
-    ("reconciliation", lookup._RECONCILE, (["lhr"], 0, 3_600_000)),
-    ("buckets of an allocation", lookup._BUCKETS_OF, ("lhr", "job-1", "ravi-health")),
+    ("lock nodes", state._LOCK_NODES, NODE),
+    ("coverage", state._COVERAGE, (*NODE, ["GPU-1"], [0], [0], [1])),
+    ("buckets", state._BUCKETS, ([UUID(int=1)],)),
+    ("tallies", state._LOCK_TALLIES, (["lhr"], [0], [0])),
+    ("last price line", prices._LAST_LINE, ("PKR", "h100", "spot", 0)),
+    ("sources of nodes", state._LOCK_SOURCES, (["/hubs/lhr/nodes/n1"], [])),
+    ("quarantined before", state._QUARANTINED_OFFSETS, (["t"], [0], [0], [9])),
+    ("lock quarantined", quarantine._LOCK, ([1],)),
+    ("forget time", quarantine._FORGET_TIME, ([1],)),
+    ("releasable", quarantine._RELEASABLE, (500,)),
+    ("due allocations", allocations._DUE, (500,)),
+    ("is hub", hubs._IS_HUB, ("lhr",)),
+    ("completeness", hubs._COMPLETENESS, (None,)),
+    ("statements", hubs._STATEMENTS, (None,)),
+    ("active sources", hubs._ACTIVE_SOURCES, (None,)),
+    ("open time", hubs._OPEN_TIME, (None,)),
+    ("sources named", hubs._SOURCES_NAMED, ("lhr", ["/hubs/lhr/nodes/n1/epochs/e1"])),
+    ("lock a source", hubs._LOCK_SOURCE, ("lhr", "/hubs/lhr/nodes/n1/epochs/e1")),
+    ("reconciliation", queries._SUMS, (["lhr"], 0, 3_600_000)),
+    ("buckets of an allocation", queries._BUCKETS_OF, ("lhr", "job-1", "ravi-health")),
 ]
 BIG = {
     "allocations",
@@ -64,7 +65,7 @@ def scanned(plan: dict[str, Any]) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize(("name", "query", "values"), QUERIES, ids=[each[0] for each in QUERIES])
+@pytest.mark.parametrize(("name", "query", "values"), QUERIES, ids=[case[0] for case in QUERIES])
 def test_a_hot_query_of_metering_never_scans_a_big_table(
     dsn: str, name: str, query: str, values: tuple[object, ...]
 ) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from infrastructure import Infrastructure
 from integration.runtime.bare import Bare, service_of_nothing
-from metering.upkeep import HubConsumer
-from runtime.streams import Batch, Subscription
+from metering.consumer import HubConsumer
+from runtime.consumer import Batch, Subscription
 
 if TYPE_CHECKING:
     from runtime.database import Connection

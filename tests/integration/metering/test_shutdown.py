@@ -13,7 +13,7 @@ import pytest
 
 from infrastructure import Infrastructure
 from integration.metering.service import Hub, Metering, charges, eventually
-from unit.metering.said import NOON_MS, interval
+from unit.metering.hub_events import NOON_MS, interval
 
 STEP_MS = 1_000
 WITHIN_THE_HOUR = 3_600
@@ -70,7 +70,9 @@ def test_sigterm_in_mid_stream_ends_well_and_nothing_is_lost_or_doubled(
     )
     eventually(lambda: metering.get("/v1/status"), lambda status: status["outbox_depth"] == 0)
     totals = [
-        one["total_gpu_ns"] for one in charges(apache_kafka, hub.code) if one["kind"] == "bucket"
+        message["total_gpu_ns"]
+        for message in charges(apache_kafka, hub.code)
+        if message["kind"] == "bucket"
     ]
     assert sorted(set(totals)) == totals
     assert seconds * 10**9 == totals[-1]

@@ -8,48 +8,57 @@ from importlib.resources import files
 from typing import Final
 
 from hisab_contracts.ids import HubCode
+from hisab_contracts.reference import Role
 from hisab_contracts.topics import ACCESS, CHARGES, HUBS, PRICES, QUARANTINE, TENANTS, hub_topic
-from metering import answers, api, lookup, upkeep
-from metering.consumer import Intake
+from hisab_contracts.units import instant_text
+from metering import __version__, api, jobs
+from metering.consumer import HubConsumer, keep_reference
+from metering.ingest import Ingest
+from metering.store import hubs
+from runtime.consumer import Consumer, Subscription
 from runtime.kafka import Topic
+from runtime.outbox import Outbox
 from runtime.service import Kit, Parts, Service, Status, Task, main
-from runtime.streams import Consumer, Outbox, Subscription
 
-VERSION: Final = "0.1.0"
 MAX_RECORDS: Final = 4_000
+HUB_PARTITIONS: Final = "HISAB_HUB_PARTITIONS"
+"""How many partitions the topic of a new hub gets."""
 
 
 def build(kit: Kit) -> Parts:
     """Wire the parts; nothing is connected."""
     outbox = Outbox((CHARGES, QUARANTINE, PRICES, HUBS))
-    intake = Intake(outbox)
-    usage = upkeep.HubConsumer(
+    ingest = Ingest(outbox)
+    usage = HubConsumer(
         kit.kafka,
         kit.writer,
         Subscription(
-            "metering", (), intake.handle, on_unread=intake.set_aside, max_records=MAX_RECORDS
+            "metering", (), ingest.handle, on_unread=ingest.set_aside, max_records=MAX_RECORDS
         ),
     )
     reference = Consumer(
         kit.kafka,
         kit.writer,
-        Subscription(
-            "metering.reference", (TENANTS, ACCESS), intake.keep_reference, compacted=True
-        ),
+        Subscription("metering.reference", (TENANTS, ACCESS), keep_reference, compacted=True),
     )
-    watermarks = upkeep.Watermarks(kit.kafka, outbox, kit.settings.partitions)
+    watermarks = jobs.Watermarks(kit.kafka, outbox, kit.settings.partitions)
 
     async def status() -> Status:
         async with kit.writer.connection() as connection:
-            return Status(
-                complete_until=answers.complete_until(await lookup.completeness(connection))
-            )
+            complete = await hubs.list_completeness(connection)
+        return Status(
+            complete_until={
+                hub.hub: None if hub.watermark_ms is None else instant_text(hub.watermark_ms)
+                for hub in complete
+            }
+        )
 
     def follow(hub: HubCode) -> None:
         usage.extend([hub_topic(hub)])
 
+    hub_partitions = int(kit.settings.extra.get(HUB_PARTITIONS, "12"))
     return Parts(
-        router=api.routes(kit, outbox, follow),
+        resources=api.resources(kit, outbox, follow, hub_partitions),
         topics=(
             Topic(CHARGES, kit.settings.partitions),
             Topic(QUARANTINE, kit.settings.partitions),
@@ -60,15 +69,22 @@ def build(kit: Kit) -> Parts:
         outbox=outbox,
         tasks=(
             Task("watermarks", 200, watermarks.run),
-            Task("endings", 500, upkeep.Endings(outbox).run),
-            Task("releases", 500, upkeep.Releases(outbox).run),
+            Task("finals", 500, jobs.Finals(outbox).run),
+            Task("releases", 500, jobs.Releases(outbox).run),
         ),
         status=status,
         start=usage.look,
     )
 
 
-SERVICE = Service("metering", VERSION, files("metering") / "migrations", build)
+SERVICE = Service(
+    "metering",
+    __version__,
+    files("metering") / "migrations",
+    build,
+    roles=tuple(Role),
+    extra_settings=(HUB_PARTITIONS,),
+)
 
 if __name__ == "__main__":
     sys.exit(main(SERVICE, sys.argv[1:], os.environ))

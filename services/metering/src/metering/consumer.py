@@ -1,145 +1,68 @@
-"""The consumer's handlers: a batch of a hub's records in, and reference data from the ledger.
+"""Consumers: which topics are read, and our own copy of reference data.
 
-Everything of a batch happens in the transaction that advances the stored offsets. What this process
-knows of tenants and prices is remembered between batches and checked in every transaction: prices
-by their generation under the price lock, tenants whenever one seems to be unknown. A batch that
-touches very many hours is read and settled in portions, one after another in its transaction.
+Hub topics follow the registry: a hub that any process registered is read by all of them. Records of
+hubs are handled by `metering.ingest`; tenants and API keys, from the ledger, are kept here.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from hisab_contracts.ids import HubCode
 from hisab_contracts.reference import TenantRecord
-from hisab_contracts.topics import TENANTS, hub_of_topic
-from metering import store, waiting
-from metering.reading import MAX_HOURS, Facts, Origin, Reading, Waits
-from metering.settling import Paper, settle_all
-from metering.waiting import Payload
+from hisab_contracts.topics import TENANTS, hub_topic
+from metering.store import hubs, prices
 from runtime.auth import keep_access_keys
-from runtime.kafka import Headers
-from runtime.records import Record
-from runtime.streams import Batch, Outbox
-from runtime.telemetry import trace_headers, trace_of
+from runtime.consumer import Batch, Consumer
+from runtime.database import is_infrastructure, pause
 
 if TYPE_CHECKING:
     from runtime.database import Connection
 
-RECORDS_PER_TURN: Final = 500
-"""Records read before other work of the process has its turn."""
-ESCAPED: Final = Waits("undecodable", "a header's name is not UTF-8; it is shown escaped")
+REGISTRY_PAUSE_S: Final = 1
 
 _TENANT: Final = msgspec.json.Decoder(TenantRecord)
 
 
-class Intake:
-    """Handles batches. One per process."""
+class HubConsumer(Consumer):
+    """Reads the topic of every hub, whichever process registered it. Every process has one.
 
-    def __init__(self, outbox: Outbox, *, max_hours: int = MAX_HOURS) -> None:
-        """Write what leaves to this outbox; settle after so many hours of usage at the latest."""
-        self._outbox = outbox
-        self._max_hours = max_hours
-        self._known = store.Known()
+    Following the registry is part of reading: when it fails, this part of the process ends.
+    """
 
-    async def handle(self, batch: Batch, connection: Connection) -> None:
-        """Meter a batch of hub records."""
-        await self._take(connection, batch.records, unread=False)
+    async def look(self) -> None:
+        """Read what is registered now, too."""
+        async with self._database.connection() as connection:
+            self.extend([hub_topic(hub) for hub in await hubs.list_hubs(connection)])
 
-    async def set_aside(self, record: Record, connection: Connection) -> None:
-        """Quarantine a record that killed the process, without reading it."""
-        await self._take(connection, (record,), unread=True)
+    async def run(self, stop: asyncio.Event) -> None:
+        """Read until `stop`, and look for new hubs all the while."""
+        # A group: should following fail, reading ends too, and with it the process.
+        async with asyncio.TaskGroup() as together:
+            together.create_task(self._follow(stop), name="registry")
+            await super().run(stop)
 
-    async def keep_reference(self, batch: Batch, connection: Connection) -> None:
-        """Keep our own copy of tenants and API keys."""
-        await keep_access_keys(batch, connection)
-        tenants = [
-            _TENANT.decode(record.value)
-            for record in batch.records
-            if record.topic == TENANTS and record.value is not None
-        ]
-        if tenants:
-            await store.save_tenants(connection, {one.tenant_id: one.currency for one in tenants})
-
-    async def _take(
-        self, connection: Connection, records: Sequence[Record], *, unread: bool
-    ) -> None:
-        origins = _origins_of(records)
-        await store.share_prices(connection)
-        facts = await store.load_facts(connection, self._known)
-        before = await waiting.quarantined_before(connection, _ranges_of(origins))
-        fresh = [
-            (origin, record)
-            for origin, record in zip(origins, records, strict=True)
-            if not before or origin[1:4] not in before
-        ]
-        read = partial(self._read, facts, unread=unread)
-        paper = _paper(fresh, self._known.generation, unread=unread)
-        await settle_all(connection, self._known, fresh, read, self._outbox, paper)
-        seen: dict[tuple[HubCode, int], int] = {}
-        for origin in origins:
-            place = (origin.hub, origin.partition)
-            seen[place] = max(seen.get(place, 0), origin.record_ms)
-        await waiting.note_seen(connection, seen)
-
-    async def _read(
-        self, facts: Facts, records: Sequence[tuple[Origin, Record]], *, unread: bool
-    ) -> Reading:
-        """Read records in order, as many as one reading holds."""
-        reading = Reading(facts, self._max_hours)
-        for at in range(0, len(records), RECORDS_PER_TURN):
-            for origin, record in records[at : at + RECORDS_PER_TURN]:
-                if unread:
-                    reading.take_unread(origin)
-                elif record.is_escaped:
-                    reading.take_unread(origin, ESCAPED)
-                else:
-                    reading.take(origin, record.value, record.headers)
-                if reading.is_full:
-                    return reading
-            await asyncio.sleep(0)
-        return reading
+    async def _follow(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await pause(stop, REGISTRY_PAUSE_S)
+            try:
+                await self.look()
+            except Exception as error:
+                # A database that is away for a moment is asked again; anything else must be seen.
+                if not is_infrastructure(error):
+                    raise
 
 
-def _origins_of(records: Sequence[Record]) -> list[Origin]:
-    hubs: dict[str, HubCode] = {}
-    origins = []
-    for record in records:
-        hub = hubs.get(record.topic)
-        if hub is None:
-            found = hub_of_topic(record.topic)
-            if found is None:
-                raise ValueError(f"{record.topic} is not the topic of a hub")
-            hub = hubs[record.topic] = found
-        origins.append(
-            Origin(hub, record.topic, record.partition, record.offset, record.timestamp_ms)
-        )
-    return origins
-
-
-def _ranges_of(origins: Sequence[Origin]) -> dict[tuple[str, int], tuple[int, int]]:
-    ranges: dict[tuple[str, int], tuple[int, int]] = {}
-    for origin in origins:
-        place = (origin.topic, origin.partition)
-        known = ranges.get(place)
-        first = origin.offset if known is None else known[0]
-        ranges[place] = (first, origin.offset)
-    return ranges
-
-
-def _paper(records: Sequence[tuple[Origin, Record]], generation: int, *, unread: bool) -> Paper:
-    by_place = {origin[1:4]: record for origin, record in records}
-
-    def payload_of(origin: Origin) -> Payload:
-        record = by_place[origin[1:4]]
-        return Payload(record.key, record.value, record.headers)
-
-    def traced(origin: Origin) -> Headers:
-        return trace_headers(None if unread else trace_of(by_place[origin[1:4]]))
-
-    return Paper(payload_of, traced, generation)
+async def keep_reference(batch: Batch, connection: Connection) -> None:
+    """Keep our own copy of tenants and API keys."""
+    await keep_access_keys(batch, connection)
+    tenants = [
+        _TENANT.decode(record.value)
+        for record in batch.records
+        if record.topic == TENANTS and record.value is not None
+    ]
+    if tenants:
+        currencies = {tenant.tenant_id: tenant.currency for tenant in tenants}
+        await prices.save_tenants(connection, currencies)

@@ -1,4 +1,4 @@
-"""Sources: what each agent has said so far, by its own count, and up to when it is complete.
+"""Sources: how far each agent's own count of its events has arrived, and how complete it is.
 
 Theory. A source numbers all its events 1, 2, 3 …. We keep the length of the unbroken beginning
 (the *contiguous* sequence) and, beyond the first gap, the ranges seen. A watermark counts once all
@@ -11,7 +11,8 @@ Epochs of one node are ordered by first arrival. A new one closes the older ones
 count for completeness, and what is missing in them stays listed as a gap of the hub. Their usage is
 billed all the same: completeness never decides about billing.
 
-Refusals: `GoesBack` for a watermark at a new sequence that contradicts another one.
+Refusals: `WatermarkRegression` for a watermark at a new sequence that contradicts another one;
+`retire` refuses a source that is not active.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
 
+from hisab_contracts import ids
 from hisab_contracts.ids import HubCode, SourcePath
 
 MAX_RANGES: Final = 1_000
 """Ranges kept beyond the first gap. What lies past them counts as not seen yet: it is billed, and
 the source stays incomplete until its gaps close or a new epoch begins."""
 
-Standing = Literal["active", "closed", "retired"]
+SourceStanding = Literal["active", "closed", "retired"]
 """Closed: by a newer epoch of its node. Retired: by its agent or an operator."""
 
 
-class Seen(NamedTuple):
+class SequenceRange(NamedTuple):
     """Sequences `[first, until)` seen beyond the first gap, with the watermarks among them."""
 
     first_sequence: int
@@ -42,7 +44,7 @@ class Seen(NamedTuple):
     """Whether a retirement is among them."""
 
 
-class Said(NamedTuple):
+class SourceEvent(NamedTuple):
     """One event of a source: its place, and the watermark or retirement it carries, if any."""
 
     sequence: int
@@ -50,28 +52,40 @@ class Said(NamedTuple):
     retires: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class GoesBack:
-    """A watermark that does not fit its place: what was said before it, or after it."""
+@dataclass(slots=True, frozen=True)
+class SourceReport:
+    """All events of one source in a batch."""
 
+    source: ids.Source
+    last_seen_ms: int
+    """The latest Kafka timestamp of their records."""
+    events: Sequence[SourceEvent]
+    """In order of arrival."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatermarkRegression:
+    """A watermark that does not fit its place: an earlier one is higher, or a later one lower."""
+
+    path: SourcePath
     sequence: int
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """All that is known of one source."""
+class SourceProgress:
+    """All that is known of one source: which of its events arrived, and its watermark."""
 
     hub: HubCode
     path: SourcePath
     node_path: str
     contiguous_sequence: int = 0
     """Everything up to this sequence was seen."""
-    beyond: tuple[Seen, ...] = ()
+    beyond: tuple[SequenceRange, ...] = ()
     """Ascending; none touches its neighbour or the contiguous part."""
     watermark_ms: int | None = None
     """The last watermark within the contiguous part."""
-    standing: Standing = "active"
+    standing: SourceStanding = "active"
     last_seen_ms: int = 0
     """The latest Kafka timestamp of its records."""
 
@@ -88,7 +102,41 @@ class Source:
         return sequence <= self.contiguous_sequence or _holds(self.beyond, sequence)
 
 
-def observe(source: Source, events: Iterable[Said]) -> tuple[Source, list[GoesBack]]:
+class FoldedSources(NamedTuple):
+    """The sources of a batch after its events were taken into them."""
+
+    progress: dict[SourcePath, SourceProgress]
+    """Those that were stored first, then new ones in order of first arrival."""
+    regressions: list[WatermarkRegression]
+
+
+def fold_reports(
+    stored: Iterable[SourceProgress], reports: Iterable[SourceReport]
+) -> FoldedSources:
+    """Take what the sources of a batch reported into what is stored of them.
+
+    `stored` holds every source that has a report, and all active ones of the same nodes: a source
+    seen for the first time closes the older epochs of its node.
+    """
+    progress = {source.path: source for source in stored}
+    regressions: list[WatermarkRegression] = []
+    for report in reports:
+        who = report.source
+        if who.path not in progress:
+            siblings = [other for other in progress.values() if other.node_path == who.node_path]
+            progress |= {closed.path: closed for closed in closed_by_newer(siblings, who.path)}
+            progress[who.path] = SourceProgress(who.hub, who.path, who.node_path)
+        # A closed epoch's events are taken in, too: its gaps close, although it counts no longer.
+        source, refused = observe(progress[who.path], report.events)
+        last_seen_ms = max(source.last_seen_ms, report.last_seen_ms)
+        progress[who.path] = replace(source, last_seen_ms=last_seen_ms)
+        regressions += refused
+    return FoldedSources(progress, regressions)
+
+
+def observe(
+    source: SourceProgress, events: Iterable[SourceEvent]
+) -> tuple[SourceProgress, list[WatermarkRegression]]:
     """Take a source's events in the order they arrived; return what it is then, and refusals.
 
     A sequence seen before changes nothing. The sequence of a refused watermark counts as seen.
@@ -96,22 +144,27 @@ def observe(source: Source, events: Iterable[Said]) -> tuple[Source, list[GoesBa
     contiguous, watermark_ms = source.contiguous_sequence, source.watermark_ms
     beyond = list(source.beyond)
     standing = source.standing
-    refused: list[GoesBack] = []
-    for said in events:
-        if said.sequence <= contiguous:
+    refused: list[WatermarkRegression] = []
+    for event in events:
+        if event.sequence <= contiguous:
             continue
-        if said == (contiguous + 1, None, False) and not beyond:
+        if event == (contiguous + 1, None, False) and not beyond:
             contiguous += 1  # Nearly always: the next one, and nothing is missing.
             continue
-        if _holds(beyond, said.sequence):
+        if _holds(beyond, event.sequence):
             continue
-        detail = _contradiction(watermark_ms, beyond, said)
-        claimed_ms = said.watermark_ms
+        detail = _contradiction(watermark_ms, beyond, event)
+        claimed_ms = event.watermark_ms
         if detail is not None:
-            refused.append(GoesBack(said.sequence, detail))
+            # Its sequence still counts: a bad watermark must not look like a lost event, which
+            # would hold the hub's completeness for ever.
+            refused.append(WatermarkRegression(source.path, event.sequence, detail))
             claimed_ms = None
         _insert(
-            beyond, Seen(said.sequence, said.sequence + 1, claimed_ms, claimed_ms, said.retires)
+            beyond,
+            SequenceRange(
+                event.sequence, event.sequence + 1, claimed_ms, claimed_ms, event.retires
+            ),
         )
         if beyond[0].first_sequence == contiguous + 1:
             reached = beyond.pop(0)
@@ -120,6 +173,7 @@ def observe(source: Source, events: Iterable[Said]) -> tuple[Source, list[GoesBa
                 standing = "retired"
             if reached.last_watermark_ms is not None:
                 watermark_ms = reached.last_watermark_ms
+        # The last ranges are forgotten, not the first: a gap closes from its beginning.
         del beyond[MAX_RANGES:]
     changed = replace(
         source,
@@ -131,7 +185,9 @@ def observe(source: Source, events: Iterable[Said]) -> tuple[Source, list[GoesBa
     return changed, refused
 
 
-def accept_watermark(source: Source, said: Said) -> Source | GoesBack:
+def accept_watermark(
+    source: SourceProgress, event: SourceEvent
+) -> SourceProgress | WatermarkRegression:
     """Take a watermark again that waited in quarantine, now that an operator vouches for it.
 
     Its sequence was seen when it first arrived. Beyond the first gap it waits there, as it would
@@ -139,22 +195,23 @@ def accept_watermark(source: Source, said: Said) -> Source | GoesBack:
     open, it is taken only if it lies between them and so changes nothing.
     """
     places = range(len(source.beyond))
-    own = [place for place in places if _holds(source.beyond[place : place + 1], said.sequence)]
+    own = [place for place in places if _holds(source.beyond[place : place + 1], event.sequence)]
     others = [source.beyond[place] for place in places if place not in own]
-    detail = _contradiction(source.watermark_ms, others, said)
+    detail = _contradiction(source.watermark_ms, others, event)
     if detail is not None:
-        return GoesBack(said.sequence, detail)
-    if said.sequence <= source.contiguous_sequence:
-        return replace(source, watermark_ms=said.watermark_ms)
+        return WatermarkRegression(source.path, event.sequence, detail)
+    if event.sequence <= source.contiguous_sequence:
+        return replace(source, watermark_ms=event.watermark_ms)
     for place in own:
-        seen = _with_watermark(source.beyond[place], said.watermark_ms)
+        seen = _with_watermark(source.beyond[place], event.watermark_ms)
         if seen is not None:
             beyond = (*source.beyond[:place], seen, *source.beyond[place + 1 :])
             return replace(source, beyond=beyond)
-    return GoesBack(said.sequence, "it has no place while a sequence before it is missing")
+    detail = "it has no place while a sequence before it is missing"
+    return WatermarkRegression(source.path, event.sequence, detail)
 
 
-def closed_by_newer(sources: Sequence[Source], newest: SourcePath) -> list[Source]:
+def closed_by_newer(sources: Sequence[SourceProgress], newest: SourcePath) -> list[SourceProgress]:
     """Return the older epochs of a node that a newly seen one closes."""
     return [
         replace(source, standing="closed")
@@ -163,23 +220,35 @@ def closed_by_newer(sources: Sequence[Source], newest: SourcePath) -> list[Sourc
     ]
 
 
-def _holds(beyond: Sequence[Seen], sequence: int) -> bool:
+def retire(source: SourceProgress | None) -> SourceProgress | None:
+    """Return the source as an operator retires it; None unless it is known and active.
+
+    From then on it no longer counts for its hub's completeness. What is missing in it stays listed.
+    """
+    if source is None or source.standing != "active":
+        return None
+    return replace(source, standing="retired")
+
+
+def _holds(beyond: Sequence[SequenceRange], sequence: int) -> bool:
     at = bisect_right(beyond, sequence, key=_first)
     return at > 0 and sequence < beyond[at - 1].until_sequence
 
 
-def _first(seen: Seen) -> int:
+def _first(seen: SequenceRange) -> int:
     return seen.first_sequence
 
 
-def _contradiction(watermark_ms: int | None, beyond: Sequence[Seen], said: Said) -> str | None:
+def _contradiction(
+    watermark_ms: int | None, beyond: Sequence[SequenceRange], event: SourceEvent
+) -> str | None:
     """Say what a watermark contradicts, if anything: in a source's own order it never goes back."""
-    claimed_ms = said.watermark_ms
+    claimed_ms = event.watermark_ms
     if claimed_ms is None:
         return None
     before_ms = watermark_ms
     for seen in beyond:
-        if seen.first_sequence > said.sequence:
+        if seen.first_sequence > event.sequence:
             if seen.first_watermark_ms is not None and claimed_ms > seen.first_watermark_ms:
                 return f"{claimed_ms} lies after {seen.first_watermark_ms}, said at a later place"
         elif seen.last_watermark_ms is not None:
@@ -189,7 +258,7 @@ def _contradiction(watermark_ms: int | None, beyond: Sequence[Seen], said: Said)
     return None
 
 
-def _with_watermark(seen: Seen, watermark_ms: int | None) -> Seen | None:
+def _with_watermark(seen: SequenceRange, watermark_ms: int | None) -> SequenceRange | None:
     """Put a watermark at an unknown place of a range; None unless it fits any place."""
     first_ms, last_ms = seen.first_watermark_ms, seen.last_watermark_ms
     if watermark_ms is None or first_ms is None or last_ms is None:
@@ -197,7 +266,7 @@ def _with_watermark(seen: Seen, watermark_ms: int | None) -> Seen | None:
     return seen if first_ms <= watermark_ms <= last_ms else None
 
 
-def _insert(beyond: list[Seen], new: Seen) -> None:
+def _insert(beyond: list[SequenceRange], new: SequenceRange) -> None:
     """Insert a range that overlaps none, joining it with those it touches."""
     at = bisect_right(beyond, new.first_sequence, key=_first)
     beyond.insert(at, new)
@@ -207,10 +276,10 @@ def _insert(beyond: list[Seen], new: Seen) -> None:
         beyond[at - 1 : at + 1] = [_join(beyond[at - 1], beyond[at])]
 
 
-def _join(lower: Seen, upper: Seen) -> Seen:
+def _join(lower: SequenceRange, upper: SequenceRange) -> SequenceRange:
     first_ms = lower.first_watermark_ms
     last_ms = upper.last_watermark_ms
-    return Seen(
+    return SequenceRange(
         lower.first_sequence,
         upper.until_sequence,
         upper.first_watermark_ms if first_ms is None else first_ms,

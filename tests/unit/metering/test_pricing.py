@@ -5,25 +5,24 @@ from __future__ import annotations
 import pytest
 
 from hisab_contracts.ids import PriceClass, Sku
+from hisab_contracts.prices import PriceBook, PriceSeries
 from hisab_contracts.units import HOUR_MS
-from metering.rating import (
-    Displaced,
+from metering.core.engine import hours_of
+from metering.core.pricing import (
+    DisplacedLine,
     ListedPrice,
-    PriceBook,
     PriceList,
-    Series,
-    displaced,
-    hours_of,
-    lines_of,
-    overlap,
-    past,
+    displaced_lines,
+    price_lines_of,
     price_version,
     quote_micro,
+    reject_overlap,
+    reject_rated,
 )
-from unit.metering.said import NOON_MS
+from unit.metering.hub_events import NOON_MS
 
 SKU, CLASS = Sku("h100-sxm-80"), PriceClass("on_demand")
-SERIES = Series("PKR", SKU, CLASS)
+SERIES = PriceSeries("PKR", SKU, CLASS)
 
 
 def listed(first: int, until: int | None, micro: int = 840_000_000) -> PriceList:
@@ -34,15 +33,15 @@ def listed(first: int, until: int | None, micro: int = 840_000_000) -> PriceList
 
 def book(*lists: PriceList) -> PriceBook:
     """A book of these lists."""
-    return PriceBook([line for one in lists for line in lines_of(one)])
+    return PriceBook([line for price_list in lists for line in price_lines_of(price_list)])
 
 
 def test_open_line_ends_where_the_next_begins() -> None:
     """The price of an hour is the line that began last, unless it has ended."""
     prices = book(listed(0, None, 1), listed(5, 8, 2))
     found = [prices.line_at(SERIES, NOON_MS + hour * HOUR_MS) for hour in (-1, 0, 4, 5, 7, 8)]
-    assert [None, 1, 1, 2, 2, None] == [one and one.micro_per_gpu_hour for one in found]
-    assert prices.line_at(Series("USD", SKU, CLASS), NOON_MS) is None
+    assert [None, 1, 1, 2, 2, None] == [line and line.micro_per_gpu_hour for line in found]
+    assert prices.line_at(PriceSeries("USD", SKU, CLASS), NOON_MS) is None
     assert (True, False) == (prices.knows(SKU), prices.knows(Sku("b300")))
 
 
@@ -63,7 +62,7 @@ def test_equal_starts_and_overlapping_fixed_windows_are_refused(
     new: PriceList, refused: bool
 ) -> None:
     """Beside a line in hours 0 to 10 of noon."""
-    found = overlap(book(listed(0, 10)), lines_of(new))
+    found = reject_overlap(book(listed(0, 10)), price_lines_of(new))
     assert refused == (found is not None and found.code == "price-overlap")
 
 
@@ -72,22 +71,22 @@ def test_list_that_prices_a_line_twice_is_refused() -> None:
     twice = PriceList(
         "PKR", NOON_MS, None, (ListedPrice(SKU, CLASS, 1), ListedPrice(SKU, CLASS, 2))
     )
-    assert overlap(book(), lines_of(twice)) is not None
+    assert reject_overlap(book(), price_lines_of(twice)) is not None
 
 
 @pytest.mark.defect("M33")
 def test_line_that_takes_a_rated_hour_away_is_refused() -> None:
     """An open line may be ended only where nothing is rated on it yet."""
-    open_line = lines_of(listed(0, None))[0]
-    ended = displaced(book(listed(0, None)), lines_of(listed(5, None)))
-    assert [Displaced(open_line.rate_line_id, NOON_MS + 5 * HOUR_MS)] == ended
-    refused = past({open_line.rate_line_id: NOON_MS + 6 * HOUR_MS}, ended)
+    open_line = price_lines_of(listed(0, None))[0]
+    ended = displaced_lines(book(listed(0, None)), price_lines_of(listed(5, None)))
+    assert [DisplacedLine(open_line.rate_line_id, NOON_MS + 5 * HOUR_MS)] == ended
+    refused = reject_rated({open_line.rate_line_id: NOON_MS + 6 * HOUR_MS}, ended)
     assert refused is not None
     assert "price-past" == refused.code
-    assert past({}, ended) is None
-    assert [] == displaced(book(listed(0, 4)), lines_of(listed(5, None)))
-    assert [] == displaced(book(listed(5, None)), lines_of(listed(0, None)))
-    assert "open" in str(overlap(book(listed(0, None)), lines_of(listed(0, 3))))
+    assert reject_rated({}, ended) is None
+    assert [] == displaced_lines(book(listed(0, 4)), price_lines_of(listed(5, None)))
+    assert [] == displaced_lines(book(listed(5, None)), price_lines_of(listed(0, None)))
+    assert "open" in str(reject_overlap(book(listed(0, None)), price_lines_of(listed(0, 3))))
 
 
 def test_version_is_the_hash_of_the_content() -> None:
@@ -101,7 +100,7 @@ def test_version_is_the_hash_of_the_content() -> None:
 
 def test_quote_is_what_one_bucket_would_cost() -> None:
     """Eight H100 for an hour at 840 PKR each; a millisecond rounds down."""
-    line = lines_of(listed(0, None))[0]
+    line = price_lines_of(listed(0, None))[0]
     assert 6_720_000_000 == quote_micro(line, 8, HOUR_MS)
     assert 233 == quote_micro(line, 1, 1)
 

@@ -10,27 +10,27 @@ import pytest
 
 from hisab_contracts.charges import OpenQuarantine, read_charge
 from hisab_contracts.ids import HubCode, SourcePath, TenantId
-from metering.completeness import (
+from metering.core.sources import SequenceRange, SourceProgress
+from metering.core.watermarks import (
     MAX_QUARANTINED,
     Barrier,
     HubView,
-    blockers,
-    bounded,
+    blocking_sources,
+    bound_quarantined,
     candidate_ms,
     has_passed,
     is_silent,
     passed_ms,
-    restated,
+    statement_due,
 )
-from metering.sources import Seen, Source
-from unit.metering.said import HOUR_MS, NOON_MS
+from unit.metering.hub_events import HOUR_MS, NOON_MS
 
 NOW_MS = NOON_MS + 1_000
 
 
-def source(name: str, watermark_ms: int | None, **members: object) -> Source:
+def source(name: str, watermark_ms: int | None, **members: object) -> SourceProgress:
     """An active source of node `name` that spoke just now."""
-    made = Source(
+    made = SourceProgress(
         HubCode("lhr"),
         SourcePath(f"/hubs/lhr/nodes/{name}/epochs/e1"),
         f"/hubs/lhr/nodes/{name}",
@@ -41,7 +41,9 @@ def source(name: str, watermark_ms: int | None, **members: object) -> Source:
     return replace(made, **members)  # type: ignore[arg-type]
 
 
-def view(*sources: Source, watermark_ms: int | None = None, emitted: bool = True) -> HubView:
+def view(
+    *sources: SourceProgress, watermark_ms: int | None = None, emitted: bool = True
+) -> HubView:
     """A hub with these active sources."""
     return HubView(HubCode("lhr"), 60_000, watermark_ms, NOON_MS, sources, emitted, ())
 
@@ -87,16 +89,18 @@ def test_hub_is_silent_after_two_heartbeats() -> None:
 def test_blockers_are_named_with_their_reason() -> None:
     """Missing watermark, gap, silence and falling behind; none while all are in step."""
     in_step = source("ok", NOON_MS)
-    assert [] == blockers(view(in_step), NOW_MS)
+    assert [] == blocking_sources(view(in_step), NOW_MS)
     troubled = view(
         in_step,
         source("behind", NOON_MS - HOUR_MS),
-        source("gap", NOON_MS, beyond=(Seen(4, 5),)),
-        source("gap1", NOON_MS, beyond=(Seen(3, 5),)),
+        source("gap", NOON_MS, beyond=(SequenceRange(4, 5),)),
+        source("gap1", NOON_MS, beyond=(SequenceRange(3, 5),)),
         source("mute", NOON_MS, last_seen_ms=0),
         source("new", None),
     )
-    reasons = {one.source.split("/")[4]: one.reason for one in blockers(troubled, NOW_MS)}
+    reasons = {
+        behind.source.split("/")[4]: behind.reason for behind in blocking_sources(troubled, NOW_MS)
+    }
     assert {
         "new": "no watermark yet",
         "behind": "behind the others: its watermark is 2025-07-31T09:00:00.000Z",
@@ -108,7 +112,7 @@ def test_blockers_are_named_with_their_reason() -> None:
 
 def test_statement_is_told_again_only_when_something_matters() -> None:
     """At once for the watermark and open time; throttled for the rest; never for nothing."""
-    first = restated(view(source("a", None)), None, 0, NOW_MS)
+    first = statement_due(view(source("a", None)), None, 0, NOW_MS)
     assert first is not None
     assert (NOW_MS, None, "no watermark yet") == (
         first.revision,
@@ -116,35 +120,35 @@ def test_statement_is_told_again_only_when_something_matters() -> None:
         first.behind[0].reason,
     )
     same = view(source("a", None))
-    assert restated(same, first, NOW_MS, NOW_MS + 9_999) is None
-    moved = restated(view(source("a", 5), watermark_ms=5), first, NOW_MS, NOW_MS)
+    assert statement_due(same, first, NOW_MS, NOW_MS + 9_999) is None
+    moved = statement_due(view(source("a", 5), watermark_ms=5), first, NOW_MS, NOW_MS)
     assert moved is not None
     assert (NOW_MS + 1, 5, ["the furthest behind"]) == (
         moved.revision,
         moved.watermark_ms,
-        [one.reason for one in moved.behind],
+        [behind.reason for behind in moved.behind],
     )
     waiting = replace(same, quarantined=[OpenQuarantine(TenantId("t"), "2025-07", 1)])
-    assert restated(waiting, first, NOW_MS, NOW_MS) is not None
+    assert statement_due(waiting, first, NOW_MS, NOW_MS) is not None
     other = view(source("b", None))
-    assert restated(other, first, NOW_MS, NOW_MS + 999) is None
-    assert restated(other, first, NOW_MS, NOW_MS + 1_000) is not None
-    assert restated(view(emitted=False), None, 0, NOW_MS) is None
+    assert statement_due(other, first, NOW_MS, NOW_MS + 999) is None
+    assert statement_due(other, first, NOW_MS, NOW_MS + 1_000) is not None
+    assert statement_due(view(emitted=False), None, 0, NOW_MS) is None
 
 
 @pytest.mark.defect("F22")
 def test_what_restored_metering_tells_is_newer_than_all_it_has_forgotten() -> None:
     """Readers take only a higher revision; it follows the clock, and counts up if that stands."""
-    before = restated(view(source("a", 5), watermark_ms=5), None, 0, NOW_MS)
-    forgotten = restated(view(source("a", 6), watermark_ms=6), before, NOW_MS, NOW_MS + 500)
-    restored = restated(view(source("a", 7), watermark_ms=7), before, NOW_MS, NOW_MS + 1_000)
-    rebuilt = restated(view(source("a", 7), watermark_ms=7), None, 0, NOW_MS + 1_000)
+    before = statement_due(view(source("a", 5), watermark_ms=5), None, 0, NOW_MS)
+    forgotten = statement_due(view(source("a", 6), watermark_ms=6), before, NOW_MS, NOW_MS + 500)
+    restored = statement_due(view(source("a", 7), watermark_ms=7), before, NOW_MS, NOW_MS + 1_000)
+    rebuilt = statement_due(view(source("a", 7), watermark_ms=7), None, 0, NOW_MS + 1_000)
     assert before is not None
     assert forgotten is not None
     assert restored is not None
     assert rebuilt is not None
     assert before.revision < forgotten.revision < restored.revision == rebuilt.revision
-    clock_went_back = restated(view(source("a", 8), watermark_ms=8), restored, NOW_MS, NOW_MS)
+    clock_went_back = statement_due(view(source("a", 8), watermark_ms=8), restored, NOW_MS, NOW_MS)
     assert clock_went_back is not None
     assert restored.revision + 1 == clock_went_back.revision
 
@@ -158,7 +162,7 @@ def test_statement_fits_a_message_however_much_waits() -> None:
         for tenant in range(200)
         for month in months
     ]
-    statement = restated(replace(view(), quarantined=waiting), None, 0, NOW_MS)
+    statement = statement_due(replace(view(), quarantined=waiting), None, 0, NOW_MS)
     assert statement is not None
     assert MAX_QUARANTINED == len(statement.quarantined)
     value = msgspec.json.encode(statement)
@@ -171,6 +175,6 @@ def test_statement_fits_a_message_however_much_waits() -> None:
         assert dict.fromkeys(months, 200 * 2**62) == sums
     named = {(item.tenant_id, item.month) for item in statement.quarantined}
     assert len(named) == len(statement.quarantined)
-    assert bounded(waiting) == statement.quarantined
+    assert bound_quarantined(waiting) == statement.quarantined
     few = waiting[:MAX_QUARANTINED]
-    assert few == bounded(few)
+    assert few == bound_quarantined(few)

@@ -25,6 +25,8 @@ from typing import Final, NamedTuple
 from hisab_contracts.ids import (
     AllocationId,
     DeviceId,
+    HubCode,
+    NodeId,
     PriceClass,
     ProjectId,
     Sku,
@@ -33,6 +35,9 @@ from hisab_contracts.ids import (
 )
 
 DAY_MS: Final = 86_400_000
+
+DeviceKey = tuple[HubCode, NodeId, DeviceId]
+"""Which device: a device is named by its node, and a node by its hub."""
 
 
 class Claim(NamedTuple):
@@ -46,7 +51,7 @@ class Claim(NamedTuple):
     share_ppm: int
 
 
-class Covered(NamedTuple):
+class CoveredInterval(NamedTuple):
     """One stored interval `[start_ms, end_ms)` of a slice, within one UTC day."""
 
     slice_uuid: SliceId
@@ -55,7 +60,7 @@ class Covered(NamedTuple):
     claim: Claim
 
 
-class Conflict(NamedTuple):
+class CoverageConflict(NamedTuple):
     """A part of a reported interval that another claim, or another slicing, has sold already."""
 
     start_ms: int
@@ -65,24 +70,24 @@ class Conflict(NamedTuple):
     claim: Claim
 
 
-class Split(NamedTuple):
+class IntervalSplit(NamedTuple):
     """A reported interval, taken apart: the parts are disjoint and add up to it exactly."""
 
     fresh: tuple[tuple[int, int], ...]
     """`[start_ms, end_ms)` in order: billable."""
     duplicates: tuple[tuple[int, int], ...]
     """`[start_ms, end_ms)` in order: the same claim covers them already."""
-    conflicts: tuple[Conflict, ...]
+    conflicts: tuple[CoverageConflict, ...]
 
 
-class Changes(NamedTuple):
-    """What must be stored so that the rows say what the coverage says."""
+class CoverageChanges(NamedTuple):
+    """How the stored rows of one device must change so that they say what its coverage says."""
 
     removed: list[tuple[SliceId, int]]
     """(slice, start_ms) of rows merged into others."""
     grown: list[tuple[SliceId, int, int]]
     """(slice, start_ms, new end_ms) of rows that reach further than they did."""
-    added: list[Covered]
+    added: list[CoveredInterval]
 
 
 class _Track:
@@ -111,6 +116,8 @@ class _Track:
     def _add_within_day(self, start_ms: int, end_ms: int, claim: Claim) -> None:
         starts, ends, claims = self.starts, self.ends, self.claims
         at = bisect_left(starts, start_ms)
+        # Rows that meet at midnight stay two: a merged row would be longer than a day, and whoever
+        # loads from the midnight before an interval would no longer find it.
         joins_left = at > 0 and ends[at - 1] == start_ms and start_ms % DAY_MS != 0
         joins_right = at < len(starts) and starts[at] == end_ms and end_ms % DAY_MS != 0
         if joins_right and claims[at] == claim:
@@ -127,12 +134,13 @@ class _Track:
 class DeviceCoverage:
     """A working copy of one device's coverage, as far as a batch can touch it.
 
-    Made from the stored rows, asked and extended, and read out as `changes`.
+    It is made from the stored rows, every reported interval is covered on it in order of arrival,
+    and `changes` says in the end how the rows must change.
     """
 
     __slots__ = ("_device_uuid", "_touched", "_tracks")
 
-    def __init__(self, device_uuid: DeviceId, rows: Iterable[Covered] = ()) -> None:
+    def __init__(self, device_uuid: DeviceId, rows: Iterable[CoveredInterval] = ()) -> None:
         """Take the stored rows of all slices of the device, in any order."""
         self._device_uuid: str = device_uuid
         self._tracks: dict[SliceId, _Track] = {}
@@ -144,17 +152,19 @@ class DeviceCoverage:
             track.claims.append(row.claim)
             track.stored[row.start_ms] = row.end_ms
 
-    def cover(self, slice_uuid: SliceId, start_ms: int, end_ms: int, claim: Claim) -> Split:
+    def cover(self, slice_uuid: SliceId, start_ms: int, end_ms: int, claim: Claim) -> IntervalSplit:
         """Split a reported interval and take what is fresh of it into the coverage."""
         track = self._tracks.get(slice_uuid)
         if track is None:
-            # Before the track exists, so that a refused slice leaves no trace.
+            # Split before the track exists: an interval that is all conflict must not leave an
+            # empty track, because later intervals take the fast path by the number of tracks.
             split = self.split(slice_uuid, start_ms, end_ms, claim)
             if split.fresh:
                 track = self._tracks[slice_uuid] = _Track()
         elif len(self._tracks) == 1 and track.ends[-1] <= start_ms:
-            # Nearly always: time goes on, and nobody slices the device otherwise.
-            split = Split(((start_ms, end_ms),), (), ())
+            # Nearly always so: time goes on, and nobody slices the device otherwise. Nothing on the
+            # only track ends after the start, so all of it is fresh and no search is needed.
+            split = IntervalSplit(((start_ms, end_ms),), (), ())
         else:
             split = self.split(slice_uuid, start_ms, end_ms, claim)
         if split.fresh and track is not None:
@@ -163,50 +173,52 @@ class DeviceCoverage:
                 track.add(fresh_start_ms, fresh_end_ms, claim)
         return split
 
-    def split(self, slice_uuid: SliceId, start_ms: int, end_ms: int, claim: Claim) -> Split:
+    def split(self, slice_uuid: SliceId, start_ms: int, end_ms: int, claim: Claim) -> IntervalSplit:
         """Say what of a reported interval is fresh, duplicate and in conflict; change nothing."""
         fresh: list[tuple[int, int]] = []
-        conflicts: list[Conflict] = []
+        conflicts: list[CoverageConflict] = []
         duplicates: list[tuple[int, int]] = []
         cursor_ms = start_ms
         for sold in sorted(self._sold(slice_uuid, start_ms, end_ms), key=_by_start):
             until_ms = min(sold.end_ms, end_ms)
             if until_ms <= cursor_ms:
-                continue  # Sold on two slices at once: the first one seen names the conflict.
+                continue  # Sold on two slices at once: the earlier one has named the conflict.
             if cursor_ms < sold.start_ms:
                 fresh.append((cursor_ms, sold.start_ms))
                 cursor_ms = sold.start_ms
             if sold.slice_uuid == slice_uuid and sold.claim == claim:
                 duplicates.append((cursor_ms, until_ms))
             else:
-                conflicts.append(Conflict(cursor_ms, until_ms, sold.slice_uuid, sold.claim))
+                conflicts.append(CoverageConflict(cursor_ms, until_ms, sold.slice_uuid, sold.claim))
             cursor_ms = until_ms
         if cursor_ms < end_ms:
             fresh.append((cursor_ms, end_ms))
-        return Split(tuple(fresh), tuple(duplicates), tuple(conflicts))
+        return IntervalSplit(tuple(fresh), tuple(duplicates), tuple(conflicts))
 
-    def changes(self) -> Changes:
-        """Say how the rows differ from what was stored."""
-        changes = Changes([], [], [])
+    def changes(self) -> CoverageChanges:
+        """Return how the rows differ from what was stored; all empty when nothing became fresh."""
+        changes = CoverageChanges([], [], [])
         for slice_uuid in self._touched:
             track = self._tracks[slice_uuid]
             left = dict(track.stored)
             for start_ms, end_ms, claim in zip(track.starts, track.ends, track.claims, strict=True):
                 stored_end_ms = left.pop(start_ms, None)
                 if stored_end_ms is None:
-                    changes.added.append(Covered(slice_uuid, start_ms, end_ms, claim))
+                    changes.added.append(CoveredInterval(slice_uuid, start_ms, end_ms, claim))
                 elif stored_end_ms != end_ms:
                     changes.grown.append((slice_uuid, start_ms, end_ms))
             changes.removed.extend((slice_uuid, start_ms) for start_ms in left)
         return changes
 
-    def _sold(self, slice_uuid: SliceId, start_ms: int, end_ms: int) -> Iterator[Covered]:
+    def _sold(self, slice_uuid: SliceId, start_ms: int, end_ms: int) -> Iterator[CoveredInterval]:
         """Yield what is sold in `[start_ms, end_ms)` on every slice that excludes this one."""
         whole = slice_uuid == self._device_uuid
         for other_uuid, track in self._tracks.items():
             if whole or other_uuid in (slice_uuid, self._device_uuid):
                 for at in track.within(start_ms, end_ms):
-                    yield Covered(other_uuid, track.starts[at], track.ends[at], track.claims[at])
+                    yield CoveredInterval(
+                        other_uuid, track.starts[at], track.ends[at], track.claims[at]
+                    )
 
 
 def day_floor_ms(instant_ms: int) -> int:
@@ -214,5 +226,10 @@ def day_floor_ms(instant_ms: int) -> int:
     return instant_ms - instant_ms % DAY_MS
 
 
-def _by_start(row: Covered) -> tuple[int, int, str]:
+def days_touched_count(start_ms: int, end_ms: int) -> int:
+    """Return how many UTC days `[start_ms, end_ms)` touches: into so many rows it may be cut."""
+    return (end_ms - 1) // DAY_MS - start_ms // DAY_MS + 1
+
+
+def _by_start(row: CoveredInterval) -> tuple[int, int, str]:
     return row.start_ms, row.end_ms, row.slice_uuid

@@ -1,4 +1,4 @@
-"""Completeness: up to when a hub has said everything, and how that is told downstream.
+"""Watermarks: up to when a hub is complete, and how that is stated downstream.
 
 Theory. A hub is complete up to the minimum of the watermarks of its active sources. That minimum is
 only a *candidate*: on a partition that lags behind there may be a source not yet seen, or usage
@@ -10,10 +10,10 @@ What passes never goes back. Lateness, month close and grant expiry hang on the 
 A hub none of whose sources is active any more (all retired) holds nobody up: it is complete up to
 the present hour. Undecodable records belong to no source and block nobody.
 
-What is told downstream is a `HubWatermark`; it is told again when the watermark or the open
+What is stated downstream is a `HubWatermark`; it is stated again when the watermark or the open
 quarantined time changes, and otherwise at most every second. Readers take only a higher revision
 than they know, so revisions follow the clock: metering that was restored from a backup, or rebuilt,
-has forgotten the latest ones, and what it tells must be heard all the same.
+has forgotten the latest ones, and what it states must be taken all the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Final
 from hisab_contracts.charges import HubWatermark, OpenQuarantine, SourceBehind
 from hisab_contracts.ids import HubCode
 from hisab_contracts.units import hour_floor_ms, instant_text
-from metering.sources import Source
+from metering.core.sources import SourceProgress
 
 MAX_BEHIND: Final = 20
 MAX_QUARANTINED: Final = 2_000
@@ -54,12 +54,24 @@ class HubView:
     """What has passed a barrier so far."""
     last_seen_ms: int
     """Kafka timestamp of its latest record; when it was registered, if there is none."""
-    sources: Sequence[Source]
+    sources: Sequence[SourceProgress]
     """Its active sources."""
     emitted: bool
     """Whether any source of it was ever seen: only then does it count."""
     quarantined: Sequence[OpenQuarantine]
     """Open quarantined time per tenant we know and billing month, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubStatement:
+    """What is committed about a hub, and what was stated last downstream about it."""
+
+    view: HubView
+    last: HubWatermark | None
+    stated_ms: int
+    """When that was stated, by our clock."""
+    ever_seen: bool
+    """Whether any record of it was ever read."""
 
 
 def candidate_ms(view: HubView, now_ms: int) -> int | None:
@@ -88,6 +100,7 @@ def passed_ms(view: HubView, barrier: Barrier, now_ms: int) -> int | None:
     """
     now_candidate_ms = candidate_ms(view, now_ms)
     if now_candidate_ms is None:
+        # A source without a watermark appeared behind the barrier: it holds the hub where it is.
         return view.watermark_ms
     reached_ms = min(barrier.candidate_ms, now_candidate_ms)
     return reached_ms if view.watermark_ms is None else max(view.watermark_ms, reached_ms)
@@ -98,36 +111,37 @@ def is_silent(view: HubView, now_ms: int) -> bool:
     return now_ms - view.last_seen_ms > SILENT_HEARTBEATS * view.heartbeat_ms
 
 
-def restated(
-    view: HubView, told: HubWatermark | None, told_at_ms: int, now_ms: int
+def statement_due(
+    view: HubView, last: HubWatermark | None, stated_ms: int, now_ms: int
 ) -> HubWatermark | None:
-    """Return what must be told downstream now, or None when nothing that matters has changed.
+    """Return what must be stated downstream now, or None when nothing that matters has changed.
 
-    Its revision is above every one told before, those that a restored database forgot included.
+    `last` is what was stated last, at `stated_ms`. The revision is above every one stated before,
+    those that a restored database forgot included.
     """
     if not view.emitted:
         return None
     statement = HubWatermark(
         hub=view.hub,
-        revision=now_ms if told is None else max(told.revision + 1, now_ms),
+        revision=now_ms if last is None else max(last.revision + 1, now_ms),
         watermark_ms=view.watermark_ms,
         silent=is_silent(view, now_ms),
-        quarantined=bounded(view.quarantined),
+        quarantined=bound_quarantined(view.quarantined),
         behind=[
             SourceBehind(source.path, source.watermark_ms, trouble or "the furthest behind")
             for source, trouble in _deciding(view, now_ms)
         ],
     )
-    if told is None:
+    if last is None:
         return statement
-    if (statement.watermark_ms, statement.quarantined) != (told.watermark_ms, told.quarantined):
-        return statement
-    if (statement.silent, statement.behind) == (told.silent, told.behind):
+    if (statement.watermark_ms, statement.quarantined) != (last.watermark_ms, last.quarantined):
+        return statement  # Months wait for these two: they are stated at once.
+    if (statement.silent, statement.behind) == (last.silent, last.behind):
         return None
-    return statement if now_ms - told_at_ms >= RESTATE_AFTER_MS else None
+    return statement if now_ms - stated_ms >= RESTATE_AFTER_MS else None
 
 
-def bounded(quarantined: Sequence[OpenQuarantine]) -> list[OpenQuarantine]:
+def bound_quarantined(quarantined: Sequence[OpenQuarantine]) -> list[OpenQuarantine]:
     """Return at most `MAX_QUARANTINED` items that hold the same months open for the same sums.
 
     Conserves the time of every month: what is left out is added to the first tenant of its month,
@@ -153,7 +167,7 @@ def bounded(quarantined: Sequence[OpenQuarantine]) -> list[OpenQuarantine]:
     ]
 
 
-def blockers(view: HubView, now_ms: int) -> list[SourceBehind]:
+def blocking_sources(view: HubView, now_ms: int) -> list[SourceBehind]:
     """Return the sources that keep their hub from going on: none while all report in step."""
     return [
         SourceBehind(source.path, source.watermark_ms, trouble)
@@ -162,7 +176,7 @@ def blockers(view: HubView, now_ms: int) -> list[SourceBehind]:
     ][:MAX_BEHIND]
 
 
-def _deciding(view: HubView, now_ms: int) -> list[tuple[Source, str | None]]:
+def _deciding(view: HubView, now_ms: int) -> list[tuple[SourceProgress, str | None]]:
     """Return the sources that decide the minimum and those in trouble, furthest behind first."""
     least_ms = candidate_ms(view, now_ms)
     return [
@@ -172,7 +186,7 @@ def _deciding(view: HubView, now_ms: int) -> list[tuple[Source, str | None]]:
     ][:MAX_BEHIND]
 
 
-def _troubles(view: HubView, now_ms: int) -> list[tuple[Source, str | None]]:
+def _troubles(view: HubView, now_ms: int) -> list[tuple[SourceProgress, str | None]]:
     """Return every active source and what is wrong with it, furthest behind first."""
     furthest_ms = max((source.watermark_ms or 0 for source in view.sources), default=0)
     patience_ms = SILENT_HEARTBEATS * view.heartbeat_ms
@@ -182,7 +196,7 @@ def _troubles(view: HubView, now_ms: int) -> list[tuple[Source, str | None]]:
     ]
 
 
-def _trouble(source: Source, now_ms: int, furthest_ms: int, patience_ms: int) -> str | None:
+def _trouble(source: SourceProgress, now_ms: int, furthest_ms: int, patience_ms: int) -> str | None:
     """Say why a source does not go on, in one sentence; None when it is in step."""
     if source.beyond:
         first, until = source.gaps[0]
@@ -197,5 +211,5 @@ def _trouble(source: Source, now_ms: int, furthest_ms: int, patience_ms: int) ->
     return None
 
 
-def _behind_key(source: Source) -> tuple[int, str]:
+def _behind_key(source: SourceProgress) -> tuple[int, str]:
     return (-1 if source.watermark_ms is None else source.watermark_ms), source.path

@@ -1,12 +1,14 @@
-"""Rating: what a GPU-hour costs at an hour, and which price lists may be added.
+"""Pricing: which price lists may be added, and what a quote costs.
 
 Theory. A price line gives (currency, SKU, price class) a price in a window of whole UTC hours.
 Lines are immutable; a new price is a new line. An open line ends where the next line of its series
 (same currency, SKU and class) begins. So that the price of an hour never changes once it was rated,
-a line that would take such an hour away is refused. A SKU is known once a line names it.
+a line that would take such an hour away is refused. A SKU is known once a line names it. Which line
+rates an hour is `hisab_contracts.prices.PriceBook`'s to say, because the ledger asks the same.
 
-A bucket (tenant, project, allocation, hub, node, rate line, UTC hour) is rated as a whole
-(`hisab_contracts.units.rated_micro`); as windows lie on whole hours it has one price.
+A list is added in two steps, because the second needs rows that only the first can name:
+`reject_overlap` and `displaced_lines` look at the lines alone, then `reject_rated` at the hours
+that are rated on the lines to be displaced.
 
 Refusals of a price list, in order of precedence: `price-overlap` (a start that the series has
 already, or windows with fixed ends that overlap), `price-past` (it begins before an hour already
@@ -15,26 +17,18 @@ rated on the line it would cut short).
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from hisab_contracts.canonical import Canonical, content_sha256
 from hisab_contracts.ids import PriceClass, PriceVersion, Sku
+from hisab_contracts.prices import PriceBook, PriceSeries, series_of
 from hisab_contracts.reference import PriceLine
-from hisab_contracts.units import HOUR_MS, hour_floor_ms, instant_text, rated_micro
+from hisab_contracts.units import instant_text, rated_micro
 
 MAX_MICRO_PER_GPU_HOUR: Final = 10**12
 """A million units of currency: keeps every bucket's amount far inside 64 bits."""
-
-
-class Series(NamedTuple):
-    """What competes for an hour: lines of one currency, SKU and price class."""
-
-    currency: str
-    sku: Sku
-    price_class: PriceClass
 
 
 class ListedPrice(NamedTuple):
@@ -58,7 +52,7 @@ class PriceList:
 
 
 @dataclass(frozen=True, slots=True)
-class PriceRefused:
+class PriceListRefused:
     """The list cannot be taken as it is."""
 
     code: Literal["price-overlap", "price-past"]
@@ -66,51 +60,14 @@ class PriceRefused:
 
 
 @dataclass(frozen=True, slots=True)
-class Displaced:
+class DisplacedLine:
     """An open line that a new line would end: no hour of it from `from_ms` may be rated yet."""
 
     rate_line_id: str
     from_ms: int
 
 
-class PriceBook:
-    """All price lines, ready to be asked for the one that rates an hour."""
-
-    __slots__ = ("_by_series", "_skus")
-
-    def __init__(self, lines: Iterable[PriceLine] = ()) -> None:
-        """Take lines that do not overlap, in any order."""
-        by_series: dict[Series, list[PriceLine]] = {}
-        for line in sorted(lines, key=_by_start):
-            series = Series(line.currency, line.sku, line.price_class)
-            by_series.setdefault(series, []).append(line)
-        self._by_series = {
-            series: ([line.valid_from_ms for line in ordered], ordered)
-            for series, ordered in by_series.items()
-        }
-        self._skus = frozenset(series.sku for series in by_series)
-
-    def knows(self, sku: Sku) -> bool:
-        """Say whether any line names this SKU."""
-        return sku in self._skus
-
-    def line_at(self, series: Series, hour_ms: int) -> PriceLine | None:
-        """Return the line that rates the UTC hour that begins at `hour_ms`, if there is one."""
-        starts, lines = self._by_series.get(series, ((), ()))
-        at = bisect_right(starts, hour_ms) - 1
-        if at < 0:
-            return None
-        line = lines[at]
-        if line.valid_until_ms is not None and hour_ms >= line.valid_until_ms:
-            return None
-        return line
-
-    def series(self, series: Series) -> Sequence[PriceLine]:
-        """Return the lines of one series by start."""
-        return self._by_series.get(series, ((), ()))[1]
-
-
-def lines_of(price_list: PriceList) -> list[PriceLine]:
+def price_lines_of(price_list: PriceList) -> list[PriceLine]:
     """Return the lines that a list stands for, under the version that its content gives it."""
     version = price_version(price_list)
     return [
@@ -139,51 +96,52 @@ def price_version(price_list: PriceList) -> PriceVersion:
     return PriceVersion(content_sha256(content))
 
 
-def overlap(book: PriceBook, lines: Sequence[PriceLine]) -> PriceRefused | None:
+def reject_overlap(book: PriceBook, lines: Sequence[PriceLine]) -> PriceListRefused | None:
     """Refuse new lines that begin where another does, or whose fixed windows overlap."""
-    seen: set[Series] = set()
+    seen: set[PriceSeries] = set()
     for line in lines:
-        series = Series(line.currency, line.sku, line.price_class)
+        series = series_of(line)
         if series in seen:
-            return PriceRefused("price-overlap", f"the list prices {_name(line)} twice")
+            return PriceListRefused("price-overlap", f"the list prices {_name(line)} twice")
         seen.add(series)
-        for other in book.series(series):
+        for other in book.lines_of(series):
             if _overlaps(line, other):
                 detail = f"{_name(line)}: {_window(line)} overlaps {_window(other)}"
-                return PriceRefused("price-overlap", detail)
+                return PriceListRefused("price-overlap", detail)
     return None
 
 
-def displaced(book: PriceBook, lines: Sequence[PriceLine]) -> list[Displaced]:
+def displaced_lines(book: PriceBook, lines: Sequence[PriceLine]) -> list[DisplacedLine]:
     """Return the open lines that these lines would end: their later hours must be unrated."""
-    ended = []
+    displaced = []
     for line in lines:
-        series = Series(line.currency, line.sku, line.price_class)
-        earlier = [o for o in book.series(series) if o.valid_from_ms < line.valid_from_ms]
+        earlier = [
+            other
+            for other in book.lines_of(series_of(line))
+            if other.valid_from_ms < line.valid_from_ms
+        ]
+        # Only the line just before the new one can be cut short: each of the others ends earlier.
         if earlier and earlier[-1].valid_until_ms is None:
-            ended.append(Displaced(earlier[-1].rate_line_id, line.valid_from_ms))
-    return ended
+            displaced.append(DisplacedLine(earlier[-1].rate_line_id, line.valid_from_ms))
+    return displaced
 
 
-def past(rated_hour_ms: Mapping[str, int], ended: Sequence[Displaced]) -> PriceRefused | None:
+def reject_rated(
+    rated_hour_ms: Mapping[str, int], displaced: Sequence[DisplacedLine]
+) -> PriceListRefused | None:
     """Refuse lines that would take away an hour that is rated already.
 
     `rated_hour_ms` gives, per displaced rate line, an hour from `from_ms` that is rated on it.
     """
-    for line in ended:
+    for line in displaced:
         hour_ms = rated_hour_ms.get(line.rate_line_id)
         if hour_ms is not None:
             detail = (
                 f"the hour {instant_text(hour_ms)} is rated already on the line that would end "
                 f"at {instant_text(line.from_ms)}"
             )
-            return PriceRefused("price-past", detail)
+            return PriceListRefused("price-past", detail)
     return None
-
-
-def hours_of(start_ms: int, end_ms: int) -> range:
-    """Return the starts of the UTC hours that `[start_ms, end_ms)` touches."""
-    return range(hour_floor_ms(start_ms), end_ms, HOUR_MS)
 
 
 def quote_micro(line: PriceLine, gpus: int, duration_ms: int) -> int:
@@ -199,6 +157,7 @@ def _rate_line_id(version: PriceVersion, listed: ListedPrice) -> str:
 def _overlaps(line: PriceLine, other: PriceLine) -> bool:
     if line.valid_from_ms == other.valid_from_ms:
         return True
+    # An open window overlaps nothing: it ends where the later line of its series begins.
     first, second = sorted((line, other), key=_by_start)
     return first.valid_until_ms is not None and second.valid_from_ms < first.valid_until_ms
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from integration.metering.service import Hub, charges, eventually, read_all, send_tenant
-from unit.metering.said import HOUR_MS, NOON_MS, device, ended, event, interval
+from unit.metering.hub_events import HOUR_MS, NOON_MS, device, ended, event, interval
 
 MINUTE_MS = 60_000
 HALF_HOUR_GPU_NS = 1_800_000_000_000
@@ -48,7 +48,9 @@ def test_interval_is_billed_once_however_often_it_is_sent(hub: Hub) -> None:
     assert (2 * HALF_HOUR_GPU_NS, HALF_HOUR_GPU_NS, HALF_HOUR_GPU_NS, 0) == sides(said)
     assert (1, "420000000") == (said["buckets"], said["charge_micro"])
     [total] = [
-        one for one in charges(hub.metering.infrastructure, hub.code) if one["kind"] == "bucket"
+        message
+        for message in charges(hub.metering.infrastructure, hub.code)
+        if message["kind"] == "bucket"
     ]
     assert ("420000000", "hold-1", 0) == (
         str(total["total_micro"]),
@@ -140,7 +142,7 @@ def test_bad_records_wait_with_their_reason_and_block_nobody(hub: Hub) -> None:
         json.loads(value)
         for value in read_all(hub.metering.infrastructure, "metering.quarantine.v1")
     ]
-    sums = {one["value_sha256"] for one in notices if one["hub"] == hub.code}
+    sums = {notice["value_sha256"] for notice in notices if notice["hub"] == hub.code}
     assert hashlib.sha256(huge).hexdigest() in sums
 
 
@@ -170,7 +172,7 @@ def test_record_is_released_once_its_tenant_and_price_are_known(hub: Hub) -> Non
         },
     )
     assert 201 == added.status_code
-    said = eventually(hub.reconcile, lambda one: one["records"]["quarantined"] == 0)
+    said = eventually(hub.reconcile, lambda accounts: accounts["records"]["quarantined"] == 0)
     assert (2, 1, 1, 0) == records(said)
     assert (2 * 2 * HALF_HOUR_GPU_NS, 2 * HALF_HOUR_GPU_NS, 2 * HALF_HOUR_GPU_NS, 0) == sides(said)
     assert "1000000" == said["charge_micro"]
@@ -205,7 +207,7 @@ def test_final_is_stated_when_the_totals_match(hub: Hub) -> None:
 
     def finals() -> list[str]:
         said = charges(hub.metering.infrastructure, hub.code)
-        return [one["allocation_id"] for one in said if one["kind"] == "final"]
+        return [message["allocation_id"] for message in said if message["kind"] == "final"]
 
     assert ["job-1"] == eventually(finals, lambda found: len(found) > 0)
     hub.complete(NOON_MS + HOUR_MS)

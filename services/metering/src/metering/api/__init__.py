@@ -1,0 +1,37 @@
+"""What hubs, operators, tenants and auditors ask of metering and command: one module per resource.
+
+Each endpoint checks in this order: who calls (401, 403), what the path names (404), the form of the
+request (413, 415, 422), and then acts (409).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hisab_contracts.ids import HubCode
+from metering.api.events import Events
+from metering.api.hubs import Hubs
+from metering.api.prices import Prices
+from metering.api.quarantine import Quarantine
+from metering.api.sources import Sources
+from metering.api.usage import Usage
+from runtime.http import Resource
+from runtime.outbox import Outbox
+from runtime.service import Kit
+
+
+def resources(
+    kit: Kit, outbox: Outbox, follow: Callable[[HubCode], None], hub_partitions: int
+) -> tuple[Resource, ...]:
+    """Return every resource of metering but `/v1/status`, which the kit has.
+
+    To follow a hub means that this process reads its topic from now on.
+    """
+    return (
+        Events(kit),
+        Usage(kit),
+        Quarantine(kit, outbox),
+        Prices(kit, outbox),
+        Hubs(kit, outbox, follow, hub_partitions),
+        Sources(kit),
+    )

@@ -1,0 +1,131 @@
+"""`/v1/hubs`: the registry, and how far each hub is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+from fastapi import Request, Response
+
+from hisab_contracts.ids import HUB_PATTERN, HubCode
+from hisab_contracts.reference import HubRecord, Role
+from hisab_contracts.topics import HUBS, hub_topic
+from hisab_contracts.units import instant_text
+from metering.api.requests import find_hub, optional_instant_text, require_own_hub
+from metering.core.watermarks import HubStatement, blocking_sources, is_silent
+from metering.store import hubs
+from runtime.clock import now_ms
+from runtime.http import Model, Problem, Resource, get, json_response, post
+from runtime.idempotency import Answer, read_command, run_command
+from runtime.kafka import Message, Topic
+from runtime.outbox import Outbox
+from runtime.service import Kit
+
+if TYPE_CHECKING:
+    from runtime.database import Connection
+
+
+class NewHub(Model, frozen=True, kw_only=True):
+    """A hub to register."""
+
+    hub: Annotated[str, msgspec.Meta(pattern=rf"^{HUB_PATTERN}$")]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    heartbeat_ms: Annotated[int, msgspec.Meta(ge=1_000, le=86_400_000)] = 60_000
+
+
+class HubAnswer(msgspec.Struct, frozen=True):
+    """A hub that was registered, and the topic it writes to."""
+
+    hub: str
+    name: str
+    heartbeat_ms: int
+    topic: str
+
+
+class BlockedSource(msgspec.Struct, frozen=True):
+    """A source that keeps its hub from going on, and why."""
+
+    source: str
+    reason: str
+
+
+class HubState(msgspec.Struct, frozen=True):
+    """How far a hub is complete, and what holds it."""
+
+    hub: str
+    complete_until: str | None
+    silent: bool
+    last_seen_at: str | None
+    blocked_by: list[BlockedSource]
+
+
+class Hubs(Resource):
+    """`/v1/hubs`: register a hub, see how far one is complete."""
+
+    def __init__(
+        self, kit: Kit, outbox: Outbox, follow: Callable[[HubCode], None], partitions: int
+    ) -> None:
+        """`follow` has this process read a hub's topic; it is made with so many partitions."""
+        self._kit = kit
+        self._outbox = outbox
+        self._follow = follow
+        self._partitions = partitions
+
+    @get("/v1/hubs/{hub}", answer=HubState)
+    async def show_hub(self, request: Request, hub: str) -> Response:
+        """Show how far a hub is complete, and what holds it."""
+        principal = await self._kit.access.authorise(request, Role.HUB, Role.OPERATOR, Role.AUDITOR)
+        require_own_hub(principal, hub)
+        async with self._kit.api.transaction(tenant=principal.sees) as connection:
+            code = await find_hub(connection, hub)
+            [statement] = await hubs.hub_statements(connection, code)
+        return json_response(_hub_state(statement, now_ms()))
+
+    @post(
+        "/v1/hubs",
+        body=NewHub,
+        answer=HubAnswer,
+        status=201,
+        idempotent=True,
+        problems=("already-exists",),
+    )
+    async def add_hub(self, request: Request) -> Response:
+        """Register a hub: its topic is made, and read from its first record."""
+        principal = await self._kit.access.authorise(request, Role.OPERATOR)
+        command = await read_command(request, NewHub)
+        body = command.body
+        hub = HubCode(body.hub)
+        # First the topic: should we die between the two, the command is simply sent again.
+        await self._kit.kafka.create_topics(
+            [Topic(hub_topic(hub), self._partitions, log_append_time=True)]
+        )
+
+        async def run(connection: Connection) -> Answer:
+            if not await hubs.add_hub(connection, hub, body.name, body.heartbeat_ms):
+                raise Problem("already-exists", f"hub {hub} is registered")
+            record = HubRecord(hub, body.heartbeat_ms)
+            message = Message(HUBS, hub.encode(), msgspec.json.encode(record))
+            await self._outbox.write(connection, [message])
+            return Answer(201, HubAnswer(hub, body.name, body.heartbeat_ms, hub_topic(hub)))
+
+        response = await run_command(
+            self._kit.api, command, run, scope=principal.role, tenant=principal.sees
+        )
+        self._follow(hub)
+        return response
+
+
+def _hub_state(statement: HubStatement, present_ms: int) -> HubState:
+    """Show how far a hub is complete."""
+    view = statement.view
+    return HubState(
+        hub=view.hub,
+        complete_until=optional_instant_text(view.watermark_ms),
+        silent=is_silent(view, present_ms),
+        last_seen_at=instant_text(view.last_seen_ms) if statement.ever_seen else None,
+        blocked_by=[
+            BlockedSource(behind.source, behind.reason)
+            for behind in blocking_sources(view, present_ms)
+        ],
+    )

@@ -1,0 +1,114 @@
+"""`/v1/hubs/{hub}/sources`: what an agent's spool may forget, what is missing, and retirement.
+
+Retiring answers 409 `source-unknown` for a source that is not active.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+from fastapi import Request, Response
+
+from hisab_contracts.ids import SourcePath
+from hisab_contracts.reference import Role
+from metering.api.requests import Reason, find_hub, optional_instant_text, require_own_hub
+from metering.core.sources import SourceProgress, retire
+from metering.store import hubs
+from runtime.http import Model, Problem, Resource, get, page_of, page_response, post
+from runtime.idempotency import Answer, read_command, run_command
+from runtime.service import Kit
+
+if TYPE_CHECKING:
+    from runtime.database import Connection
+
+
+class SequenceGap(msgspec.Struct, frozen=True):
+    """Sequences that never arrived, both ends included."""
+
+    first_sequence: str
+    last_sequence: str
+
+
+class SourceView(msgspec.Struct, frozen=True):
+    """A source: up to which sequence its spool may forget, its watermark, what is missing."""
+
+    source: str
+    committed_sequence: str
+    watermark_at: str | None
+    gaps: list[SequenceGap]
+    standing: str
+
+
+class Retirement(Model, frozen=True, kw_only=True):
+    """A source that counts no longer."""
+
+    source: str
+    reason: Reason
+
+
+class RetirementAnswer(msgspec.Struct, frozen=True):
+    """The source that was retired."""
+
+    source: str
+    standing: str
+
+
+class Sources(Resource):
+    """`/v1/hubs/{hub}/sources`: the agents of a hub, epoch by epoch."""
+
+    def __init__(self, kit: Kit) -> None:
+        """Answer from the database of the `api` role."""
+        self._kit = kit
+
+    @get("/v1/hubs/{hub}/sources", answer=SourceView, paged=True)
+    async def list_sources(self, request: Request, hub: str) -> Response:
+        """List the sources of a hub: what an agent's spool may forget, and what is missing."""
+        principal = await self._kit.access.authorise(request, Role.HUB, Role.OPERATOR, Role.AUDITOR)
+        require_own_hub(principal, hub)
+        page = page_of(request, tuple[str])
+        (after,) = page.after or ("",)
+        async with self._kit.api.transaction(tenant=principal.sees) as connection:
+            code = await find_hub(connection, hub)
+            found = await hubs.list_sources(connection, code, after, page.limit + 1)
+        shown = [_source_view(source) for source in found]
+        return page_response(shown, page, lambda source: (source.source,))
+
+    @post(
+        "/v1/hubs/{hub}/sources/retire",
+        body=Retirement,
+        answer=RetirementAnswer,
+        idempotent=True,
+        problems=("source-unknown",),
+    )
+    async def retire(self, request: Request, hub: str) -> Response:
+        """Have a source count no longer for its hub's completeness."""
+        principal = await self._kit.access.authorise(request, Role.OPERATOR)
+        async with self._kit.api.transaction(tenant=principal.sees) as connection:
+            code = await find_hub(connection, hub)
+        command = await read_command(request, Retirement)
+        body = command.body
+
+        async def run(connection: Connection) -> Answer:
+            source = await hubs.lock_source(connection, code, SourcePath(body.source))
+            retired = retire(source)
+            if retired is None:
+                raise Problem("source-unknown", f"{hub} has no active source {body.source}")
+            because = f"key:{principal.key_id}: {body.reason}"
+            await hubs.save_retirement(connection, retired, because)
+            return Answer(200, RetirementAnswer(body.source, retired.standing))
+
+        return await run_command(
+            self._kit.api, command, run, scope=principal.role, tenant=principal.sees
+        )
+
+
+def _source_view(source: SourceProgress) -> SourceView:
+    """Show a source."""
+    return SourceView(
+        source=source.path,
+        committed_sequence=str(source.contiguous_sequence),
+        watermark_at=optional_instant_text(source.watermark_ms),
+        gaps=[SequenceGap(str(first), str(until - 1)) for first, until in source.gaps],
+        standing=source.standing,
+    )

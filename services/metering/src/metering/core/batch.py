@@ -1,0 +1,293 @@
+"""What the engine takes and gives: records, what must be loaded for them, and the changes.
+
+Only types. The engine (`metering.core.engine`) turns records and `Reference` into a
+`MeteringBatch`, which says what must be loaded; the shell loads a `MeteringState`; the engine turns
+both into `Changes`, which the shell saves and publishes. Records carry their bytes and their trace
+with them from end to end, so that whoever stores or publishes needs nothing else.
+
+Types made per record are msgspec Structs: they cost a quarter of a NamedTuple or a dataclass, at
+tens of thousands of records a second. They never form cycles, so the garbage collector skips them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from hisab_contracts.charges import BucketTotal
+from hisab_contracts.events import (
+    Device,
+    Ended,
+    HubFact,
+    Interval,
+    QuarantineReason,
+    Started,
+)
+from hisab_contracts.ids import (
+    AllocationId,
+    BucketId,
+    HoldId,
+    HubCode,
+    NodeId,
+    SourcePath,
+    TenantId,
+)
+from hisab_contracts.prices import PriceBook
+from hisab_contracts.reference import PriceLine
+from metering.core.allocations import AllocationKey
+from metering.core.coverage import CoverageChanges, CoveredInterval, DeviceKey
+from metering.core.sources import SourceEvent, SourceProgress, SourceReport
+
+RecordHeaders = Sequence[tuple[str, bytes | None]]
+"""Headers of a Kafka record, in order; Kafka lets a value be null."""
+
+
+# What comes in.
+
+
+class QuarantineCause(NamedTuple):
+    """Why a record waits in quarantine: the reason, and a sentence about this record."""
+
+    reason: QuarantineReason
+    detail: str
+
+
+class UsagePart(NamedTuple):
+    """A reported stretch `[start_ms, end_ms)` of one device slice."""
+
+    device: Device
+    start_ms: int
+    end_ms: int
+
+
+class EarlierVerdict(NamedTuple):
+    """How a record that is judged again was counted when it was quarantined."""
+
+    quarantine_id: int
+    parts: tuple[UsagePart, ...] | None
+    """What of it waits; None: the whole record."""
+    had_new: bool
+    """Whether another part of it was billed already."""
+    counts: bool
+    """Whether it was counted among the records, in the UTC hour `hour_ms`."""
+    hour_ms: int
+    waiting_gpu_ns: Mapping[int, int]
+    """Per UTC hour, the GPU time of it that waits."""
+
+
+class UsageRecord(Struct, frozen=True, gc=False):
+    """A record of a hub's topic, new from Kafka or out of quarantine, to be judged."""
+
+    hub: HubCode
+    """The topic's hub."""
+    topic: str
+    partition: int
+    offset: int
+    record_ms: int
+    """When Kafka took it."""
+    key: bytes | None
+    value: bytes | None
+    headers: RecordHeaders
+    trace: RecordHeaders = ()
+    """Headers that carry its trace on, for what is published because of it."""
+    cause: QuarantineCause | None = None
+    """Why it goes to quarantine without being read, if it must."""
+    earlier: EarlierVerdict | None = None
+    """Set when it waited in quarantine before."""
+    vouched_ms: int | None = None
+    """The present, when an operator vouches that what it says of the future has come to pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What is known beside the records when they are judged."""
+
+    currencies: Mapping[TenantId, str]
+    """Tenants and the currency of their books."""
+    book: PriceBook
+    watermarks: Mapping[HubCode, int | None]
+    """Per hub, how far it is complete: what has passed a barrier."""
+    generation: int = 0
+    """The newest price line in `book`."""
+
+
+# What is prepared.
+
+
+class RatedHour(Struct, frozen=True, gc=False):
+    """A UTC hour of an allocation on a node, at the price line that rates it: names a bucket."""
+
+    bucket_id: BucketId
+    interval: Interval
+    """Any interval in it: they agree on all that names the bucket."""
+    line: PriceLine
+    hour_ms: int
+
+
+class RatedInterval(Struct, frozen=True, gc=False):
+    """An interval that can be rated, for coverage to decide about."""
+
+    record: UsageRecord
+    interval: Interval
+    hours: Sequence[RatedHour]
+    """One per UTC hour it touches, in order."""
+
+
+class RejectedRecord(NamedTuple):
+    """A record that goes to quarantine whole."""
+
+    record: UsageRecord
+    cause: QuarantineCause
+    data: HubFact | None
+    """What could be read of it."""
+    counts: bool
+    """Whether it counts among the records: intervals, and what could not be decoded."""
+
+
+class RequeuedWatermark(NamedTuple):
+    """A quarantined watermark that an operator has judged again."""
+
+    record: UsageRecord
+    path: SourcePath
+    event: SourceEvent
+
+
+class DeviceSpan(NamedTuple):
+    """The stretch of a device that a batch can touch; both ends count, because rows merge there."""
+
+    from_day_ms: int
+    """The UTC midnight before it: no row that reaches into it starts earlier."""
+    from_ms: int
+    until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class MeteringBatch:
+    """Records that were read and validated, and what must be loaded to meter them."""
+
+    taken_records: int
+    """So many records from the first on are in it."""
+    usages: Sequence[RatedInterval]
+    rejected: Sequence[RejectedRecord]
+    reports: Mapping[SourcePath, SourceReport]
+    """By source, in order of first arrival."""
+    watermark_records: Mapping[tuple[SourcePath, int], UsageRecord]
+    """By source and sequence: the record that states a watermark there first."""
+    requeued_watermarks: Sequence[RequeuedWatermark]
+    requeued_without_usage: Sequence[UsageRecord]
+    """Records judged again that turn out to be no usage: they wait no more."""
+    requeued_ids: Sequence[int]
+    """The quarantine ids of all records judged again."""
+    started: Mapping[AllocationKey, Started]
+    ended: Mapping[AllocationKey, Ended]
+    """The latest end that was reported, by allocation."""
+    unknown_tenants: frozenset[TenantId]
+    """Tenants for which usage waits: prepare again if a look-up finds any of them."""
+    watermarks: Mapping[HubCode, int | None]
+    device_spans: Mapping[DeviceKey, DeviceSpan]
+    """Per device, the stretch whose coverage must be loaded."""
+    bucket_ids: Sequence[BucketId]
+
+    @property
+    def nodes(self) -> set[tuple[HubCode, NodeId]]:
+        """The nodes to lock: they guard their devices' coverage and their buckets."""
+        return {(hub, node_id) for hub, node_id, _ in self.device_spans}
+
+    @property
+    def node_paths(self) -> set[str]:
+        """The nodes whose active sources must be loaded, beside the sources that report."""
+        return {report.source.node_path for report in self.reports.values()}
+
+
+# What is loaded.
+
+
+class StoredBucket(NamedTuple):
+    """What is stored of a bucket."""
+
+    gpu_ns: int
+    hold_id: HoldId | None
+
+
+@dataclass(frozen=True, slots=True)
+class MeteringState:
+    """What is stored of all that a batch touches; locked, so it stays true until the commit."""
+
+    coverage: Mapping[DeviceKey, Sequence[CoveredInterval]]
+    buckets: Mapping[BucketId, StoredBucket]
+    sources: Sequence[SourceProgress]
+    """Every source that has a report, and all active ones of the same nodes."""
+
+
+# What changes.
+
+
+class MeteredBucket(NamedTuple):
+    """The new total of a bucket: what is stored of it, and published."""
+
+    total: BucketTotal
+    rate_line_id: str
+    is_new: bool
+    """Whether nothing was stored of it."""
+    record: UsageRecord
+    """The record that last added to it: its trace is carried on."""
+
+
+class TallyKey(NamedTuple):
+    """Which tally: one per hub, partition (so that consumers do not share any) and UTC hour."""
+
+    hub: HubCode
+    partition: int
+    hour_ms: int
+
+
+class Tally(NamedTuple):
+    """What is added to the counts of one UTC hour of usage time; below zero for what is undone."""
+
+    reported_gpu_ns: int = 0
+    duplicate_gpu_ns: int = 0
+    read_records: int = 0
+    accepted_records: int = 0
+    duplicate_records: int = 0
+
+
+class QuarantinedRecord(NamedTuple):
+    """What of a record waits from now on."""
+
+    record: UsageRecord
+    cause: QuarantineCause
+    tenant_id: TenantId | None
+    allocation_id: AllocationId | None
+    counts: bool
+    hour_ms: int
+    had_new: bool
+    """Whether another part of it is billed."""
+    parts: tuple[UsagePart, ...] | None
+    """None: the whole record."""
+    waiting_gpu_ns: Mapping[int, int]
+    """Per UTC hour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """All that must be stored and published, in one transaction, so that a batch is metered."""
+
+    coverage: Mapping[DeviceKey, CoverageChanges]
+    buckets: Sequence[MeteredBucket]
+    """Those that something was added to: their totals are stored and published."""
+    tallies: Mapping[TallyKey, Tally]
+    duplicates: Mapping[AllocationKey, int]
+    """GPU-ns that were reported twice, to be added per allocation."""
+    sources: Sequence[SourceProgress]
+    """Those that changed; new ones in order of first arrival, which orders a node's epochs."""
+    started: Mapping[AllocationKey, Started]
+    ended: Mapping[AllocationKey, Ended]
+    quarantined: Sequence[QuarantinedRecord]
+    """Records that begin to wait: stored with their bytes, and a notice of each is published."""
+    still_quarantined: Sequence[QuarantinedRecord]
+    """Records judged again of which something waits on."""
+    released_ids: Sequence[int]
+    """Records judged again of which nothing waits any more."""

@@ -1,0 +1,792 @@
+"""The engine: the one way in which records become coverage, charges and quarantine.
+
+Theory. Metering a batch takes two pure steps, with a look into the database between them:
+`prepare` reads and rates the records and says what must be loaded, `meter` decides and says what
+has changed. Records new from Kafka and records out of quarantine, released by the service or
+replayed by an operator, all come this way, and `meter` fixes the order for all of them: the
+validated intervals are covered and counted one after another, then what sources report is taken in,
+then records that were rejected are quarantined, and last what is no usage after all is taken back.
+
+Every reported GPU-nanosecond ends in exactly one account of its UTC hour: *billed* (its bucket),
+*duplicate*, or *quarantined* (waiting or dismissed). What was *reported* is counted from the events
+themselves, not from where their parts went, so that the identity
+`reported = billed + duplicate + quarantined` can fail if we err; it is checked per batch. Records
+are counted likewise: each read record is quarantined while any part of it waits, else accepted if
+any part was new, else a duplicate. A record that is judged again is first taken back from the
+accounts as it was counted, then counted as it is now: so a release moves what it must and nothing
+else.
+
+Whatever becomes of a record, it counts in the sequence of its source if its envelope could be read.
+
+Reasons for quarantine, in order of precedence. `prepare` decides: those of `read_event`
+(`undecodable`, `unknown-type`, `schema`, `hub-mismatch`), `unknown-tenant`, `unknown-sku`,
+`no-price`, `clock-skew`; and `killed-process` for what must not be read. `meter` decides: `schema`
+(more device time in one hour of one node than can be), `too-late` (on its first arrival a record
+brings new time further behind the hub's watermark than the horizon), `conflict` (only the
+overlapping part waits), `watermark` (a source's watermark goes back).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, assert_never
+
+from hisab_contracts import ids
+from hisab_contracts.charges import BucketTotal
+from hisab_contracts.events import (
+    Device,
+    Ended,
+    HubFact,
+    Interval,
+    Refused,
+    Retired,
+    Started,
+    Watermark,
+    read_event,
+)
+from hisab_contracts.ids import BucketId, HoldId, HubCode, SourcePath, TenantId
+from hisab_contracts.invariants import invariant
+from hisab_contracts.prices import PriceSeries
+from hisab_contracts.reference import PriceLine
+from hisab_contracts.units import (
+    GPU_NS_PER_GPU_HOUR,
+    HOUR_MS,
+    hour_floor_ms,
+    instant_text,
+    rated_micro,
+)
+from metering.core.allocations import AllocationKey
+from metering.core.batch import (
+    Changes,
+    DeviceSpan,
+    MeteredBucket,
+    MeteringBatch,
+    MeteringState,
+    QuarantineCause,
+    QuarantinedRecord,
+    RatedHour,
+    RatedInterval,
+    Reference,
+    RejectedRecord,
+    RequeuedWatermark,
+    Tally,
+    TallyKey,
+    UsagePart,
+    UsageRecord,
+)
+from metering.core.coverage import (
+    Claim,
+    CoverageConflict,
+    DeviceCoverage,
+    DeviceKey,
+    day_floor_ms,
+    days_touched_count,
+)
+from metering.core.sources import (
+    SourceEvent,
+    SourceProgress,
+    SourceReport,
+    WatermarkRegression,
+    accept_watermark,
+    fold_reports,
+)
+
+CLOCK_SKEW_MS: Final = 300_000
+"""How far past its Kafka timestamp a record may speak: 5 minutes."""
+
+LATENESS_MS: Final = 72 * HOUR_MS
+"""How far behind its hub's watermark a record may bring new time on its first arrival."""
+
+MAX_DEVICES_PER_HOUR: Final = 1_000_000
+"""Keeps a bucket's GPU time and amount inside 64 bits, whatever a hub reports."""
+
+MAX_ROWS: Final = 50_000
+"""Device-days and bucket-hours that one batch may touch: what it needs of memory goes with them. A
+Kafka batch of 4 000 one-hour events of eight devices fits; one record may touch 2 800 alone."""
+
+UNDECODED: Final = frozenset({"undecodable", "unknown-type", "schema", "killed-process"})
+"""Reasons under which a record counts as one even though it may not be an interval."""
+
+_FULL_BUCKET_GPU_NS: Final = MAX_DEVICES_PER_HOUR * GPU_NS_PER_GPU_HOUR
+
+_Spans = dict[tuple[int, int], int]
+"""[start_ms, end_ms) → the sum of the shares that were reported for exactly this stretch."""
+
+
+def prepare(
+    records: Sequence[UsageRecord], reference: Reference, *, max_rows: int = MAX_ROWS
+) -> MeteringBatch:
+    """Read, validate and rate records in order of arrival; say what must be loaded for them.
+
+    Takes records until they touch `max_rows` device-days and bucket-hours, one at least: the caller
+    meters what was taken, then goes on with the rest.
+    """
+    draft = _Draft(reference)
+    for record in records:
+        draft.take(record)
+        if draft.rows >= max_rows:
+            break
+    return draft.batch()
+
+
+def meter(batch: MeteringBatch, state: MeteringState) -> Changes:
+    """Decide about a batch on top of what is stored; return all that must be stored and published.
+
+    `state` is what the batch asked for, and must stay true until the changes are stored. The order
+    of records is the order of arrival: of two that contradict each other the first one counts.
+    """
+    accounts = _Accounts(batch, state)
+    for usage in batch.usages:
+        accounts.cover(usage)
+    sources = _take_reports(batch, state.sources, accounts)
+    for rejected in batch.rejected:
+        accounts.quarantine(rejected)
+    for record in batch.requeued_without_usage:
+        accounts.take_back(record)
+    return accounts.changes(batch, sources)
+
+
+def hours_of(start_ms: int, end_ms: int) -> range:
+    """Return the starts of the UTC hours that `[start_ms, end_ms)` touches."""
+    return range(hour_floor_ms(start_ms), end_ms, HOUR_MS)
+
+
+# Preparing: reading and rating.
+
+
+@dataclass(slots=True)
+class _ReportDraft:
+    """What one source reports, while records are read."""
+
+    source: ids.Source
+    last_seen_ms: int
+    events: list[SourceEvent] = field(default_factory=list)
+
+
+class _Draft:
+    """A batch in the making, record by record."""
+
+    def __init__(self, reference: Reference) -> None:
+        self.rows = 0
+        self._reference = reference
+        self._taken_records = 0
+        self._usages: list[RatedInterval] = []
+        self._rejected: list[RejectedRecord] = []
+        self._reports: dict[SourcePath, _ReportDraft] = {}
+        self._watermark_records: dict[tuple[SourcePath, int], UsageRecord] = {}
+        self._requeued_watermarks: list[RequeuedWatermark] = []
+        self._requeued_without_usage: list[UsageRecord] = []
+        self._requeued_ids: list[int] = []
+        self._started: dict[AllocationKey, Started] = {}
+        self._ended: dict[AllocationKey, Ended] = {}
+        self._unknown_tenants: set[TenantId] = set()
+        self._spans: dict[DeviceKey, list[int]] = {}
+        # Usage comes in short stretches: of each bucket there are dozens of records in a batch, and
+        # naming it (a hash) and rating it is worth doing once.
+        self._rated: dict[tuple[str | int, ...], RatedHour | QuarantineCause] = {}
+
+    def batch(self) -> MeteringBatch:
+        return MeteringBatch(
+            taken_records=self._taken_records,
+            usages=self._usages,
+            rejected=self._rejected,
+            reports={
+                path: SourceReport(draft.source, draft.last_seen_ms, draft.events)
+                for path, draft in self._reports.items()
+            },
+            watermark_records=self._watermark_records,
+            requeued_watermarks=self._requeued_watermarks,
+            requeued_without_usage=self._requeued_without_usage,
+            requeued_ids=self._requeued_ids,
+            started=self._started,
+            ended=self._ended,
+            unknown_tenants=frozenset(self._unknown_tenants),
+            watermarks=self._reference.watermarks,
+            device_spans={
+                key: DeviceSpan(day_floor_ms(from_ms), from_ms, until_ms)
+                for key, (from_ms, until_ms) in self._spans.items()
+            },
+            bucket_ids=[
+                rated.bucket_id for rated in self._rated.values() if isinstance(rated, RatedHour)
+            ],
+        )
+
+    def take(self, record: UsageRecord) -> None:
+        """Read one record; it goes to the usages, to the rejected, or it speaks of other things."""
+        self._taken_records += 1
+        if record.earlier is not None:
+            self._requeued_ids.append(record.earlier.quarantine_id)
+        if record.cause is not None:
+            self._reject(record, record.cause, None)
+            return
+        event = read_event(record.value, record.headers, record.hub)
+        if isinstance(event, Refused):
+            # It has arrived, so it is no gap: what is wrong with it must not hold the hub back.
+            if event.source is not None and event.sequence is not None:
+                self._report(event.source, SourceEvent(event.sequence), record)
+            self._reject(record, QuarantineCause(event.reason, event.detail), event.data)
+            return
+        reported, data = SourceEvent(event.sequence), event.data
+        match data:
+            case Interval():
+                self._take_interval(record, data)
+            case Watermark():
+                reported = self._take_watermark(record, data, event.source, event.sequence)
+            case Retired():
+                reported = SourceEvent(event.sequence, retires=True)
+                self._take_lifecycle(record)
+            case Started():
+                self._started[_allocation_of(data)] = data
+                self._take_lifecycle(record)
+            case Ended():
+                # The latest end counts; of two equal ones the later event corrects the earlier.
+                known = self._ended.get(_allocation_of(data))
+                if known is None or known.ended_ms <= data.ended_ms:
+                    self._ended[_allocation_of(data)] = data
+                self._take_lifecycle(record)
+            case _:
+                assert_never(data)
+        self._report(event.source, reported, record)
+
+    def _take_watermark(
+        self, record: UsageRecord, data: Watermark, source: ids.Source, sequence: int
+    ) -> SourceEvent:
+        """Take a watermark; return how it stands in its source's sequence.
+
+        One that is rejected, or that is judged again, takes its place in the sequence without the
+        watermark: the first must not count, and the second is taken in by `accept_watermark`.
+        """
+        self._watermark_records.setdefault((source.path, sequence), record)
+        until_ms = _latest_ms(record)
+        if data.watermark_ms > until_ms:
+            self._reject(record, _skewed("watermark_ms", data.watermark_ms, until_ms), data)
+            return SourceEvent(sequence)
+        event = SourceEvent(sequence, data.watermark_ms)
+        if record.earlier is None:
+            return event
+        self._requeued_watermarks.append(RequeuedWatermark(record, source.path, event))
+        return SourceEvent(sequence)
+
+    def _take_lifecycle(self, record: UsageRecord) -> None:
+        if record.earlier is not None:
+            self._requeued_without_usage.append(record)
+
+    def _take_interval(self, record: UsageRecord, interval: Interval) -> None:
+        hours: list[RatedHour] = []
+        cause: QuarantineCause | None = None
+        touched = hours_of(interval.start_ms, interval.end_ms)
+        # Counted whether it can be rated or not: what waits is kept per hour, too.
+        self.rows += len(touched)
+        self.rows += len(interval.devices) * days_touched_count(interval.start_ms, interval.end_ms)
+        for hour_ms in touched:
+            rated = self._rate(interval, hour_ms)
+            if isinstance(rated, QuarantineCause):
+                # All of it waits: an interval billed in part would need its rest to be kept apart.
+                cause = rated
+                break
+            hours.append(rated)
+        until_ms = _latest_ms(record)
+        if cause is None and interval.end_ms > until_ms:
+            cause = _skewed("end_ms", interval.end_ms, until_ms)
+        if cause is not None:
+            self._reject(record, cause, interval)
+            return
+        self._usages.append(RatedInterval(record, interval, hours))
+        spans, hub, node_id = self._spans, interval.hub, interval.node_id
+        for device in interval.devices:
+            key = (hub, node_id, device.device_uuid)
+            span = spans.get(key)
+            if span is None:
+                spans[key] = [interval.start_ms, interval.end_ms]
+                continue
+            span[0] = min(span[0], interval.start_ms)
+            span[1] = max(span[1], interval.end_ms)
+
+    def _rate(self, interval: Interval, hour_ms: int) -> RatedHour | QuarantineCause:
+        """Return the bucket that an hour of an interval fills, or why it cannot be rated."""
+        key = (
+            hour_ms,
+            interval.allocation_id,
+            interval.node_id,
+            interval.tenant_id,
+            interval.sku,
+            interval.price_class,
+            interval.project_id,
+            interval.hub,
+        )
+        rated = self._rated.get(key)
+        if rated is None:
+            line = _rating_line(self._reference, interval, hour_ms)
+            if isinstance(line, PriceLine):
+                rated = RatedHour(_bucket_id(interval, line, hour_ms), interval, line, hour_ms)
+            else:
+                rated = line
+            self._rated[key] = rated
+        return rated
+
+    def _report(self, source: ids.Source, event: SourceEvent, record: UsageRecord) -> None:
+        draft = self._reports.get(source.path)
+        if draft is None:
+            draft = self._reports[source.path] = _ReportDraft(source, record.record_ms)
+        draft.events.append(event)
+        draft.last_seen_ms = max(draft.last_seen_ms, record.record_ms)
+
+    def _reject(self, record: UsageRecord, cause: QuarantineCause, data: HubFact | None) -> None:
+        if cause.reason == "unknown-tenant" and isinstance(data, Interval):
+            self._unknown_tenants.add(data.tenant_id)
+        counts = isinstance(data, Interval) or cause.reason in UNDECODED
+        self._rejected.append(RejectedRecord(record, cause, data, counts))
+
+
+def _rating_line(
+    reference: Reference, interval: Interval, hour_ms: int
+) -> PriceLine | QuarantineCause:
+    """Return the line that rates an hour of an interval, or the fact that is missing for it."""
+    currency = reference.currencies.get(interval.tenant_id)
+    if currency is None:
+        return QuarantineCause("unknown-tenant", f"no tenant {interval.tenant_id} is known")
+    if not reference.book.knows(interval.sku):
+        return QuarantineCause("unknown-sku", f"no price line names the SKU {interval.sku}")
+    series = PriceSeries(currency, interval.sku, interval.price_class)
+    line = reference.book.line_at(series, hour_ms)
+    if line is None:
+        return QuarantineCause(
+            "no-price",
+            f"no price in {currency} for {interval.sku}, {interval.price_class} "
+            f"in the hour from {instant_text(hour_ms)}",
+        )
+    return line
+
+
+def _bucket_id(interval: Interval, line: PriceLine, hour_ms: int) -> BucketId:
+    return ids.bucket_id(
+        tenant_id=interval.tenant_id,
+        project_id=interval.project_id,
+        allocation_id=interval.allocation_id,
+        hub=interval.hub,
+        node_id=interval.node_id,
+        rate_line_id=line.rate_line_id,
+        hour_ms=hour_ms,
+    )
+
+
+def _allocation_of(data: Interval | Started | Ended) -> AllocationKey:
+    return AllocationKey(data.hub, data.allocation_id, data.tenant_id)
+
+
+def _latest_ms(record: UsageRecord) -> int:
+    """Return up to which instant a record may speak."""
+    # Judged against Kafka's timestamp, never the wall clock alone: replaying old months is legal,
+    # and a hub cannot date its own future.
+    spoken_ms = record.record_ms
+    if record.vouched_ms is not None:
+        spoken_ms = max(spoken_ms, record.vouched_ms)
+    return spoken_ms + CLOCK_SKEW_MS
+
+
+def _skewed(member: str, instant_ms: int, until_ms: int) -> QuarantineCause:
+    return QuarantineCause(
+        "clock-skew",
+        f"{member} {instant_text(instant_ms)} lies after {instant_text(until_ms)}, "
+        "the record's Kafka timestamp and 5 minutes",
+    )
+
+
+# Metering: covering and counting.
+
+
+@dataclass(slots=True)
+class _BucketSum:
+    """What is covered in one bucket, while a batch is metered."""
+
+    hour: RatedHour
+    gpu_ns: int
+    hold_id: HoldId | None
+    """The first hold that usage in it named."""
+    stored_gpu_ns: int | None
+    """What was stored of it; None: nothing."""
+    record: UsageRecord | None = None
+    """The record that last added to it."""
+
+
+@dataclass(slots=True)
+class _TallySum:
+    """What is added to one tally, in the order of `Tally`."""
+
+    reported_gpu_ns: int = 0
+    duplicate_gpu_ns: int = 0
+    read_records: int = 0
+    accepted_records: int = 0
+    duplicate_records: int = 0
+
+
+class _Accounts:
+    """The changes of one batch in the making, on top of the coverage and buckets in store."""
+
+    def __init__(self, batch: MeteringBatch, state: MeteringState) -> None:
+        self._watermarks = batch.watermarks
+        self._stored = state.buckets
+        self._coverage = {
+            key: DeviceCoverage(key[2], state.coverage.get(key, ())) for key in batch.device_spans
+        }
+        self._buckets: dict[BucketId, _BucketSum] = {}
+        self._tallies: dict[tuple[HubCode, int, int], _TallySum] = {}
+        self._duplicates: dict[AllocationKey, int] = {}
+        self._quarantined: list[QuarantinedRecord] = []
+        self._waiting_gpu_ns = 0
+
+    def cover(self, usage: RatedInterval) -> None:
+        """Split an interval against the coverage and count every part of it."""
+        buckets = [self._bucket(hour) for hour in usage.hours]
+        cause = self._refusal(usage, buckets)
+        if cause is not None:
+            self.quarantine(RejectedRecord(usage.record, cause, usage.interval, counts=True))
+            return
+        self.take_back(usage.record)
+        interval = usage.interval
+        fresh: _Spans = {}
+        duplicate: _Spans = {}
+        waiting: list[UsagePart] = []
+        conflicts: list[CoverageConflict] = []
+        parts = _parts_of(usage.record, interval)
+        for device, start_ms, end_ms in parts:
+            split = self._device(interval, device).cover(
+                device.slice_uuid, start_ms, end_ms, _claim_of(interval, device)
+            )
+            for stretch in split.fresh:
+                fresh[stretch] = fresh.get(stretch, 0) + device.share_ppm
+            for stretch in split.duplicates:
+                duplicate[stretch] = duplicate.get(stretch, 0) + device.share_ppm
+            for conflict in split.conflicts:
+                waiting.append(UsagePart(device, conflict.start_ms, conflict.end_ms))
+                conflicts.append(conflict)
+        if fresh:
+            _bill(usage, buckets, fresh)
+        self._count(usage, parts, has_new=bool(fresh), duplicate=duplicate, waiting=waiting)
+        if waiting:
+            self._quarantine_conflict(usage, waiting, conflicts, has_new=bool(fresh))
+
+    def quarantine(self, rejected: RejectedRecord) -> None:
+        """Have a whole record wait; its GPU time counts as reported and quarantined."""
+        record, data = rejected.record, rejected.data
+        self.take_back(record)
+        earlier = record.earlier
+        usage = data if isinstance(data, Interval) else None
+        hour_ms = hour_floor_ms(record.record_ms if usage is None else usage.start_ms)
+        waiting_gpu_ns = {} if usage is None else _by_hour(_spans_of(_parts_of(record, usage)))
+        for usage_hour_ms, gpu_ns in waiting_gpu_ns.items():
+            self._tally(record, usage_hour_ms).reported_gpu_ns += gpu_ns
+        if rejected.counts:
+            self._tally(record, hour_ms).read_records += 1
+        self._set_aside(
+            QuarantinedRecord(
+                record=record,
+                cause=rejected.cause,
+                # Not only intervals name a tenant: an end sent under another hub's name does, too.
+                tenant_id=getattr(data, "tenant_id", None),
+                allocation_id=getattr(data, "allocation_id", None),
+                counts=rejected.counts,
+                hour_ms=hour_ms,
+                had_new=earlier is not None and earlier.had_new,
+                parts=None if earlier is None else earlier.parts,
+                waiting_gpu_ns=waiting_gpu_ns,
+            )
+        )
+
+    def take_back(self, record: UsageRecord) -> None:
+        """Undo how a record that is judged again was counted, before it is counted as it is now."""
+        earlier = record.earlier
+        if earlier is None:
+            return
+        for hour_ms, gpu_ns in earlier.waiting_gpu_ns.items():
+            self._tally(record, hour_ms).reported_gpu_ns -= gpu_ns
+            self._waiting_gpu_ns -= gpu_ns
+        if earlier.counts:
+            self._tally(record, earlier.hour_ms).read_records -= 1
+
+    def changes(self, batch: MeteringBatch, sources: Sequence[SourceProgress]) -> Changes:
+        """Read out what has changed."""
+        coverage = {key: device.changes() for key, device in self._coverage.items()}
+        buckets = [
+            MeteredBucket(
+                _total_of(bucket),
+                bucket.hour.line.rate_line_id,
+                bucket.stored_gpu_ns is None,
+                record,
+            )
+            for bucket in self._buckets.values()
+            if (record := bucket.record) is not None
+        ]
+        tallies = {
+            TallyKey(*key): Tally(
+                tally.reported_gpu_ns,
+                tally.duplicate_gpu_ns,
+                tally.read_records,
+                tally.accepted_records,
+                tally.duplicate_records,
+            )
+            for key, tally in self._tallies.items()
+        }
+        self._require_identity()
+        still_ids = {
+            earlier.quarantine_id
+            for waiting in self._quarantined
+            if (earlier := waiting.record.earlier) is not None
+        }
+        return Changes(
+            coverage={key: changes for key, changes in coverage.items() if any(changes)},
+            buckets=buckets,
+            # A record that waits on as before was taken back and counted again: that is no change.
+            tallies={key: tally for key, tally in tallies.items() if any(tally)},
+            duplicates=self._duplicates,
+            sources=sources,
+            started=batch.started,
+            ended=batch.ended,
+            quarantined=[
+                waiting for waiting in self._quarantined if waiting.record.earlier is None
+            ],
+            still_quarantined=[
+                waiting for waiting in self._quarantined if waiting.record.earlier is not None
+            ],
+            released_ids=[number for number in batch.requeued_ids if number not in still_ids],
+        )
+
+    def _require_identity(self) -> None:
+        """Hold what the batch reports against what became of it, over all hours."""
+        reported_gpu_ns = sum(tally.reported_gpu_ns for tally in self._tallies.values())
+        duplicate_gpu_ns = sum(tally.duplicate_gpu_ns for tally in self._tallies.values())
+        billed_gpu_ns = sum(
+            bucket.gpu_ns - (bucket.stored_gpu_ns or 0) for bucket in self._buckets.values()
+        )
+        invariant(
+            reported_gpu_ns == billed_gpu_ns + duplicate_gpu_ns + self._waiting_gpu_ns,
+            "reported = billed + duplicate + quarantined",
+        )
+
+    def _count(
+        self,
+        usage: RatedInterval,
+        parts: Sequence[UsagePart],
+        *,
+        has_new: bool,
+        duplicate: _Spans,
+        waiting: Sequence[UsagePart],
+    ) -> None:
+        """Count an interval as reported, and the record as accepted, duplicate or neither yet."""
+        record, interval, earlier = usage.record, usage.interval, usage.record.earlier
+        for hour_ms, gpu_ns in _by_hour(_spans_of(parts)).items():
+            self._tally(record, hour_ms).reported_gpu_ns += gpu_ns
+        for hour_ms, gpu_ns in _by_hour(duplicate).items():
+            self._tally(record, hour_ms).duplicate_gpu_ns += gpu_ns
+            key = _allocation_of(interval)
+            self._duplicates[key] = self._duplicates.get(key, 0) + gpu_ns
+        tally = self._tally(record, usage.hours[0].hour_ms)
+        tally.read_records += 1
+        if waiting:
+            return
+        if has_new or (earlier is not None and earlier.had_new):
+            tally.accepted_records += 1
+        else:
+            tally.duplicate_records += 1
+
+    def _quarantine_conflict(
+        self,
+        usage: RatedInterval,
+        waiting: Sequence[UsagePart],
+        conflicts: Sequence[CoverageConflict],
+        *,
+        has_new: bool,
+    ) -> None:
+        """Have the overlapping parts of an interval wait; the rest of it is billed."""
+        record, interval, earlier = usage.record, usage.interval, usage.record.earlier
+        self._set_aside(
+            QuarantinedRecord(
+                record=record,
+                cause=QuarantineCause("conflict", _conflict_text(interval, waiting, conflicts)),
+                tenant_id=interval.tenant_id,
+                allocation_id=interval.allocation_id,
+                counts=True,
+                hour_ms=usage.hours[0].hour_ms,
+                had_new=has_new or (earlier is not None and earlier.had_new),
+                parts=tuple(waiting),
+                waiting_gpu_ns=_by_hour(_spans_of(waiting)),
+            )
+        )
+
+    def _set_aside(self, quarantined: QuarantinedRecord) -> None:
+        self._quarantined.append(quarantined)
+        self._waiting_gpu_ns += sum(quarantined.waiting_gpu_ns.values())
+
+    def _refusal(
+        self, usage: RatedInterval, buckets: Sequence[_BucketSum]
+    ) -> QuarantineCause | None:
+        """Return why an interval must wait whole, before anything of it is covered."""
+        for bucket in buckets:
+            # Looked at before the record is added: one record more stays far inside 64 bits.
+            if bucket.gpu_ns > _FULL_BUCKET_GPU_NS:
+                return QuarantineCause(
+                    "schema",
+                    f"more than {MAX_DEVICES_PER_HOUR} devices of one allocation on one node in "
+                    f"the hour from {instant_text(bucket.hour.hour_ms)}",
+                )
+        watermark_ms = self._watermarks.get(usage.interval.hub)
+        # Lateness is judged once, on first arrival: whoever judges a record again wants it taken.
+        if watermark_ms is None or usage.record.earlier is not None:
+            return None
+        # Only new time is late: a replay of what is covered stays a duplicate for ever.
+        horizon_ms = watermark_ms - LATENESS_MS
+        if usage.interval.start_ms >= horizon_ms:
+            return None
+        if not self._has_fresh_before(usage.interval, horizon_ms):
+            return None
+        return QuarantineCause(
+            "too-late",
+            f"new time before {instant_text(horizon_ms)}: further behind the hub's watermark "
+            f"{instant_text(watermark_ms)} than 72 hours",
+        )
+
+    def _has_fresh_before(self, interval: Interval, horizon_ms: int) -> bool:
+        return any(
+            start_ms < horizon_ms
+            for device in interval.devices
+            for start_ms, _ in self._device(interval, device)
+            .split(
+                device.slice_uuid, interval.start_ms, interval.end_ms, _claim_of(interval, device)
+            )
+            .fresh
+        )
+
+    def _device(self, interval: Interval, device: Device) -> DeviceCoverage:
+        return self._coverage[interval.hub, interval.node_id, device.device_uuid]
+
+    def _bucket(self, hour: RatedHour) -> _BucketSum:
+        bucket = self._buckets.get(hour.bucket_id)
+        if bucket is None:
+            stored = self._stored.get(hour.bucket_id)
+            if stored is None:
+                bucket = _BucketSum(hour, 0, None, None)
+            else:
+                bucket = _BucketSum(hour, stored.gpu_ns, stored.hold_id, stored.gpu_ns)
+            self._buckets[hour.bucket_id] = bucket
+        return bucket
+
+    def _tally(self, record: UsageRecord, hour_ms: int) -> _TallySum:
+        key = (record.hub, record.partition, hour_ms)
+        tally = self._tallies.get(key)
+        if tally is None:
+            tally = self._tallies[key] = _TallySum()
+        return tally
+
+
+def _take_reports(
+    batch: MeteringBatch, stored: Sequence[SourceProgress], accounts: _Accounts
+) -> list[SourceProgress]:
+    """Take in what sources report and return the sources that changed.
+
+    A watermark that goes back is quarantined; its record still counts in the source's sequence.
+    """
+    progress, regressions = fold_reports(stored, batch.reports.values())
+    for regression in regressions:
+        record = batch.watermark_records[regression.path, regression.sequence]
+        cause = QuarantineCause("watermark", regression.detail)
+        accounts.quarantine(RejectedRecord(record, cause, None, counts=False))
+    # After the reports: by its place in the sequence its source is known now, whoever reported it.
+    for requeued in batch.requeued_watermarks:
+        accepted = accept_watermark(progress[requeued.path], requeued.event)
+        if isinstance(accepted, WatermarkRegression):
+            cause = QuarantineCause("watermark", accepted.detail)
+            accounts.quarantine(RejectedRecord(requeued.record, cause, None, counts=False))
+        else:
+            progress[requeued.path] = accepted
+            accounts.take_back(requeued.record)
+    before = {source.path: source for source in stored}
+    return [source for path, source in progress.items() if before.get(path) != source]
+
+
+def _total_of(bucket: _BucketSum) -> BucketTotal:
+    """Return what is stated downstream of a bucket: its total, never what was added to it."""
+    hour = bucket.hour
+    usage = hour.interval
+    return BucketTotal(
+        tenant_id=usage.tenant_id,
+        bucket_id=hour.bucket_id,
+        project_id=usage.project_id,
+        allocation_id=usage.allocation_id,
+        hold_id=bucket.hold_id,
+        hub=usage.hub,
+        node_id=usage.node_id,
+        sku=usage.sku,
+        price_class=usage.price_class,
+        price_version=hour.line.price_version,
+        hour_ms=hour.hour_ms,
+        revision=0,
+        total_gpu_ns=bucket.gpu_ns,
+        total_micro=rated_micro(bucket.gpu_ns, hour.line.micro_per_gpu_hour),
+    )
+
+
+def _bill(usage: RatedInterval, buckets: Sequence[_BucketSum], fresh: _Spans) -> None:
+    # An interval touches every hour between its first and its last: the distance is the index.
+    first_hour_ms = usage.hours[0].hour_ms
+    for hour_ms, gpu_ns in _by_hour(fresh).items():
+        bucket = buckets[(hour_ms - first_hour_ms) // HOUR_MS]
+        bucket.gpu_ns += gpu_ns
+        bucket.record = usage.record
+        # The first hold that is named stays: a charge that changed its hold would move money.
+        if bucket.hold_id is None:
+            bucket.hold_id = usage.interval.hold_id
+
+
+def _parts_of(record: UsageRecord, interval: Interval) -> Sequence[UsagePart]:
+    """Return what of an interval is judged: of a record judged again only the parts that wait."""
+    if record.earlier is not None and record.earlier.parts is not None:
+        return record.earlier.parts
+    return [UsagePart(device, interval.start_ms, interval.end_ms) for device in interval.devices]
+
+
+def _spans_of(parts: Iterable[UsagePart]) -> _Spans:
+    spans: _Spans = {}
+    for device, start_ms, end_ms in parts:
+        spans[start_ms, end_ms] = spans.get((start_ms, end_ms), 0) + device.share_ppm
+    return spans
+
+
+def _by_hour(spans: Mapping[tuple[int, int], int]) -> dict[int, int]:
+    """Split stretches at UTC hours and add up their GPU-ns per hour; conserves the sum exactly."""
+    hours: dict[int, int] = {}
+    for (start_ms, end_ms), share_ppm in spans.items():
+        cursor_ms = start_ms
+        while cursor_ms < end_ms:
+            hour_ms = hour_floor_ms(cursor_ms)
+            until_ms = min(end_ms, hour_ms + HOUR_MS)
+            hours[hour_ms] = hours.get(hour_ms, 0) + (until_ms - cursor_ms) * share_ppm
+            cursor_ms = until_ms
+    return hours
+
+
+def _claim_of(interval: Interval, device: Device) -> Claim:
+    return Claim(
+        interval.tenant_id,
+        interval.project_id,
+        interval.allocation_id,
+        interval.sku,
+        interval.price_class,
+        device.share_ppm,
+    )
+
+
+def _conflict_text(
+    interval: Interval, waiting: Sequence[UsagePart], conflicts: Sequence[CoverageConflict]
+) -> str:
+    """Name both claims of the first overlap, and how many there are."""
+    part, conflict = waiting[0], conflicts[0]
+    claim = conflict.claim
+    more = f" (and {len(conflicts) - 1} more)" if len(conflicts) > 1 else ""
+    return (
+        f"{part.device.slice_uuid} [{instant_text(part.start_ms)}, {instant_text(part.end_ms)}) "
+        f"is claimed by {interval.allocation_id} of {interval.tenant_id} "
+        f"({interval.sku}, {interval.price_class}, {part.device.share_ppm} ppm) but "
+        f"{conflict.slice_uuid} is covered by {claim.allocation_id} of {claim.tenant_id} "
+        f"({claim.sku}, {claim.price_class}, {claim.share_ppm} ppm){more}"
+    )

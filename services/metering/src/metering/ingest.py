@@ -1,0 +1,221 @@
+"""Ingest: a batch of a hub's records in, coverage, charges and quarantine out, in one transaction.
+
+`meter_records` is the one way for all records: those new from Kafka come through `Ingest`, those
+out of quarantine through `metering.replay`. It loads, has the engine decide, saves, and writes what
+is published to the outbox: one `BucketTotal` per bucket that was filled, one notice per record that
+begins to wait. A record that changes nothing leaves nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+
+from hisab_contracts.ids import HubCode
+from hisab_contracts.topics import CHARGES, QUARANTINE, hub_of_topic
+from metering.core import engine
+from metering.core.batch import MeteredBucket, QuarantineCause, Reference, UsageRecord
+from metering.store import quarantine, state
+from metering.store.quarantine import OpenedQuarantine
+from metering.store.state import ReferenceCache
+from runtime.kafka import Message
+from runtime.outbox import Outbox
+from runtime.records import Record
+from runtime.telemetry import trace_headers, trace_of
+
+if TYPE_CHECKING:
+    from runtime.consumer import Batch
+    from runtime.database import Connection
+
+T = TypeVar("T")
+
+THREAD_ABOVE_RECORDS: Final = 500
+"""Batches up to this size are decided on the event loop: they hold it for a few milliseconds."""
+
+KILLED: Final = QuarantineCause(
+    "killed-process",
+    "reading or metering this record ended the process: it was set aside unread",
+)
+ESCAPED: Final = QuarantineCause("undecodable", "a header's name is not UTF-8; it is shown escaped")
+
+
+class QuarantineNotice(msgspec.Struct, frozen=True):
+    """`metering.quarantine.v1`: a record waits. Its bytes stay in metering's database."""
+
+    quarantine_id: str
+    reason: str
+    hub: str
+    topic: str
+    partition: int
+    offset: int
+    value_sha256: str
+
+
+class Ingest:
+    """Handles batches of hub records. One per process."""
+
+    def __init__(self, outbox: Outbox, *, max_rows: int = engine.MAX_ROWS) -> None:
+        """Write what leaves to this outbox; meter at most so many rows at a time."""
+        self._outbox = outbox
+        self._max_rows = max_rows
+        self._cache = ReferenceCache()
+
+    async def handle(self, batch: Batch, connection: Connection) -> None:
+        """Meter a batch of hub records."""
+        await self._take(connection, batch.records, unread=False)
+
+    async def set_aside(self, record: Record, connection: Connection) -> None:
+        """Quarantine a record that killed the process, without reading it."""
+        await self._take(connection, (record,), unread=True)
+
+    async def _take(
+        self, connection: Connection, received: Sequence[Record], *, unread: bool
+    ) -> None:
+        records = _usage_records(received, unread=unread)
+        seen, ranges = _places_of(records)
+        reference = await state.load_reference(connection, self._cache)
+        await state.note_seen(connection, seen)
+        before = await state.quarantined_offsets(connection, ranges)
+        # Offsets that come again although they wait in quarantine: whatever became of them there
+        # counts. What was not quarantined needs no such look: coverage makes it a duplicate.
+        if before:
+            records = [
+                record
+                for record in records
+                if (record.topic, record.partition, record.offset) not in before
+            ]
+        await meter_records(
+            connection, self._outbox, self._cache, reference, records, max_rows=self._max_rows
+        )
+
+
+async def meter_records(
+    connection: Connection,
+    outbox: Outbox,
+    cache: ReferenceCache,
+    reference: Reference,
+    records: Sequence[UsageRecord],
+    *,
+    because: str = "",
+    max_rows: int = engine.MAX_ROWS,
+) -> None:
+    """Meter records in order, in the caller's transaction, as many at a time as memory allows.
+
+    `reference` was loaded in this transaction, from the cache. `because` is why records out of
+    quarantine are judged again. What becomes of each of them stands in the quarantine afterwards:
+    it is released, or it waits on.
+    """
+    # All rounds in one transaction: progress is stored for the whole Kafka batch, so a part of it
+    # that was stored alone would be read, and counted, again.
+    while records:
+        prepare = partial(engine.prepare, records, reference, max_rows=max_rows)
+        batch = await _decide(prepare, len(records))
+        if batch.unknown_tenants:
+            more = await state.look_up_tenants(connection, cache, reference, batch.unknown_tenants)
+            if more is not reference:
+                reference = more
+                continue  # Prepare again: what would wait for these tenants can be rated now.
+        stored = await state.load_state(connection, batch)
+        changes = await _decide(partial(engine.meter, batch, stored), batch.taken_records)
+        await state.save_changes(connection, changes)
+        messages = [_total_message(bucket) for bucket in changes.buckets]
+        if changes.quarantined or changes.still_quarantined or changes.released_ids:
+            opened = await quarantine.save_quarantine(
+                connection, changes, reference.generation, because
+            )
+            messages += map(_notice_message, opened)
+        await outbox.write(connection, messages)
+        records = records[batch.taken_records :]
+
+
+async def _decide(decide: Callable[[], T], record_count: int) -> T:
+    """Run a pure step of the engine without keeping the event loop from its other work.
+
+    A full batch takes 30 to 300 ms. Meanwhile this process must answer HTTP, fetch the next batch
+    and publish. The steps are functions of values alone, so a thread may run them: Python then
+    changes between the two every 5 ms. Nobody else touches these values until the step has ended.
+    For small batches the change of threads would cost more than the step, and latency counts there.
+    """
+    if record_count <= THREAD_ABOVE_RECORDS:
+        return decide()
+    return await asyncio.to_thread(decide)
+
+
+def _usage_records(received: Sequence[Record], *, unread: bool) -> Sequence[UsageRecord]:
+    hubs: dict[str, HubCode] = {}
+    own_trace = trace_headers()
+    records = []
+    for record in received:
+        hub = hubs.get(record.topic)
+        if hub is None:
+            hub = hubs[record.topic] = _hub_of(record.topic)
+        cause, trace = None, own_trace
+        if unread:
+            cause = KILLED  # Not even its headers are looked at.
+        else:
+            traceparent = trace_of(record)
+            if traceparent is not None:
+                trace = trace_headers(traceparent)
+            if record.is_escaped:
+                cause = ESCAPED
+        records.append(
+            UsageRecord(
+                hub,
+                record.topic,
+                record.partition,
+                record.offset,
+                record.timestamp_ms,
+                record.key,
+                record.value,
+                record.headers,
+                trace,
+                cause,
+            )
+        )
+    return records
+
+
+def _hub_of(topic: str) -> HubCode:
+    hub = hub_of_topic(topic)
+    if hub is None:
+        raise ValueError(f"{topic} is not the topic of a hub")
+    return hub
+
+
+def _places_of(
+    records: Sequence[UsageRecord],
+) -> tuple[dict[tuple[HubCode, int], int], dict[tuple[str, int], tuple[int, int]]]:
+    """Return, per partition, the latest Kafka timestamp, and the first and last offset."""
+    seen: dict[tuple[HubCode, int], int] = {}
+    ranges: dict[tuple[str, int], tuple[int, int]] = {}
+    for record in records:
+        hub_place = (record.hub, record.partition)
+        seen[hub_place] = max(seen.get(hub_place, 0), record.record_ms)
+        place = (record.topic, record.partition)
+        first, _ = ranges.get(place, (record.offset, 0))
+        ranges[place] = (first, record.offset)
+    return seen, ranges
+
+
+def _total_message(bucket: MeteredBucket) -> Message:
+    total = bucket.total
+    value = msgspec.json.encode(total)
+    return Message(CHARGES, total.tenant_id.encode(), value, bucket.record.trace)
+
+
+def _notice_message(opened: OpenedQuarantine) -> Message:
+    record = opened.waiting.record
+    notice = QuarantineNotice(
+        quarantine_id=str(opened.quarantine_id),
+        reason=opened.waiting.cause.reason,
+        hub=record.hub,
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        value_sha256=opened.value_sha256,
+    )
+    return Message(QUARANTINE, record.hub.encode(), msgspec.json.encode(notice), record.trace)

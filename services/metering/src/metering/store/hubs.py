@@ -1,0 +1,243 @@
+"""Hubs: the registry, their sources, and what is stated about them.
+
+`hub_statements` takes several statements, each on what is committed when it runs. It reads sources
+before the open time: whatever a source's watermark covers was committed with it or before it, so
+that none of it is missed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from hisab_contracts.charges import HubWatermark, OpenQuarantine
+from hisab_contracts.ids import HubCode, SourcePath, TenantId
+from metering.core.sources import SourceProgress
+from metering.core.watermarks import HubStatement, HubView
+from metering.store.state import SELECT_SOURCES, source_from_row
+
+if TYPE_CHECKING:
+    from asyncpg import Record as Row
+
+    from runtime.database import Connection
+
+
+class HubCompleteness(NamedTuple):
+    """Up to when a hub is complete, and whether it counts: only once it has emitted."""
+
+    hub: HubCode
+    watermark_ms: int | None
+    emitted: bool
+
+
+# The registry.
+
+_ADD_HUB = """
+insert into hubs (hub, name, heartbeat_ms) values ($1, $2, $3) on conflict (hub) do nothing
+"""
+
+
+async def add_hub(connection: Connection, hub: HubCode, name: str, heartbeat_ms: int) -> bool:
+    """Register a hub; False when it is registered already."""
+    # The primary key decides between two who register at once, so the status is the answer.
+    return str(await connection.execute(_ADD_HUB, hub, name, heartbeat_ms)) == "INSERT 0 1"
+
+
+_HUBS = "select hub from hubs order by hub"
+
+
+async def list_hubs(connection: Connection) -> list[HubCode]:
+    """Return every registered hub."""
+    return [HubCode(row[0]) for row in await connection.fetch(_HUBS)]
+
+
+_IS_HUB = "select exists (select from hubs where hub = $1)"
+
+
+async def is_hub(connection: Connection, hub: HubCode) -> bool:
+    """Say whether a hub is registered."""
+    return bool(await connection.fetchval(_IS_HUB, hub))
+
+
+_COMPLETENESS = """
+select h.hub, h.watermark_ms, exists (select from sources s where s.hub = h.hub) as emitted
+  from hubs h
+ where $1::text is null or h.hub = $1
+ order by h.hub
+"""
+
+
+async def list_completeness(
+    connection: Connection, hub: HubCode | None = None
+) -> list[HubCompleteness]:
+    """Return up to when hubs are complete: of one hub, or of all."""
+    rows = await connection.fetch(_COMPLETENESS, hub)
+    return [HubCompleteness(*row.values()) for row in rows]
+
+
+# Sources.
+
+_SOURCE_PAGE = SELECT_SOURCES + " where hub = $1 and source > $2 order by source limit $3"
+
+
+async def list_sources(
+    connection: Connection, hub: HubCode, after: str, most: int
+) -> list[SourceProgress]:
+    """Return sources of a hub by name, whatever their standing."""
+    return [source_from_row(row) for row in await connection.fetch(_SOURCE_PAGE, hub, after, most)]
+
+
+_SOURCES_NAMED = SELECT_SOURCES + " where hub = $1 and source = any($2::text[])"
+
+
+async def find_sources(
+    connection: Connection, hub: HubCode, paths: list[SourcePath]
+) -> dict[SourcePath, SourceProgress]:
+    """Return those of these sources that were ever seen."""
+    rows = await connection.fetch(_SOURCES_NAMED, hub, paths)
+    return {source.path: source for source in map(source_from_row, rows)}
+
+
+_LOCK_SOURCE = SELECT_SOURCES + " where hub = $1 and source = $2 for update"
+
+
+async def lock_source(
+    connection: Connection, hub: HubCode, path: SourcePath
+) -> SourceProgress | None:
+    """Lock and read a source; None when it was never seen."""
+    row = await connection.fetchrow(_LOCK_SOURCE, hub, path)
+    return None if row is None else source_from_row(row)
+
+
+_SAVE_RETIREMENT = """
+update sources set standing = $3, retired_for = $4 where hub = $1 and source = $2
+"""
+
+
+async def save_retirement(connection: Connection, source: SourceProgress, because: str) -> None:
+    """Store that a source, locked before, was retired, and why."""
+    await connection.execute(_SAVE_RETIREMENT, source.hub, source.path, source.standing, because)
+
+
+# What is stated downstream.
+
+_BATCHES = "select coalesce(sum(batches), 0)::bigint from hub_partitions"
+
+
+async def count_batches(connection: Connection) -> int:
+    """Return a number that moves whenever records of any hub were taken in."""
+    return int(await connection.fetchval(_BATCHES))
+
+
+_STATEMENTS = """
+select h.hub, h.heartbeat_ms, h.watermark_ms, h.statement, h.stated_ms,
+       coalesce((select max(p.last_seen_ms) from hub_partitions p where p.hub = h.hub),
+                floor(extract(epoch from h.created_at) * 1000)::bigint) as last_seen_ms,
+       exists (select from sources s where s.hub = h.hub) as emitted,
+       exists (select from hub_partitions p where p.hub = h.hub) as ever_seen
+  from hubs h
+ where $1::text is null or h.hub = $1
+ order by h.hub
+"""
+
+
+async def hub_statements(connection: Connection, hub: HubCode | None = None) -> list[HubStatement]:
+    """Look at a hub, or at all of them: their active sources, then their open time."""
+    rows = await connection.fetch(_STATEMENTS, hub)
+    active = await _active_sources(connection, hub)
+    waiting = await _open_time(connection, hub)
+    return [
+        _statement_from_row(row, active.get(row["hub"], []), waiting.get(row["hub"], []))
+        for row in rows
+    ]
+
+
+_WATERMARK: Final = msgspec.json.Decoder(HubWatermark)
+
+
+def _statement_from_row(
+    row: Row, active: list[SourceProgress], waiting: list[OpenQuarantine]
+) -> HubStatement:
+    view = HubView(
+        hub=HubCode(row["hub"]),
+        heartbeat_ms=row["heartbeat_ms"],
+        watermark_ms=row["watermark_ms"],
+        last_seen_ms=row["last_seen_ms"],
+        sources=active,
+        emitted=row["emitted"],
+        quarantined=waiting,
+    )
+    last = None if row["statement"] is None else _WATERMARK.decode(row["statement"])
+    return HubStatement(view, last, row["stated_ms"], row["ever_seen"])
+
+
+_ACTIVE_SOURCES = (
+    SELECT_SOURCES
+    + """
+ where standing = 'active' and ($1::text is null or hub = $1)
+ order by hub, source
+"""
+)
+
+
+async def _active_sources(
+    connection: Connection, hub: HubCode | None
+) -> dict[str, list[SourceProgress]]:
+    found: dict[str, list[SourceProgress]] = {}
+    for row in await connection.fetch(_ACTIVE_SOURCES, hub):
+        found.setdefault(row["hub"], []).append(source_from_row(row))
+    return found
+
+
+# Open quarantined time per hub, tenant and billing month. Unknown tenants block nobody.
+_OPEN_TIME = """
+select o.hub, o.tenant_id, o.month, sum(o.waiting_gpu_ns) as waiting_gpu_ns
+  from open_time o
+  join tenants known on known.tenant_id = o.tenant_id
+ where $1::text is null or o.hub = $1
+ group by o.hub, o.tenant_id, o.month
+having sum(o.waiting_gpu_ns) <> 0
+ order by o.hub, o.tenant_id, o.month
+"""
+
+
+async def _open_time(
+    connection: Connection, hub: HubCode | None
+) -> dict[str, list[OpenQuarantine]]:
+    found: dict[str, list[OpenQuarantine]] = {}
+    for row in await connection.fetch(_OPEN_TIME, hub):
+        waiting = OpenQuarantine(
+            TenantId(row["tenant_id"]), row["month"], int(row["waiting_gpu_ns"])
+        )
+        found.setdefault(row["hub"], []).append(waiting)
+    return found
+
+
+# The comparison is a guard, not the decision (`metering.core.watermarks` never lowers it): a former
+# holder of the lease that is late must not move the watermark back.
+_SAVE_WATERMARK = """
+update hubs set watermark_ms = $2 where hub = $1 and coalesce(watermark_ms < $2, true)
+"""
+
+
+async def save_watermark(connection: Connection, hub: HubCode, watermark_ms: int) -> None:
+    """Note how far a hub is complete; never lower."""
+    await connection.execute(_SAVE_WATERMARK, hub, watermark_ms)
+
+
+_SAVE_STATEMENT = "update hubs set statement = $2::jsonb, stated_ms = $3 where hub = $1"
+
+
+async def save_statement(connection: Connection, stated: HubWatermark, stated_ms: int) -> None:
+    """Note what was stated downstream about a hub."""
+    text = msgspec.json.encode(stated).decode()
+    await connection.execute(_SAVE_STATEMENT, stated.hub, text, stated_ms)
+
+
+_PROGRESS = "select partition, next_offset from consumer_progress where topic = $1"
+
+
+async def read_progress(connection: Connection, topic: str) -> dict[int, int]:
+    """Return how far each partition of a topic has been taken in."""
+    return {row[0]: row[1] for row in await connection.fetch(_PROGRESS, topic)}

@@ -1,0 +1,158 @@
+"""Prices and the currencies of tenants, as operators add them and quotes ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from hisab_contracts.ids import PriceClass, PriceVersion, Sku, TenantId
+from hisab_contracts.prices import PriceSeries
+from hisab_contracts.reference import PriceLine
+from metering.core.pricing import DisplacedLine
+
+if TYPE_CHECKING:
+    from asyncpg import Record as Row
+
+    from runtime.database import Connection
+
+PRICE_LOCK: Final = (20_510, 1)
+"""The two halves of the advisory lock on prices: shared by all who rate, exclusive to who adds."""
+
+_COLUMNS: Final = (
+    "rate_line_id, price_version, currency, sku, price_class, micro_per_gpu_hour, valid_from_ms, "
+    "valid_until_ms"
+)
+
+_LINES = "select " + _COLUMNS + " from price_lines"
+
+
+async def load_price_lines(connection: Connection) -> list[PriceLine]:
+    """Read every price line there is."""
+    return [_line_from_row(row) for row in await connection.fetch(_LINES)]
+
+
+# The line of a series that began last by an instant: no other can rate it.
+_LAST_LINE = (
+    _LINES
+    + """
+ where currency = $1 and sku = $2 and price_class = $3 and valid_from_ms <= $4
+ order by valid_from_ms desc
+ limit 1
+"""
+)
+
+
+async def last_price_line(
+    connection: Connection, series: PriceSeries, at_ms: int
+) -> list[PriceLine]:
+    """Read the line of a series that began last by then, if any; it may have ended since."""
+    rows = await connection.fetch(_LAST_LINE, *series, at_ms)
+    return [_line_from_row(row) for row in rows]
+
+
+def _line_from_row(row: Row) -> PriceLine:
+    return PriceLine(
+        rate_line_id=row["rate_line_id"],
+        price_version=PriceVersion(row["price_version"]),
+        currency=row["currency"],
+        sku=Sku(row["sku"]),
+        price_class=PriceClass(row["price_class"]),
+        micro_per_gpu_hour=row["micro_per_gpu_hour"],
+        valid_from_ms=row["valid_from_ms"],
+        valid_until_ms=row["valid_until_ms"],
+    )
+
+
+_LOCK_PRICES = "select pg_advisory_xact_lock($1, $2)"
+
+
+async def lock_prices(connection: Connection) -> None:
+    """Wait for all who rate and keep them out until this transaction ends."""
+    await connection.execute(_LOCK_PRICES, *PRICE_LOCK)
+
+
+# An hour, per line that would end, that is rated on it from that end on. The list of hubs makes the
+# index on (hub, hour) usable: there is none that begins with the line.
+_RATED_HOURS = """
+select k.rate_line_id,
+       (select b.hour_ms from buckets b
+         where b.hub = any(array(select hub from hubs)) and b.hour_ms >= k.from_ms
+           and b.rate_line_id = k.rate_line_id
+         limit 1) as hour_ms
+  from unnest($1::text[], $2::bigint[]) as k (rate_line_id, from_ms)
+"""
+
+
+async def rated_hours(connection: Connection, displaced: Sequence[DisplacedLine]) -> dict[str, int]:
+    """Return an hour, per line that would end, that is rated on it from that end on."""
+    rows = await connection.fetch(
+        _RATED_HOURS,
+        [line.rate_line_id for line in displaced],
+        [line.from_ms for line in displaced],
+    )
+    return {row[0]: row[1] for row in rows if row[1] is not None}
+
+
+_ADD_LIST = """
+insert into price_lists (price_version, currency, valid_from_ms, valid_until_ms, added_by)
+values ($1, $2, $3, $4, $5)
+"""
+
+_ADD_LINES = (
+    "insert into price_lines ("
+    + _COLUMNS
+    + """)
+select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[],
+                     $7::bigint[], $8::bigint[])
+"""
+)
+
+
+async def add_price_list(connection: Connection, lines: Sequence[PriceLine], added_by: str) -> None:
+    """Add a list and its lines; the price lock is held exclusively."""
+    first = lines[0]
+    await connection.execute(
+        _ADD_LIST,
+        first.price_version,
+        first.currency,
+        first.valid_from_ms,
+        first.valid_until_ms,
+        added_by,
+    )
+    rows = [_line_row(line) for line in lines]
+    await connection.execute(_ADD_LINES, *zip(*rows, strict=True))
+
+
+def _line_row(line: PriceLine) -> tuple[object, ...]:
+    return (
+        line.rate_line_id,
+        line.price_version,
+        line.currency,
+        line.sku,
+        line.price_class,
+        line.micro_per_gpu_hour,
+        line.valid_from_ms,
+        line.valid_until_ms,
+    )
+
+
+_SAVE_TENANTS = """
+insert into tenants as t (tenant_id, currency)
+select k.tenant_id, k.currency from unnest($1::text[], $2::text[]) as k (tenant_id, currency)
+ order by k.tenant_id
+on conflict (tenant_id) do nothing
+"""
+
+
+async def save_tenants(connection: Connection, currencies: Mapping[TenantId, str]) -> None:
+    """Keep which tenants exist; the currency of a book never changes."""
+    await connection.execute(_SAVE_TENANTS, list(currencies), list(currencies.values()))
+
+
+_CURRENCY = "select currency from tenants where tenant_id = $1"
+
+
+async def currency_of(connection: Connection, tenant_id: str | None) -> str | None:
+    """Return the currency of a tenant's book, if there is such a tenant."""
+    currency = await connection.fetchval(_CURRENCY, tenant_id)
+    return None if currency is None else str(currency)

@@ -1,0 +1,457 @@
+"""Quarantine: records that wait, whole or in part, with their original bytes; nothing is deleted.
+
+Theory. A record is *open* while something of it waits, then *released* (all of it was taken after
+all) or *dismissed* (an operator left it for good). Beside it `quarantine_time` has the GPU time
+that waits or was dismissed, per UTC hour; a release deletes those rows, because the time is then
+billed or a duplicate. `open_time` adds up what is open per hub, tenant and billing month: whoever
+changes `quarantine_time` inserts the difference there and waits for nobody, and a leased task puts
+the rows together. So stating the open time of a hub never reads record by record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from hisab_contracts.events import Device
+from hisab_contracts.ids import DeviceId, HubCode, SliceId
+from metering.core.batch import (
+    Changes,
+    EarlierVerdict,
+    QuarantinedRecord,
+    UsagePart,
+    UsageRecord,
+)
+
+if TYPE_CHECKING:
+    from asyncpg import Record as Row
+
+    from runtime.database import Connection
+
+MAX_LISTED_BYTES: Final = 8_388_608
+"""A page of quarantined records ends before its payloads pass 8 MiB, after one at least."""
+
+MAX_DETAIL_LENGTH: Final = 2_000
+
+
+class OpenedQuarantine(NamedTuple):
+    """A record that has just begun to wait, and the number it was given."""
+
+    quarantine_id: int
+    waiting: QuarantinedRecord
+    value_sha256: str
+
+
+class LockedQuarantine(NamedTuple):
+    """A quarantined record, locked, as it would be judged again."""
+
+    quarantine_id: int
+    record: UsageRecord
+    state: str
+
+
+class ListedQuarantine(NamedTuple):
+    """A quarantined record as operators see it."""
+
+    quarantine_id: int
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    detail: str
+    state: str
+    payload: bytes | None
+    headers: list[tuple[str, bytes | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineFilter:
+    """Which quarantined records are wanted; None is any."""
+
+    hub: str | None
+    reason: str | None
+    state: str | None
+
+
+# Metering a batch: records begin to wait, wait on, or are released.
+
+
+async def save_quarantine(
+    connection: Connection, changes: Changes, generation: int, because: str
+) -> list[OpenedQuarantine]:
+    """Store what a batch changes in quarantine; return the records that begin to wait.
+
+    `generation` is the newest price line the batch was judged by: what lacks a price is released
+    once there is a newer one. `because` says why records were judged again, if any were.
+    """
+    if changes.still_quarantined:
+        await _keep_waiting(connection, changes.still_quarantined, generation)
+    opened = []
+    if changes.quarantined:
+        opened = await _open_quarantine(connection, changes.quarantined, generation)
+    if changes.released_ids:
+        await _release(connection, changes.released_ids, because)
+    return opened
+
+
+_OPEN = """
+insert into quarantine (hub, topic, partition, record_offset, record_ms, message_key, message_value,
+                        message_headers, value_sha256, reason, detail, tenant_id, allocation_id,
+                        counts, hour_ms, had_new, parts, judged_generation)
+select k.hub, k.topic, k.partition, k.record_offset, k.record_ms, k.message_key, k.message_value,
+       k.message_headers, k.value_sha256, k.reason, k.detail, k.tenant_id, k.allocation_id,
+       k.counts, k.hour_ms, k.had_new, k.parts::jsonb, $18
+  from unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::bigint[], $6::bytea[],
+              $7::bytea[], $8::bytea[], $9::text[], $10::text[], $11::text[], $12::text[],
+              $13::text[], $14::boolean[], $15::bigint[], $16::boolean[], $17::text[])
+       with ordinality
+       as k (hub, topic, partition, record_offset, record_ms, message_key, message_value,
+             message_headers, value_sha256, reason, detail, tenant_id, allocation_id, counts,
+             hour_ms, had_new, parts, place)
+ order by k.place
+returning quarantine_id, topic, partition, record_offset
+"""
+
+
+async def _open_quarantine(
+    connection: Connection, waiting: Sequence[QuarantinedRecord], generation: int
+) -> list[OpenedQuarantine]:
+    """Store records that begin to wait, with their original bytes; number them in order."""
+    sums = [hashlib.sha256(quarantined.record.value or b"").hexdigest() for quarantined in waiting]
+    rows = [
+        (*_record_row(quarantined.record), value_sha256, *_verdict_row(quarantined))
+        for quarantined, value_sha256 in zip(waiting, sums, strict=True)
+    ]
+    inserted = await connection.fetch(_OPEN, *zip(*rows, strict=True), generation)
+    numbers = {(row[1], row[2], row[3]): row[0] for row in inserted}
+    opened = [
+        OpenedQuarantine(numbers[record.topic, record.partition, record.offset], quarantined, sum_)
+        for quarantined, sum_ in zip(waiting, sums, strict=True)
+        for record in (quarantined.record,)
+    ]
+    await _add_time(connection, {found.quarantine_id: found.waiting for found in opened})
+    return opened
+
+
+def _record_row(record: UsageRecord) -> tuple[object, ...]:
+    return (
+        record.hub,
+        record.topic,
+        record.partition,
+        record.offset,
+        record.record_ms,
+        record.key,
+        record.value,
+        msgspec.msgpack.encode(list(record.headers)),
+    )
+
+
+def _verdict_row(quarantined: QuarantinedRecord) -> tuple[object, ...]:
+    """Return what was decided about a record, in the order of its columns."""
+    return (
+        quarantined.cause.reason,
+        _storable(quarantined.cause.detail),
+        quarantined.tenant_id,
+        quarantined.allocation_id,
+        quarantined.counts,
+        quarantined.hour_ms,
+        quarantined.had_new,
+        _parts_text(quarantined.parts),
+    )
+
+
+def _storable(detail: str) -> str:
+    """Make a text of ours storable: what a hub sent may be quoted in it, NUL and half pairs too."""
+    return detail.replace("\x00", "\\x00").encode("utf-8", "replace").decode()[:MAX_DETAIL_LENGTH]
+
+
+def _parts_text(parts: Sequence[UsagePart] | None) -> str | None:
+    if parts is None:
+        return None
+    rows = [
+        (part.device.device_uuid, part.device.slice_uuid, part.device.share_ppm, *part[1:])
+        for part in parts
+    ]
+    return msgspec.json.encode(rows).decode()
+
+
+# Time that waits no more is deleted, and no longer open unless it was dismissed before.
+_FORGET_TIME = """
+with removed as (
+  delete from quarantine_time where quarantine_id = any($1::bigint[])
+  returning hub, hour_ms, tenant_id, waiting_gpu_ns, dismissed
+)
+insert into open_time (hub, tenant_id, month, waiting_gpu_ns)
+select r.hub, r.tenant_id, billing_month(r.hour_ms), -sum(r.waiting_gpu_ns)
+  from removed r
+ where not r.dismissed and r.tenant_id is not null
+ group by r.hub, r.tenant_id, billing_month(r.hour_ms)
+"""
+
+_KEEP = """
+update quarantine q
+   set reason = k.reason, detail = k.detail, tenant_id = k.tenant_id,
+       allocation_id = k.allocation_id, counts = k.counts, hour_ms = k.hour_ms,
+       had_new = k.had_new, parts = k.parts::jsonb, judged_generation = $10
+  from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[],
+              $7::bigint[], $8::boolean[], $9::text[])
+       as k (quarantine_id, reason, detail, tenant_id, allocation_id, counts, hour_ms, had_new,
+             parts)
+ where q.quarantine_id = k.quarantine_id
+"""
+
+
+async def _keep_waiting(
+    connection: Connection, waiting: Sequence[QuarantinedRecord], generation: int
+) -> None:
+    """Note what still waits of records that were judged again, and why."""
+    kept = {
+        earlier.quarantine_id: quarantined
+        for quarantined in waiting
+        if (earlier := quarantined.record.earlier) is not None
+    }
+    await connection.execute(_FORGET_TIME, list(kept))
+    rows = [(number, *_verdict_row(quarantined)) for number, quarantined in kept.items()]
+    await connection.execute(_KEEP, *zip(*rows, strict=True), generation)
+    await _add_time(connection, kept)
+
+
+_RELEASE = """
+update quarantine
+   set state = 'released', closed_at = clock_timestamp(), closed_because = $2
+ where quarantine_id = any($1::bigint[])
+"""
+
+
+async def _release(connection: Connection, quarantine_ids: Sequence[int], because: str) -> None:
+    """Note that nothing of these records waits any more."""
+    await connection.execute(_FORGET_TIME, quarantine_ids)
+    await connection.execute(_RELEASE, quarantine_ids, because)
+
+
+_ADD_TIME = """
+with added as (
+  insert into quarantine_time (quarantine_id, hub, hour_ms, tenant_id, waiting_gpu_ns)
+  select * from unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[])
+  returning hub, hour_ms, tenant_id, waiting_gpu_ns
+)
+insert into open_time (hub, tenant_id, month, waiting_gpu_ns)
+select a.hub, a.tenant_id, billing_month(a.hour_ms), sum(a.waiting_gpu_ns)
+  from added a
+ where a.tenant_id is not null
+ group by a.hub, a.tenant_id, billing_month(a.hour_ms)
+"""
+
+
+async def _add_time(connection: Connection, waiting: Mapping[int, QuarantinedRecord]) -> None:
+    """Write the GPU time that waits, per record and hour; it is open per tenant and month."""
+    rows = [
+        (quarantine_id, quarantined.record.hub, hour_ms, quarantined.tenant_id, gpu_ns)
+        for quarantine_id, quarantined in waiting.items()
+        for hour_ms, gpu_ns in quarantined.waiting_gpu_ns.items()
+    ]
+    if rows:
+        await connection.execute(_ADD_TIME, *zip(*rows, strict=True))
+
+
+# Records are judged again, or left for good.
+
+_LOCK = """
+select q.quarantine_id, q.hub, q.topic, q.partition, q.record_offset, q.record_ms, q.state,
+       q.counts, q.hour_ms, q.had_new, q.parts, q.message_key, q.message_value, q.message_headers,
+       (select coalesce(array_agg(t.hour_ms order by t.hour_ms), '{}') from quarantine_time t
+         where t.quarantine_id = q.quarantine_id) as hours_ms,
+       (select coalesce(array_agg(t.waiting_gpu_ns order by t.hour_ms), '{}')
+          from quarantine_time t where t.quarantine_id = q.quarantine_id) as waiting_gpu_ns
+  from quarantine q
+ where q.quarantine_id = any($1::bigint[])
+ order by q.quarantine_id
+   for update of q
+"""
+
+
+async def lock_quarantined(
+    connection: Connection, quarantine_ids: Collection[int]
+) -> list[LockedQuarantine]:
+    """Lock and read quarantined records, in the order they were set aside."""
+    return [_locked_from_row(row) for row in await connection.fetch(_LOCK, list(quarantine_ids))]
+
+
+_PARTS: Final = msgspec.json.Decoder(list[tuple[str, str, int, int, int]] | None)
+_HEADERS: Final = msgspec.msgpack.Decoder(list[tuple[str, bytes | None]])
+
+
+def _locked_from_row(row: Row) -> LockedQuarantine:
+    parts = None if row["parts"] is None else _PARTS.decode(row["parts"])
+    earlier = EarlierVerdict(
+        quarantine_id=row["quarantine_id"],
+        parts=None
+        if parts is None
+        else tuple(
+            UsagePart(Device(DeviceId(device), SliceId(part), share_ppm), start_ms, end_ms)
+            for device, part, share_ppm, start_ms, end_ms in parts
+        ),
+        had_new=row["had_new"],
+        counts=row["counts"],
+        hour_ms=row["hour_ms"],
+        waiting_gpu_ns=dict(zip(row["hours_ms"], row["waiting_gpu_ns"], strict=True)),
+    )
+    record = UsageRecord(
+        hub=HubCode(row["hub"]),
+        topic=row["topic"],
+        partition=row["partition"],
+        offset=row["record_offset"],
+        record_ms=row["record_ms"],
+        key=row["message_key"],
+        value=row["message_value"],
+        headers=_HEADERS.decode(row["message_headers"]),
+        earlier=earlier,
+    )
+    return LockedQuarantine(row["quarantine_id"], record, row["state"])
+
+
+_LOCK_STATE = "select state from quarantine where quarantine_id = $1 for update"
+
+
+async def lock_state(connection: Connection, quarantine_id: int) -> str:
+    """Lock a record and return its state; it exists, because nothing is ever deleted."""
+    return str(await connection.fetchval(_LOCK_STATE, quarantine_id))
+
+
+_DISMISS = """
+update quarantine set state = 'dismissed', closed_at = clock_timestamp(), closed_because = $2
+ where quarantine_id = $1
+"""
+
+_DISMISS_TIME = """
+with dismissed as (
+  update quarantine_time set dismissed = true where quarantine_id = $1 and not dismissed
+  returning hub, hour_ms, tenant_id, waiting_gpu_ns
+)
+insert into open_time (hub, tenant_id, month, waiting_gpu_ns)
+select d.hub, d.tenant_id, billing_month(d.hour_ms), -sum(d.waiting_gpu_ns)
+  from dismissed d
+ where d.tenant_id is not null
+ group by d.hub, d.tenant_id, billing_month(d.hour_ms)
+"""
+
+
+async def dismiss_quarantined(connection: Connection, quarantine_id: int, because: str) -> None:
+    """Have an open record, locked before, stay in quarantine for good: its time blocks nobody."""
+    # Two statements after the lock: each sees what whoever held the record before us has left.
+    await connection.execute(_DISMISS, quarantine_id, because)
+    await connection.execute(_DISMISS_TIME, quarantine_id)
+
+
+# Which of them may be released: decided here, because finding them is the decision.
+_RELEASABLE = """
+(select q.quarantine_id
+   from tenants t
+   join quarantine q on q.tenant_id = t.tenant_id
+  where q.state = 'open' and q.reason = 'unknown-tenant'
+  limit $1)
+union all
+(select q.quarantine_id
+   from quarantine q
+  where q.state = 'open' and q.reason in ('unknown-sku', 'no-price')
+    and q.judged_generation < (select coalesce(max(generation), 0) from price_lines)
+  order by q.judged_generation
+  limit $1)
+"""
+
+
+async def releasable(connection: Connection, most: int) -> list[int]:
+    """Return open records whose missing fact may have arrived, oldest first."""
+    return sorted(row[0] for row in await connection.fetch(_RELEASABLE, most))[:most]
+
+
+_GIVE_UP = "update quarantine set reason = 'killed-process', detail = $2 where quarantine_id = $1"
+
+
+async def give_up(connection: Connection, quarantine_id: int, detail: str) -> None:
+    """Leave a record that we fail to judge again to an operator: no fact releases it any more."""
+    await connection.execute(_GIVE_UP, quarantine_id, _storable(detail))
+
+
+_FOLD_OPEN_TIME = """
+with changed as (
+  select hub, tenant_id, month from open_time group by hub, tenant_id, month having count(*) > 1
+), taken as (
+  delete from open_time o using changed c
+   where o.hub = c.hub and o.tenant_id = c.tenant_id and o.month = c.month
+  returning o.hub, o.tenant_id, o.month, o.waiting_gpu_ns
+)
+insert into open_time (hub, tenant_id, month, waiting_gpu_ns)
+select t.hub, t.tenant_id, t.month, sum(t.waiting_gpu_ns)
+  from taken t
+ group by t.hub, t.tenant_id, t.month
+having sum(t.waiting_gpu_ns) <> 0
+"""
+
+
+async def fold_open_time(connection: Connection) -> None:
+    """Put the changes of open time together: one row per hub, tenant and month, none for zero."""
+    await connection.execute(_FOLD_OPEN_TIME)
+
+
+# What is asked.
+
+# Payloads may have a megabyte each: the page is cut by their sizes before any of them is read.
+_LISTED = """
+with wanted as (
+  select q.quarantine_id, coalesce(octet_length(q.message_value), 0) as value_bytes
+    from quarantine q
+   where ($1::text is null or q.hub = $1) and ($2::text is null or q.reason = $2)
+     and ($3::text is null or q.state = $3) and q.quarantine_id > $4
+   order by q.quarantine_id
+   limit $5
+), measured as (
+  select w.quarantine_id, sum(w.value_bytes) over (order by w.quarantine_id) as so_far_bytes,
+         row_number() over (order by w.quarantine_id) as place
+    from wanted w
+)
+select q.quarantine_id, q.topic, q.partition, q.record_offset, q.reason, q.detail, q.state,
+       q.message_value, q.message_headers, (select count(*) from wanted) as wanted_count
+  from measured m
+  join quarantine q on q.quarantine_id = m.quarantine_id
+ where m.place = 1 or m.so_far_bytes <= $6
+ order by q.quarantine_id
+"""
+
+
+async def list_quarantined(
+    connection: Connection, wanted: QuarantineFilter, after: int, most: int
+) -> tuple[list[ListedQuarantine], bool]:
+    """List at most so many quarantined records in order, and say whether there are more."""
+    rows = await connection.fetch(
+        _LISTED, wanted.hub, wanted.reason, wanted.state, after, most + 1, MAX_LISTED_BYTES
+    )
+    found = [_listed_from_row(row) for row in rows[:most]]
+    return found, bool(rows) and rows[0]["wanted_count"] > len(found)
+
+
+def _listed_from_row(row: Row) -> ListedQuarantine:
+    return ListedQuarantine(
+        quarantine_id=row["quarantine_id"],
+        topic=row["topic"],
+        partition=row["partition"],
+        offset=row["record_offset"],
+        reason=row["reason"],
+        detail=row["detail"],
+        state=row["state"],
+        payload=row["message_value"],
+        headers=_HEADERS.decode(row["message_headers"]),
+    )
+
+
+_STATE = "select state from quarantine where quarantine_id = $1"
+
+
+async def quarantine_state(connection: Connection, quarantine_id: int) -> str | None:
+    """Return whether a record is open, released or dismissed; None when there is none."""
+    state = await connection.fetchval(_STATE, quarantine_id)
+    return None if state is None else str(state)

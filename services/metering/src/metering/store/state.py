@@ -1,0 +1,567 @@
+"""All that metering one batch loads and saves, in the order of its locks.
+
+Theory. Whoever meters takes locks in one order, so that no two wait for each other: the price lock
+(shared by all who rate, exclusive to whoever adds prices, so that no hour is rated by a line that
+is being cut short), then the nodes of the batch in the order of their keys, then its sources in
+theirs, then tallies and the rest. Whoever holds a node's lock may change its coverage and buckets:
+what was loaded under it stays true until the commit. A batch too large for one `MeteringBatch`
+takes nodes again after sources; should that ever meet a replay the other way round, PostgreSQL ends
+one of the two, and it is tried again.
+
+Everything is read and written by sets, so that a batch needs a fixed number of statements.
+
+These statements stand in one module because a reader follows a batch through all of them, in this
+order. Deciding happens in `metering.core`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from hisab_contracts.events import Ended, Started
+from hisab_contracts.ids import (
+    AllocationId,
+    BucketId,
+    HoldId,
+    HubCode,
+    NodeId,
+    PriceClass,
+    ProjectId,
+    Sku,
+    SliceId,
+    SourcePath,
+    TenantId,
+)
+from hisab_contracts.prices import PriceBook
+from metering.core.allocations import AllocationKey
+from metering.core.batch import (
+    Changes,
+    DeviceSpan,
+    MeteredBucket,
+    MeteringBatch,
+    MeteringState,
+    Reference,
+    StoredBucket,
+    Tally,
+    TallyKey,
+)
+from metering.core.coverage import (
+    Claim,
+    CoverageChanges,
+    CoveredInterval,
+    DeviceKey,
+)
+from metering.core.sources import SequenceRange, SourceProgress
+from metering.store import prices
+
+if TYPE_CHECKING:
+    from asyncpg import Record as Row
+
+    from runtime.database import Connection
+
+# Reference data: what is known beside the records.
+
+
+@dataclass(slots=True)
+class ReferenceCache:
+    """What one user of it (a consumer, a task) remembers of tenants and prices between batches."""
+
+    currencies: Mapping[TenantId, str] = field(default_factory=dict)
+    book: PriceBook = field(default_factory=PriceBook)
+    generation: int = 0
+    """The newest price line in `book`."""
+
+
+# Keeps prices as they are until the transaction ends; others may rate meanwhile.
+_SHARE_PRICES = "select pg_advisory_xact_lock_shared($1, $2)"
+
+# How far every hub is complete, and whether there are new price lines.
+_HUBS_AND_GENERATION = """
+select h.hub, h.watermark_ms,
+       (select coalesce(max(generation), 0) from price_lines) as generation
+  from hubs h
+"""
+
+
+async def load_reference(connection: Connection, cache: ReferenceCache) -> Reference:
+    """Take the price lock, shared, and read what records are judged by.
+
+    Prices are read again only when there are new ones: under the lock their generation tells.
+    """
+    await connection.execute(_SHARE_PRICES, *prices.PRICE_LOCK)
+    rows = await connection.fetch(_HUBS_AND_GENERATION)
+    generation = rows[0]["generation"] if rows else 0
+    if generation != cache.generation:
+        cache.book = PriceBook(await prices.load_price_lines(connection))
+        cache.generation = generation
+    watermarks = {HubCode(row["hub"]): row["watermark_ms"] for row in rows}
+    return Reference(cache.currencies, cache.book, watermarks, cache.generation)
+
+
+_CURRENCIES = "select tenant_id, currency from tenants where tenant_id = any($1::text[])"
+
+
+async def look_up_tenants(
+    connection: Connection,
+    cache: ReferenceCache,
+    reference: Reference,
+    tenants: Collection[TenantId],
+) -> Reference:
+    """Look tenants up that are not remembered; return the same reference if none of them exists.
+
+    Tenants are remembered without a limit in time: a tenant never ceases to exist, and the currency
+    of its book never changes.
+    """
+    rows = await connection.fetch(_CURRENCIES, list(tenants))
+    if not rows:
+        return reference
+    found = {TenantId(row["tenant_id"]): row["currency"] for row in rows}
+    cache.currencies = {**cache.currencies, **found}
+    return replace(reference, currencies=cache.currencies)
+
+
+_QUARANTINED_OFFSETS = """
+select q.topic, q.partition, q.record_offset
+  from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[])
+       as k (topic, partition, first_offset, last_offset)
+  join quarantine q
+    on q.topic = k.topic and q.partition = k.partition
+   and q.record_offset between k.first_offset and k.last_offset
+"""
+
+
+async def quarantined_offsets(
+    connection: Connection, ranges: Mapping[tuple[str, int], tuple[int, int]]
+) -> set[tuple[str, int, int]]:
+    """Return which offsets of these ranges are in quarantine, whatever became of them.
+
+    Metering that was restored, or whose progress was set back, reads them again: the quarantined
+    record is the one that counts, and what came of it must not be counted a second time.
+    """
+    columns = zip(*((*place, *offsets) for place, offsets in ranges.items()), strict=True)
+    rows = await connection.fetch(_QUARANTINED_OFFSETS, *columns)
+    return {(row[0], row[1], row[2]) for row in rows}
+
+
+_NOTE_SEEN = """
+insert into hub_partitions as p (hub, partition, last_seen_ms, batches)
+select k.hub, k.partition, k.last_seen_ms, 1
+  from unnest($1::text[], $2::int[], $3::bigint[]) as k (hub, partition, last_seen_ms)
+ order by k.hub, k.partition
+on conflict (hub, partition) do update
+   set last_seen_ms = greatest(p.last_seen_ms, excluded.last_seen_ms), batches = p.batches + 1
+"""
+
+
+async def note_seen(connection: Connection, seen: Mapping[tuple[HubCode, int], int]) -> None:
+    """Note the Kafka timestamp of the last record of each partition of a batch."""
+    columns = zip(*((*place, seen_ms) for place, seen_ms in seen.items()), strict=True)
+    await connection.execute(_NOTE_SEEN, *columns)
+
+
+# What a batch is metered on.
+
+
+async def load_state(connection: Connection, batch: MeteringBatch) -> MeteringState:
+    """Lock and load all that a batch touches: first by node, then by source."""
+    if batch.device_spans:
+        await _lock_nodes(connection, batch.nodes)
+        coverage = await _load_coverage(connection, batch.device_spans)
+        buckets = await _load_buckets(connection, batch.bucket_ids)
+    else:
+        coverage, buckets = {}, {}
+    sources = []
+    if batch.reports:
+        sources = await _lock_sources(connection, batch.node_paths, batch.reports)
+    return MeteringState(coverage, buckets, sources)
+
+
+_LOCK_NODES = """
+select n.hub, n.node_id
+  from nodes n
+  join unnest($1::text[], $2::text[]) as k (hub, node_id)
+    on n.hub = k.hub and n.node_id = k.node_id
+ order by n.hub, n.node_id
+   for update of n
+"""
+
+_ADD_NODES = """
+insert into nodes (hub, node_id)
+select k.hub, k.node_id from unnest($1::text[], $2::text[]) as k (hub, node_id)
+ order by k.hub, k.node_id
+on conflict do nothing
+"""
+
+
+async def _lock_nodes(connection: Connection, nodes: Iterable[tuple[HubCode, NodeId]]) -> None:
+    """Lock nodes in the order of their keys, making rows for new ones."""
+    ordered = sorted(nodes)
+    columns = list(zip(*ordered, strict=True))
+    locked = await connection.fetch(_LOCK_NODES, *columns)
+    if len(locked) < len(ordered):
+        # New rows first, then all locks again: whoever adds the same node at the same time waits
+        # for us in `on conflict`, and locks afterwards in the same order.
+        await connection.execute(_ADD_NODES, *columns)
+        await connection.fetch(_LOCK_NODES, *columns)
+
+
+_COVERAGE_COLUMNS: Final = (
+    "hub, node_id, device_uuid, slice_uuid, start_ms, end_ms, tenant_id, project_id, "
+    "allocation_id, sku, price_class, share_ppm"
+)
+
+# What is covered of devices in, or touching, a stretch of each. A row lies within one day, so none
+# that matters starts before the midnight before the stretch: the index is entered there.
+_COVERAGE = (
+    "select "
+    + _COVERAGE_COLUMNS
+    + """
+  from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[])
+       as k (of_hub, of_node, of_device, from_day_ms, from_ms, until_ms)
+  join coverage c
+    on c.hub = k.of_hub and c.node_id = k.of_node and c.device_uuid = k.of_device
+   and c.start_ms between k.from_day_ms and k.until_ms and c.end_ms >= k.from_ms
+"""
+)
+
+
+async def _load_coverage(
+    connection: Connection, spans: Mapping[DeviceKey, DeviceSpan]
+) -> dict[DeviceKey, list[CoveredInterval]]:
+    columns = zip(*((*key, *span) for key, span in spans.items()), strict=True)
+    found: dict[DeviceKey, list[CoveredInterval]] = {}
+    for row in await connection.fetch(_COVERAGE, *columns):
+        found.setdefault((row[0], row[1], row[2]), []).append(_covered_from_row(row))
+    return found
+
+
+def _covered_from_row(row: Row) -> CoveredInterval:
+    claim = Claim(
+        TenantId(row[6]),
+        ProjectId(row[7]),
+        AllocationId(row[8]),
+        Sku(row[9]),
+        PriceClass(row[10]),
+        row[11],
+    )
+    return CoveredInterval(SliceId(row[3]), row[4], row[5], claim)
+
+
+# The totals of buckets so far, and the hold each names.
+_BUCKETS = """
+select bucket_id, gpu_ns, hold_id from buckets where bucket_id = any($1::uuid[])
+"""
+
+
+async def _load_buckets(
+    connection: Connection, bucket_ids: Sequence[BucketId]
+) -> dict[BucketId, StoredBucket]:
+    return {
+        BucketId(row[0].hex): StoredBucket(row[1], None if row[2] is None else HoldId(row[2]))
+        for row in await connection.fetch(_BUCKETS, bucket_ids)
+    }
+
+
+_SOURCE_COLUMNS: Final = (
+    "hub, source, node_path, contiguous, beyond, watermark_ms, standing, last_seen_ms"
+)
+
+# What `source_from_row` reads; whoever needs sources adds which.
+SELECT_SOURCES: Final = "select " + _SOURCE_COLUMNS + " from sources"
+
+# The sources of a batch, and all active ones of the same nodes: a new epoch closes the older ones.
+_LOCK_SOURCES = (
+    SELECT_SOURCES
+    + """
+ where node_path = any($1::text[]) and (standing = 'active' or source = any($2::text[]))
+ order by hub, source
+   for update
+"""
+)
+
+
+async def _lock_sources(
+    connection: Connection, node_paths: Iterable[str], paths: Iterable[SourcePath]
+) -> list[SourceProgress]:
+    rows = await connection.fetch(_LOCK_SOURCES, sorted(node_paths), list(paths))
+    return [source_from_row(row) for row in rows]
+
+
+_BEYOND: Final = msgspec.json.Decoder(tuple[SequenceRange, ...])
+
+
+def source_from_row(row: Row) -> SourceProgress:
+    """Read a row of `sources`."""
+    return SourceProgress(
+        hub=HubCode(row["hub"]),
+        path=SourcePath(row["source"]),
+        node_path=row["node_path"],
+        contiguous_sequence=row["contiguous"],
+        beyond=_BEYOND.decode(row["beyond"]),
+        watermark_ms=row["watermark_ms"],
+        standing=row["standing"],
+        last_seen_ms=row["last_seen_ms"],
+    )
+
+
+# What a batch changes.
+
+
+async def save_changes(connection: Connection, changes: Changes) -> None:
+    """Store what a batch changes, but for its quarantine, which `metering.store.quarantine` has."""
+    await _save_coverage(connection, changes.coverage)
+    if changes.sources:
+        await _save_sources(connection, changes.sources)
+    await _save_buckets(connection, changes.buckets)
+    if changes.tallies:
+        await _add_tallies(connection, changes.tallies)
+    if changes.duplicates:
+        await _add_duplicates(connection, changes.duplicates)
+    if changes.started:
+        await _save_started(connection, changes.started)
+    if changes.ended:
+        await _save_ended(connection, changes.ended)
+
+
+# Rows that were merged into others.
+_REMOVE_COVERAGE = """
+delete from coverage c
+ using unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[])
+       as k (hub, node_id, device_uuid, slice_uuid, start_ms)
+ where c.hub = k.hub and c.node_id = k.node_id and c.device_uuid = k.device_uuid
+   and c.slice_uuid = k.slice_uuid and c.start_ms = k.start_ms
+"""
+
+# Rows that reach further than they did: nearly all of the changes.
+_GROW_COVERAGE = """
+update coverage c set end_ms = k.end_ms
+  from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[])
+       as k (hub, node_id, device_uuid, slice_uuid, start_ms, end_ms)
+ where c.hub = k.hub and c.node_id = k.node_id and c.device_uuid = k.device_uuid
+   and c.slice_uuid = k.slice_uuid and c.start_ms = k.start_ms
+"""
+
+# Rows that begin where none did.
+_ADD_COVERAGE = (
+    "insert into coverage ("
+    + _COVERAGE_COLUMNS
+    + """)
+select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[],
+                     $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::int[])
+"""
+)
+
+
+async def _save_coverage(
+    connection: Connection, coverage: Mapping[DeviceKey, CoverageChanges]
+) -> None:
+    # Removed rows first: an added row may begin where a removed one did.
+    removed = [(*key, *row) for key, changes in coverage.items() for row in changes.removed]
+    grown = [(*key, *row) for key, changes in coverage.items() for row in changes.grown]
+    added = [
+        (*key, row.slice_uuid, row.start_ms, row.end_ms, *row.claim)
+        for key, changes in coverage.items()
+        for row in changes.added
+    ]
+    if removed:
+        await connection.execute(_REMOVE_COVERAGE, *zip(*removed, strict=True))
+    if grown:
+        await connection.execute(_GROW_COVERAGE, *zip(*grown, strict=True))
+    if added:
+        await connection.execute(_ADD_COVERAGE, *zip(*added, strict=True))
+
+
+# New sources are numbered in the order given: `arrival` orders the epochs of a node.
+_SAVE_SOURCES = (
+    "insert into sources ("
+    + _SOURCE_COLUMNS
+    + """)
+select k.hub, k.source, k.node_path, k.contiguous, k.beyond::jsonb, k.watermark_ms, k.standing,
+       k.last_seen_ms
+  from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::bigint[],
+              $7::text[], $8::bigint[]) with ordinality
+       as k (hub, source, node_path, contiguous, beyond, watermark_ms, standing, last_seen_ms,
+             place)
+ order by k.place
+on conflict (hub, source) do update
+   set contiguous = excluded.contiguous, beyond = excluded.beyond,
+       watermark_ms = excluded.watermark_ms, standing = excluded.standing,
+       last_seen_ms = excluded.last_seen_ms
+"""
+)
+
+
+async def _save_sources(connection: Connection, sources: Iterable[SourceProgress]) -> None:
+    rows = [
+        (
+            source.hub,
+            source.path,
+            source.node_path,
+            source.contiguous_sequence,
+            msgspec.json.encode(source.beyond).decode(),
+            source.watermark_ms,
+            source.standing,
+            source.last_seen_ms,
+        )
+        for source in sources
+    ]
+    await connection.execute(_SAVE_SOURCES, *zip(*rows, strict=True))
+
+
+_UPDATE_BUCKETS = """
+update buckets b set gpu_ns = k.gpu_ns, charge_micro = k.charge_micro, hold_id = k.hold_id
+  from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[])
+       as k (bucket_id, gpu_ns, charge_micro, hold_id)
+ where b.bucket_id = k.bucket_id
+"""
+
+_ADD_BUCKETS = """
+insert into buckets (bucket_id, gpu_ns, charge_micro, hold_id, tenant_id, project_id, allocation_id,
+                     hub, node_id, rate_line_id, price_version, sku, price_class, hour_ms)
+select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[],
+                     $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
+                     $13::text[], $14::bigint[])
+"""
+
+
+async def _save_buckets(connection: Connection, buckets: Sequence[MeteredBucket]) -> None:
+    """Write the new totals of buckets: what changes in one comes first in its row."""
+    rows = [(bucket.is_new, _bucket_row(bucket)) for bucket in buckets]
+    updated = [row[:4] for is_new, row in rows if not is_new]
+    added = [row for is_new, row in rows if is_new]
+    if updated:
+        await connection.execute(_UPDATE_BUCKETS, *zip(*updated, strict=True))
+    if added:
+        await connection.execute(_ADD_BUCKETS, *zip(*added, strict=True))
+
+
+def _bucket_row(bucket: MeteredBucket) -> tuple[object, ...]:
+    total = bucket.total
+    return (
+        total.bucket_id,
+        total.total_gpu_ns,
+        total.total_micro,
+        total.hold_id,
+        total.tenant_id,
+        total.project_id,
+        total.allocation_id,
+        total.hub,
+        total.node_id,
+        bucket.rate_line_id,
+        total.price_version,
+        total.sku,
+        total.price_class,
+        total.hour_ms,
+    )
+
+
+_LOCK_TALLIES = """
+select t.hub, t.partition, t.hour_ms
+  from tallies t
+  join unnest($1::text[], $2::int[], $3::bigint[]) as k (hub, partition, hour_ms)
+    on t.hub = k.hub and t.partition = k.partition and t.hour_ms = k.hour_ms
+ order by t.hub, t.hour_ms, t.partition
+   for update of t
+"""
+
+_BEGIN_TALLIES = """
+insert into tallies (hub, partition, hour_ms, reported_gpu_ns, duplicate_gpu_ns, read_records,
+                     accepted_records, duplicate_records)
+select k.hub, k.partition, k.hour_ms, 0, 0, 0, 0, 0
+  from unnest($1::text[], $2::int[], $3::bigint[]) as k (hub, partition, hour_ms)
+ order by k.hub, k.hour_ms, k.partition
+on conflict do nothing
+"""
+
+_UPDATE_TALLIES = """
+update tallies t
+   set reported_gpu_ns   = t.reported_gpu_ns + k.reported_gpu_ns::numeric,
+       duplicate_gpu_ns  = t.duplicate_gpu_ns + k.duplicate_gpu_ns::numeric,
+       read_records      = t.read_records + k.read_records,
+       accepted_records  = t.accepted_records + k.accepted_records,
+       duplicate_records = t.duplicate_records + k.duplicate_records
+  from unnest($1::text[], $2::int[], $3::bigint[], $4::text[], $5::text[], $6::bigint[],
+              $7::bigint[], $8::bigint[])
+       as k (hub, partition, hour_ms, reported_gpu_ns, duplicate_gpu_ns, read_records,
+             accepted_records, duplicate_records)
+ where t.hub = k.hub and t.partition = k.partition and t.hour_ms = k.hour_ms
+"""
+
+
+async def _add_tallies(connection: Connection, tallies: Mapping[TallyKey, Tally]) -> None:
+    """Add to what was counted per hub, partition and hour."""
+    # One upsert cannot do it: PostgreSQL holds the proposed row to the table's checks before it
+    # finds the one that is there, and what a release takes back is below zero. So rows begin at 0.
+    keys = list(zip(*tallies, strict=True))
+    if len(await connection.fetch(_LOCK_TALLIES, *keys)) < len(tallies):
+        await connection.execute(_BEGIN_TALLIES, *keys)
+        await connection.fetch(_LOCK_TALLIES, *keys)
+    # Sums of GPU time may pass 64 bits: they travel as text and become numeric there.
+    rows = [
+        (*key, str(tally.reported_gpu_ns), str(tally.duplicate_gpu_ns), *tally[2:])
+        for key, tally in tallies.items()
+    ]
+    await connection.execute(_UPDATE_TALLIES, *zip(*rows, strict=True))
+
+
+# GPU time that was reported twice, per allocation: sums may pass 64 bits and travel as text.
+_ADD_DUPLICATES = """
+insert into allocation_duplicates as d (hub, allocation_id, tenant_id, duplicate_gpu_ns)
+select k.hub, k.allocation_id, k.tenant_id, k.duplicate_gpu_ns::numeric
+  from unnest($1::text[], $2::text[], $3::text[], $4::text[])
+       as k (hub, allocation_id, tenant_id, duplicate_gpu_ns)
+ order by k.hub, k.allocation_id, k.tenant_id
+on conflict (hub, allocation_id, tenant_id) do update
+   set duplicate_gpu_ns = d.duplicate_gpu_ns + excluded.duplicate_gpu_ns
+"""
+
+
+async def _add_duplicates(connection: Connection, duplicates: Mapping[AllocationKey, int]) -> None:
+    rows = [(*key, str(gpu_ns)) for key, gpu_ns in duplicates.items()]
+    await connection.execute(_ADD_DUPLICATES, *zip(*rows, strict=True))
+
+
+# The earliest start that was reported counts.
+_SAVE_STARTED = """
+insert into allocations as a (hub, allocation_id, tenant_id, project_id, started_ms)
+select k.hub, k.allocation_id, k.tenant_id, k.project_id, k.started_ms
+  from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[])
+       as k (hub, allocation_id, tenant_id, project_id, started_ms)
+ order by k.hub, k.allocation_id, k.tenant_id
+on conflict (hub, allocation_id, tenant_id) do update
+   set started_ms = least(a.started_ms, excluded.started_ms)
+"""
+
+
+async def _save_started(connection: Connection, started: Mapping[AllocationKey, Started]) -> None:
+    rows = [(*key, data.project_id, data.started_ms) for key, data in started.items()]
+    await connection.execute(_SAVE_STARTED, *zip(*rows, strict=True))
+
+
+# The latest end that was reported counts, and is looked at at once. It stays in SQL, like the
+# earliest start, because a rule of one comparison needs no look at the row beforehand.
+_SAVE_ENDED = """
+insert into allocations as a (hub, allocation_id, tenant_id, project_id, ended_ms, cause,
+                              reserved_gpu_ms)
+select k.hub, k.allocation_id, k.tenant_id, k.project_id, k.ended_ms, k.cause, k.reserved_gpu_ms
+  from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::text[],
+              $7::bigint[])
+       as k (hub, allocation_id, tenant_id, project_id, ended_ms, cause, reserved_gpu_ms)
+ order by k.hub, k.allocation_id, k.tenant_id
+on conflict (hub, allocation_id, tenant_id) do update
+   set ended_ms = excluded.ended_ms, cause = excluded.cause,
+       reserved_gpu_ms = excluded.reserved_gpu_ms, checks = 0, check_at = clock_timestamp()
+ where a.ended_ms is null or a.ended_ms <= excluded.ended_ms
+"""
+
+
+async def _save_ended(connection: Connection, ended: Mapping[AllocationKey, Ended]) -> None:
+    rows = [
+        (*key, data.project_id, data.ended_ms, data.cause, data.reserved_gpu_ms)
+        for key, data in ended.items()
+    ]
+    await connection.execute(_SAVE_ENDED, *zip(*rows, strict=True))

@@ -1,0 +1,50 @@
+"""Allocations: when one that has ended is final, and when it is looked at again."""
+
+from __future__ import annotations
+
+import pytest
+
+from hisab_contracts.ids import AllocationId, HubCode, TenantId
+from metering.core.allocations import AllocationKey, EndedAllocation, check_allocation
+from unit.metering.hub_events import NOON_MS
+
+KEY = AllocationKey(HubCode("lhr"), AllocationId("job-1"), TenantId("ravi-health"))
+
+
+def ended(
+    *,
+    billed_gpu_ns: int = 0,
+    watermark_ms: int | None = None,
+    known: bool = True,
+    check_count: int = 0,
+) -> EndedAllocation:
+    """job-1 ended at noon and says that it reserved a second of a device."""
+    return EndedAllocation(KEY, NOON_MS, 1_000, billed_gpu_ns, watermark_ms, known, check_count)
+
+
+@pytest.mark.parametrize(
+    ("allocation", "final"),
+    [
+        (ended(), False),
+        (ended(billed_gpu_ns=1_000_000_000), True),
+        (ended(billed_gpu_ns=1_000_999_999), True),
+        (ended(billed_gpu_ns=1_001_000_000), False),
+        (ended(watermark_ms=NOON_MS - 1), False),
+        (ended(watermark_ms=NOON_MS), True),
+        (ended(watermark_ms=NOON_MS, billed_gpu_ns=5), True),
+        (ended(watermark_ms=NOON_MS, known=False), False),
+        (ended(billed_gpu_ns=1_000_000_000, known=False), False),
+    ],
+)
+def test_allocation_is_final_when_totals_match_or_its_hub_is_complete(
+    allocation: EndedAllocation, final: bool
+) -> None:
+    """Either shows that nothing more comes; for a tenant that nobody knows nothing does."""
+    check = check_allocation(allocation)
+    assert (KEY, NOON_MS, final) == (check.key, check.ended_ms, check.is_final)
+
+
+def test_allocation_that_is_not_final_is_looked_at_ever_more_rarely() -> None:
+    """After 1, 2, 4, 8, 16 seconds, and then every 30."""
+    waits = [check_allocation(ended(check_count=count)).next_check_ms for count in range(8)]
+    assert [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000] == waits
