@@ -5,7 +5,7 @@
     python contracts/generate.py release     freeze what changed since the last release
 
 A released file is never edited: `schemas/released/SHA256SUMS` (made for `sha256sum -c`, run in
-`contracts/`) names every frozen schema and example, and a test compares.
+`contracts/`) names every frozen schema, example and golden file, and a test compares.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def write_generated(folder: Path = HERE) -> None:
 
 
 def release(folder: Path = HERE) -> list[str]:
-    """Freeze each schema that differs from its last snapshot, and every new valid example."""
+    """Freeze each schema that differs from its last snapshot, and new valid examples and golden files."""
     frozen = folder / "schemas/released"
     frozen.mkdir(parents=True, exist_ok=True)
     manifest = frozen / "SHA256SUMS"
@@ -89,7 +89,8 @@ def release(folder: Path = HERE) -> list[str]:
             path = frozen / f"{name}.{len(known) + 1}.json"
             path.write_text(schema_text(schema), encoding="utf-8")
             added.append(path.relative_to(folder).as_posix())
-    for path in sorted(folder.glob("examples/valid/**/*.json")):
+    kept = [*folder.glob("examples/valid/**/*.json"), *folder.glob("golden/*/*.jsonl")]
+    for path in sorted(kept):
         relative = path.relative_to(folder).as_posix()
         if relative not in listed:
             added.append(relative)

@@ -116,7 +116,7 @@ def bills(charges: dict[Bucket, int], commercial: Any = COMMERCIAL) -> dict[Any,
 
 
 def trace_usage(path: Path) -> list[dict[str, Any]]:
-    """Turn a recorded trace into hourly intervals, by the rules of INTERFACE section 4."""
+    """Turn a recorded trace into hourly intervals, by the rules that the README's replay states."""
     usage = []
     for row in csv.DictReader(path.open(newline="")):
         name = row["name"]

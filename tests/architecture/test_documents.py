@@ -97,6 +97,8 @@ def glossary() -> set[str]:
 
 
 def _singular(word: str) -> str:
+    if len(word) <= 3:
+        return word
     for ending, instead in (("ies", "y"), ("sses", "ss"), ("s", "")):
         if word.endswith(ending) and not word.endswith("ss"):
             return word[: -len(ending)] + instead
