@@ -75,7 +75,7 @@ def write_generated(folder: Path = HERE) -> None:
 
 
 def release(folder: Path = HERE) -> list[str]:
-    """Freeze each schema that differs from its last snapshot, and new valid examples and golden files."""
+    """Freeze schemas that differ from their last snapshot, new valid examples and golden files."""
     frozen = folder / "schemas/released"
     frozen.mkdir(parents=True, exist_ok=True)
     manifest = frozen / "SHA256SUMS"
