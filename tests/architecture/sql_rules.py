@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 
-from architecture.source import Finding, Module, is_store
+from architecture.source import Finding, Module, is_store, package_modules
 
 STATEMENT = re.compile(
     r"^\s*(--[^\n]*\n\s*)*"
@@ -70,7 +70,7 @@ def sql_constants(module: Module) -> Sequence[tuple[str, ast.stmt, str]]:
     A constant may put other named constants of its module together with `+`: so that the columns
     of a table stand once. Nothing else is ever part of a statement.
     """
-    texts: dict[str, str] = {}
+    texts = dict(_imported_constants(module))
     found: list[tuple[str, ast.stmt, str]] = []
     for body in _bodies(module.tree):
         for node in body:
@@ -87,6 +87,19 @@ def sql_constants(module: Module) -> Sequence[tuple[str, ast.stmt, str]]:
                 case _:
                     pass
     return found
+
+
+def _imported_constants(module: Module) -> Iterator[tuple[str, str]]:
+    """Return the texts that a store imports by name from another: the columns of its table."""
+    for node in module.tree.body:
+        if not isinstance(node, ast.ImportFrom) or not is_store(node.module or ""):
+            continue
+        for other in package_modules():
+            if other.name == node.module:
+                texts = {name: text for name, _, text in sql_constants(other)}
+                for alias in node.names:
+                    if alias.name in texts:
+                        yield alias.asname or alias.name, texts[alias.name]
 
 
 def _constant_text(value: ast.expr, known: Mapping[str, str]) -> str | None:

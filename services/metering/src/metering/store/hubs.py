@@ -172,6 +172,7 @@ def _statement_from_row(
     return HubStatement(view, last, row["stated_ms"], row["ever_seen"])
 
 
+# The sources that count for completeness, of one hub or of all.
 _ACTIVE_SOURCES = (
     SELECT_SOURCES
     + """
