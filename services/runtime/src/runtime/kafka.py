@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol, TypeVar
 
@@ -618,7 +618,7 @@ class Hints:
                 await consumer.start()
                 while True:
                     await asyncio.sleep(HINT_EVERY_S)
-                    await self._commit(consumer)
+                    await _to_its_end(self._commit(consumer))
             except (KafkaError, OSError) as error:
                 _log.debug("no hints", group=self._group, error=repr(error))
                 await asyncio.sleep(HINT_EVERY_S)
@@ -641,3 +641,17 @@ class Hints:
         except (KafkaError, TimeoutError, OSError) as error:
             self._offsets = offsets | self._offsets
             _log.debug("hint not committed", group=self._group, error=repr(error))
+
+
+async def _to_its_end(work: Coroutine[None, None, None]) -> None:
+    """Wait for bounded work even when cancelled, and be cancelled then.
+
+    aiokafka commits in a task of its own. Were the consumer stopped below it, that task would fail
+    with nobody to hear, and asyncio would log it as an error of ours in the middle of a good stop.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
