@@ -21,6 +21,7 @@ ONLY_IN: Mapping[str, tuple[str, ...]] = {
         "runtime.database",
         "runtime.idempotency",
         "runtime.migrations",
+        "runtime.outages",
         *stores(),
     ),
     "fastapi": ("runtime.http", "runtime.openapi", "runtime.service", "*.api.*"),

@@ -68,10 +68,8 @@ QuarantineReason = Literal[
 ]
 """Why a record waits in quarantine, in order of precedence."""
 
-Id = Annotated[str, Meta(min_length=1, max_length=128)]
 _Instant = Annotated[int, Meta(ge=EARLIEST_MS, lt=LATEST_MS)]
 _Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-_FreeText = Annotated[str, Meta(min_length=1, max_length=128)]
 _Reason = Annotated[str, Meta(max_length=1000)]
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import NewType
+from typing import Annotated, NewType
+
+from msgspec import Meta
 
 TenantId = NewType("TenantId", str)
 ProjectId = NewType("ProjectId", str)
@@ -39,6 +41,18 @@ DEVICE_ID_PATTERN = r"[A-Za-z0-9._:@+=/-]{1,128}"
 
 HUB_PATTERN = r"[a-z][a-z0-9-]{0,30}"
 """Grammar of a hub code: it is part of a topic name."""
+
+IdText = Annotated[str, Meta(pattern=f"^{ID_PATTERN}$")]
+"""An id as a request states it: checked where it is read."""
+
+HubText = Annotated[str, Meta(pattern=f"^{HUB_PATTERN}$")]
+"""A hub code as a request states it."""
+
+CurrencyText = Annotated[str, Meta(pattern="^[A-Z]{3}$")]
+"""A currency as a request states it: three letters of ISO 4217."""
+
+MonthText = Annotated[str, Meta(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
+"""A billing month as a request states it: yyyy-mm."""
 
 _SOURCE = re.compile(
     rf"(?P<node>/hubs/(?P<hub>{HUB_PATTERN})/nodes/{ID_PATTERN})/epochs/(?P<epoch>{ID_PATTERN})"

@@ -1,4 +1,4 @@
-"""Which price line rates an hour: the one rule that metering and the ledger both ask.
+"""Which price line rates an hour, and what a job costs at it: rules that two services ask.
 
 A price line gives (currency, SKU, price class) a price in a window of whole UTC hours. An open line
 ends where the next line of its series begins. Metering rates usage by it and the ledger prices
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from hisab_contracts.ids import PriceClass, Sku
 from hisab_contracts.reference import PriceLine
+from hisab_contracts.units import WHOLE_DEVICE_PPM, rated_micro
 
 
 class PriceSeries(NamedTuple):
@@ -59,6 +60,11 @@ class PriceBook:
     def lines_of(self, series: PriceSeries) -> Sequence[PriceLine]:
         """Return the lines of one series by start."""
         return self._by_series.get(series, ((), ()))[1]
+
+
+def quote_micro(line: PriceLine, gpus: int, duration_ms: int) -> int:
+    """Price whole devices for a duration at one line: what a single bucket of it would cost."""
+    return rated_micro(gpus * duration_ms * WHOLE_DEVICE_PPM, line.micro_per_gpu_hour)
 
 
 def series_of(line: PriceLine) -> PriceSeries:

@@ -15,8 +15,9 @@ from hisab_contracts.reference import TenantRecord
 from hisab_contracts.topics import TENANTS, hub_topic
 from metering.store import hubs, prices
 from runtime.auth import keep_access_keys
+from runtime.clock import pause
 from runtime.consumer import Batch, Consumer
-from runtime.database import is_infrastructure, pause
+from runtime.outages import is_outage
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -51,7 +52,7 @@ class HubConsumer(Consumer):
                 await self.look()
             except Exception as error:
                 # A database that is away for a moment is asked again; anything else must be seen.
-                if not is_infrastructure(error):
+                if not is_outage(error):
                     raise
 
 

@@ -31,8 +31,9 @@ from metering.replay import replay_quarantined
 from metering.store import allocations, hubs, quarantine
 from metering.store.state import ReferenceCache
 from runtime.clock import now_ms
-from runtime.database import is_infrastructure, transaction_on
+from runtime.database import transaction_on
 from runtime.kafka import Kafka, Message
+from runtime.outages import is_outage
 from runtime.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class Releases:
                 await self._release(connection, found)
             except Exception as error:
                 # Rolled back as a whole: one record among them may be the reason.
-                if is_infrastructure(error):
+                if is_outage(error):
                     raise
                 _log.exception("release failed; records one by one", records=len(found))
                 await self._release_singly(connection, found)
@@ -190,6 +191,6 @@ class Releases:
             try:
                 await self._release(connection, [quarantine_id])
             except Exception as error:
-                if is_infrastructure(error):
+                if is_outage(error):
                     raise
                 await quarantine.give_up(connection, quarantine_id, repr(error))

@@ -7,7 +7,7 @@ a second at most, so a revocation works everywhere within five; unknown keys hav
 own, so that no flood of them drives the known ones out.
 
 Refusals: no key, an unknown, expired or revoked one: 401. A role the endpoint does not name: 403.
-Another tenant's or hub's thing: 404, so that nothing is told about what exists. Too fast: 429.
+Another tenant's thing: 404, so that nothing is told about what exists. Too fast: 429.
 """
 
 from __future__ import annotations
@@ -54,6 +54,19 @@ class Principal:
     """Set for a tenant's key, and only there."""
     bound_to: str | None
     """What else a key is for, and only there: the service's roles say what it names."""
+
+    @property
+    def actor(self) -> str:
+        """Who did it, as records of what was done name it."""
+        return f"key:{self.key_id}"
+
+    @property
+    def role_scope(self) -> str:
+        """The scope of idempotency keys of commands that are about no tenant: one per role.
+
+        The slash keeps it apart from every tenant's scope: no tenant's id has one (decision 0008).
+        """
+        return f"/{self.role}"
 
     @property
     def sees(self) -> str:

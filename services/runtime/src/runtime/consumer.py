@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Final, TypeVar, assert_never, cast
 import structlog
 
 from runtime import progress, telemetry
-from runtime.clock import ticks_ms
-from runtime.database import CommitUnknown, Database, is_infrastructure, pause
+from runtime.clock import pause, ticks_ms
+from runtime.database import CommitUnknown, Database
 from runtime.kafka import (
     REBALANCE_TIMEOUT_MS,
     BrokerLost,
@@ -55,6 +55,7 @@ from runtime.machine import (
     Slice,
     Watch,
 )
+from runtime.outages import is_outage
 from runtime.records import Record
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ class Consumer:
                     connection, ranges, compacted=self._subscription.compacted
                 )
         except Exception as error:
-            if not is_infrastructure(error):
+            if not is_outage(error):
                 raise
             _log.warning("claim failed", group=self.group, error=repr(error))
             self._watch.moved(ticks_ms())
@@ -324,7 +325,7 @@ class Consumer:
             await on_unread(record, connection)
 
     def _failure(self, error: Exception, batch: Batch) -> Failed:
-        blame = not is_infrastructure(error)
+        blame = not is_outage(error)
         _log.error("batch failed", group=self.group, blame=blame, **_where(batch), exc_info=error)
         if not blame:
             # The cause is known and outside: ending the process would not help.
@@ -339,7 +340,7 @@ class Consumer:
             try:
                 await self._lag.refresh()
             except Exception as error:
-                if not is_infrastructure(error):
+                if not is_outage(error):
                     raise
                 self._watch.moved(ticks_ms())
                 continue

@@ -28,7 +28,8 @@ import asyncpg
 import structlog
 from asyncpg.connect_utils import SessionAttribute
 
-from runtime.kafka import BrokerLost, PublishFailed
+from runtime.clock import pause
+from runtime.outages import LOST_CONNECTION, Outage, is_outage
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -51,50 +52,18 @@ OUTAGE_PAUSE_S: Final = 1
 _NOT_WRITABLE: Final = ("25006", "57P01", "57P02", "57P03")
 _RETRYABLE: Final = ("40001", "40P01")
 LOCK_NOT_AVAILABLE: Final = "55P03"
-_LOST = (
-    OSError,
-    asyncpg.InterfaceError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.InternalClientError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.CannotConnectNowError,
-    TimeoutError,
-)
-
 _log = structlog.get_logger("runtime.database")
 _AFTER_COMMIT: ContextVar[list[Callable[[], None]] | None] = ContextVar(
     "after_commit", default=None
 )
 
 
-class Unavailable(Exception):
+class Unavailable(Outage):
     """The database cannot be used now; nothing was written."""
 
 
-class CommitUnknown(Exception):
+class CommitUnknown(Outage):
     """COMMIT was sent and its answer lost: the transaction may or may not be durable."""
-
-
-def is_infrastructure(error: BaseException) -> bool:
-    """Say whether the database, the broker or the network made work fail, not the work itself."""
-    if isinstance(error, Unavailable | CommitUnknown | BrokerLost | PublishFailed):
-        return True
-    if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
-        return False  # A value the driver cannot encode.
-    if isinstance(error, asyncpg.PostgresError):
-        # Class 40 conflicts, 53 resources, 55 locks, 57 operator, 58 system, 08 connection; 25P03:
-        # the server ended a transaction that stood idle.
-        state = error.sqlstate or ""
-        return state[:2] in ("08", "40", "53", "55", "57", "58") or state in ("25006", "25P03")
-    return isinstance(error, _LOST)
-
-
-async def pause(stop: asyncio.Event, seconds: float) -> None:
-    """Wait so long, or until `stop`."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await stop.wait()
 
 
 def after_commit(callback: Callable[[], None]) -> None:
@@ -177,7 +146,7 @@ class Database:
             raise Unavailable(f"{self._name}: the pool is not open")
         try:
             connection = await pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
-        except _LOST as error:
+        except LOST_CONNECTION as error:
             raise Unavailable(f"{self._name}: no connection") from error
         try:
             yield connection
@@ -187,7 +156,7 @@ class Database:
             raise
         finally:
             # A connection that cannot be given back is closed; what it did is done.
-            with contextlib.suppress(*_LOST, asyncpg.PostgresError):
+            with contextlib.suppress(*LOST_CONNECTION, asyncpg.PostgresError):
                 await pool.release(connection, timeout=RELEASE_TIMEOUT_S)
 
     @contextlib.asynccontextmanager
@@ -261,7 +230,7 @@ class Database:
                         await work(connection)
                         await pause(stop, interval_ms / 1000)
             except Exception as error:
-                if not is_infrastructure(error):
+                if not is_outage(error):
                     raise
                 _log.warning("leased work interrupted", name=name, error=repr(error))
                 await pause(stop, OUTAGE_PAUSE_S)
@@ -283,7 +252,7 @@ async def transaction_on(
             yield
         except BaseException:
             # The cause matters, not that a dead connection cannot roll back.
-            with contextlib.suppress(*_LOST, asyncpg.PostgresError):
+            with contextlib.suppress(*LOST_CONNECTION, asyncpg.PostgresError):
                 await asyncio.shield(transaction.rollback())
             raise
         await _commit(transaction.commit())
@@ -303,7 +272,7 @@ async def _commit(commit: Awaitable[None]) -> None:
         except asyncio.CancelledError as error:
             cancelled = error
     failure = task.exception()
-    if isinstance(failure, _LOST):
+    if isinstance(failure, LOST_CONNECTION):
         raise CommitUnknown("the answer to COMMIT was lost") from failure
     if failure is not None:
         raise failure
@@ -340,7 +309,7 @@ async def _end_lease(connection: Connection, name: str) -> None:
     """Give a lease back, if need be with its connection."""
     try:
         await connection.fetchval(_END_LEASE, _lock_key(name))
-    except (*_LOST, asyncpg.PostgresError):
+    except (*LOST_CONNECTION, asyncpg.PostgresError):
         _drop(connection)
     except asyncio.CancelledError:
         _drop(connection)

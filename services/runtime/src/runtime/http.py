@@ -33,8 +33,8 @@ from starlette.responses import Response
 
 from hisab_contracts.problems import PROBLEMS
 from runtime import telemetry
-from runtime.database import is_infrastructure
 from runtime.kafka import MessageTooLarge
+from runtime.outages import is_outage
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -65,7 +65,15 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class NoBody(Model, frozen=True, kw_only=True):
-    """The body of a command that says nothing more."""
+    """The body of a command that says nothing more than its path."""
+
+
+def may_be_absent(model: type[msgspec.Struct]) -> bool:
+    """Say whether a body of this model may be left out: it demands no member.
+
+    So a member that is added to such a command later does not turn older clients away.
+    """
+    return not any(field.required for field in msgspec.structs.fields(model))
 
 
 class Problem(Exception):
@@ -300,7 +308,17 @@ def get(
 ) -> Callable[[Endpoint], Endpoint]:
     """Mark a method of a `Resource` as the endpoint of `GET path`."""
     return _mark(
-        Operation("GET", path, answer, 200, None, paged, False, tuple(query), tuple(problems))
+        Operation(
+            method="GET",
+            path=path,
+            answer=answer,
+            status=200,
+            body=None,
+            paged=paged,
+            idempotent=False,
+            query=tuple(query),
+            problems=tuple(problems),
+        )
     )
 
 
@@ -315,7 +333,17 @@ def post(
 ) -> Callable[[Endpoint], Endpoint]:
     """Mark a method of a `Resource` as the endpoint of `POST path`."""
     return _mark(
-        Operation("POST", path, answer, status, body, False, idempotent, (), tuple(problems))
+        Operation(
+            method="POST",
+            path=path,
+            answer=answer,
+            status=status,
+            body=body,
+            paged=False,
+            idempotent=idempotent,
+            query=(),
+            problems=tuple(problems),
+        )
     )
 
 
@@ -453,7 +481,7 @@ class _Boundary:
                 app = self._app if refused is None else problem_response(refused)
                 await app(scope, receive, noting)
             except Exception as error:
-                code = "unavailable" if is_infrastructure(error) else "internal"
+                code = "unavailable" if is_outage(error) else "internal"
                 _log.exception("request failed", path=scope["path"], code=code, error=repr(error))
                 if status is not None:
                     raise

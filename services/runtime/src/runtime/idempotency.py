@@ -32,10 +32,10 @@ from starlette.responses import Response
 from runtime.database import LOCK_NOT_AVAILABLE, CommitUnknown, Database
 from runtime.http import (
     PROBLEM_JSON,
-    NoBody,
     Problem,
     decode_body,
     encode,
+    may_be_absent,
     problem_body,
     read_bytes,
 )
@@ -81,13 +81,13 @@ class Answer:
 async def read_command(request: Request, model: type[M]) -> Command[M]:
     """Read a command; raises `Problem` 413, 415, or 422 for its body, then for its key.
 
-    A command that says nothing more (`NoBody`) may come without a body.
+    A command whose model demands no member may come without a body: it then reads as `{}`.
     """
     raw = await read_bytes(request)
-    says_nothing = not raw and issubclass(model, NoBody)
-    if says_nothing:
-        raw = b"{}"
-    body = model() if says_nothing else decode_body(request, raw, model)
+    if not raw and may_be_absent(model):
+        raw, body = b"{}", model()
+    else:
+        body = decode_body(request, raw, model)
     key = request.headers.get("idempotency-key")
     if key is None:
         raise Problem("idempotency-key-missing", "send an Idempotency-Key header")

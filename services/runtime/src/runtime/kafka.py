@@ -40,6 +40,7 @@ from aiokafka.errors import (
 
 from hisab_contracts.topics import partition_of
 from runtime.machine import Partition
+from runtime.outages import Outage
 from runtime.records import RawMessage, Record, Reread, record_of, reread
 
 Headers = Sequence[tuple[str, bytes | None]]
@@ -88,7 +89,7 @@ class Topic:
     log_append_time: bool = False
 
 
-class PublishFailed(Exception):
+class PublishFailed(Outage):
     """The broker did not acknowledge; what was sent may or may not be there."""
 
 
@@ -96,7 +97,7 @@ class MessageTooLarge(Exception):
     """A message is larger than a topic takes; nothing was sent."""
 
 
-class BrokerLost(Exception):
+class BrokerLost(Outage):
     """The broker could not be asked, or refused; the cause says why."""
 
 

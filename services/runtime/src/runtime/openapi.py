@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 
 from hisab_contracts.problems import PROBLEMS
-from runtime.http import Operation, ProblemDocument, operation_of
+from runtime.http import Operation, ProblemDocument, may_be_absent, operation_of
 
 _ALWAYS: Final = ("unauthenticated", "forbidden", "too-many-requests", "internal", "unavailable")
 _WITH_BODY: Final = ("bad-request", "too-large", "unsupported-media-type", "malformed")
@@ -89,7 +89,10 @@ def _described(route: APIRoute, operation: Operation, schemas: Schemas) -> dict[
     }
     if operation.body is not None:
         content = {"application/json": {"schema": schemas[operation.body]}}
-        described["requestBody"] = {"required": True, "content": content}
+        described["requestBody"] = {
+            "required": not may_be_absent(operation.body),
+            "content": content,
+        }
     return described
 
 

@@ -21,8 +21,10 @@ import msgspec
 import structlog
 
 from runtime import telemetry
-from runtime.database import Database, after_commit, is_infrastructure, pause, transaction_on
+from runtime.clock import pause
+from runtime.database import Database, after_commit, transaction_on
 from runtime.kafka import Kafka, Message
+from runtime.outages import is_outage
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -76,7 +78,7 @@ class Relay:
             try:
                 await self._relay(stop)
             except Exception as error:
-                if not is_infrastructure(error):
+                if not is_outage(error):
                     raise
                 _log.warning("relay interrupted", topic=self.topic, error=repr(error))
                 await pause(stop, RETRY_S)

@@ -32,14 +32,16 @@ from starlette.responses import Response
 
 from runtime import telemetry
 from runtime.auth import Access
+from runtime.clock import pause
 from runtime.consumer import Consumer
-from runtime.database import Database, Limits, is_infrastructure, pause
+from runtime.database import Database, Limits
 from runtime.http import Resource, create_app, get, json_response
 from runtime.idempotency import forget_refusals
 from runtime.kafka import Kafka, Topic
 from runtime.machine import Partition
 from runtime.migrations import migrate
 from runtime.openapi import openapi_document
+from runtime.outages import is_outage
 from runtime.outbox import Outbox, Relay
 from runtime.progress import ProgressOverride, override_progress
 
@@ -401,7 +403,7 @@ async def _make_topics(kafka: Kafka, topics: Sequence[Topic], stop: asyncio.Even
         try:
             await kafka.create_topics(topics)
         except Exception as error:
-            if not is_infrastructure(error):
+            if not is_outage(error):
                 raise
             _log.warning("topics not created", error=str(error))
             await pause(stop, RETRY_S)

@@ -107,6 +107,7 @@ class Quarantine(Resource):
 
     @post(
         "/v1/quarantine/{quarantine_id}/replay",
+        body=NoBody,
         answer=QuarantineState,
         status=202,
         idempotent=True,
