@@ -1,7 +1,8 @@
 """The catalogue of problems: every error any API of ours answers, once.
 
 A code is stable for ever. `retryable` says whether the same request may succeed later unchanged.
-A business refusal is 409; 422 means malformed, only.
+A business refusal is 409; 422 means malformed, or a value that no
+release takes yet (`unsupported`), or a command without its key.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The shell kit that the services share: everything that touches the outside, no domain noun.
+"""The shell kit that the services share: everything that touches the outside; of the domain it knows tenants.
 
 Reading order: `machine` (what the consumer loop decides, pure) -> `kafka` (its thin driver; with
 `records`, what aiokafka refuses to read) -> `database` (transactions, leases) -> `progress` (how
 far each partition is) -> `consumer` (the loop) -> `outbox` (what leaves) -> `http`, `idempotency`,
 `auth`, `openapi` (the edge) -> `migrations` -> `service` (what `python -m <service>` does).
-`telemetry` and `clock` are used everywhere.
+`telemetry`, `clock` and `outages` are used everywhere.
 """
