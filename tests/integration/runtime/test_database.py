@@ -19,7 +19,7 @@ from runtime.outbox import Outbox
 from runtime.service import Kit
 
 if TYPE_CHECKING:
-    from runtime.database import Connection
+    pass
 
 P0 = Partition("t", 0)
 RANGE = progress.PartitionRange(0, 100, None)
@@ -137,29 +137,6 @@ async def test_without_a_free_connection_the_answer_is_unavailable_and_nothing_l
         await asyncio.gather(*holders, return_exceptions=True)
         async with kit.api.connection() as connection:
             assert 1 == await connection.fetchval("select 1")
-
-
-@pytest.mark.defect("F31", "L10")
-async def test_a_deadlock_is_tried_again(bare: Bare) -> None:
-    """Two workers lock in opposite order: both get through."""
-    async with bare.open_kit() as kit:
-        async with kit.writer.connection() as connection:
-            await progress.claim(connection, {P0: RANGE, Partition("t", 1): RANGE}, compacted=False)
-
-        async def both(order: tuple[int, int]) -> None:
-            async def work(connection: Connection) -> None:
-                for number in order:
-                    await connection.execute(
-                        "update consumer_progress set attempts = attempts + 1 where partition = $1",
-                        number,
-                    )
-                    await asyncio.sleep(0.2)
-
-            await kit.writer.retried(work)
-
-        await asyncio.gather(both((0, 1)), both((1, 0)))
-        async with kit.writer.connection() as connection:
-            assert 4 == await connection.fetchval("select sum(attempts) from consumer_progress")
 
 
 async def test_after_commit_runs_only_when_durable(bare: Bare) -> None:

@@ -43,6 +43,9 @@ OUTAGES = {
 }
 
 
+LOCK_ROW = "select pg_advisory_xact_lock($1)"
+
+
 class Order(Model, frozen=True):
     """A body with one of everything."""
 
@@ -78,6 +81,11 @@ class Shop(Resource):
         body = command.body
 
         async def run(connection: Connection) -> Answer:
+            if body.item.startswith("both "):
+                # Two rows, in the order that the client gives: two clients make a deadlock of it.
+                for number in body.item.removeprefix("both "):
+                    await connection.execute(LOCK_ROW, int(number))
+                    await asyncio.sleep(0.2)
             if body.item == "slow":
                 await asyncio.sleep(8)
             if body.item == "refused" and not self.open:
@@ -349,6 +357,20 @@ async def test_a_refusal_is_remembered_and_one_that_may_pass_is_not(bare: Bare) 
         )
         assert (409, refused.content) == (again.status_code, again.content)
         assert [409, 201] == [waiting.status_code, later.status_code]
+
+
+@pytest.mark.defect("F31", "L10")
+async def test_a_deadlock_is_tried_again(bare: Bare) -> None:
+    """Two commands lock in opposite order: both get through, each once."""
+    async with _open(bare) as (shop, client, keys):
+
+        async def order(key: str, item: str) -> httpx2.Response:
+            headers = _headers(keys["operator"], key)
+            return await client.post("/v1/shops/a/orders", headers=headers, json={"item": item})
+
+        answers = await asyncio.gather(order("k1", "both 12"), order("k2", "both 21"))
+        assert [201, 201] == [answer.status_code for answer in answers]
+        assert 2 == shop.placed
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The shell kit that the services share: everything that touches the outside; of the domain it knows tenants.
+"""The shell kit that the services share: all that touches the outside. It knows tenants, no more.
 
 Reading order: `machine` (what the consumer loop decides, pure) -> `kafka` (its thin driver; with
 `records`, what aiokafka refuses to read) -> `database` (transactions, leases) -> `progress` (how

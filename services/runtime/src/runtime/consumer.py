@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,9 +62,10 @@ if TYPE_CHECKING:
 
 EXIT_STUCK: Final = 70
 POLL_MS: Final = 200
-LAG_FRESH_S: Final = 0.25
+LAG_FRESH_MS: Final = 250
 OBSERVE_EVERY_S: Final = 2.0
 DISCOVER_EVERY_S: Final = 0.5
+DISCOVER_EVERY_MS: Final = 500
 RECONNECT_S: Final = 0.5
 IDLE_S: Final = 0.02
 
@@ -203,10 +203,10 @@ class Consumer:
 
     async def _read(self, feed: Feed, topics: tuple[str, ...]) -> None:
         self._seen_rebalances = -1
-        discover_at = time.monotonic()
+        discover_ms = ticks_ms()
         while not self._stop.is_set():
-            if topics != self._wanted and time.monotonic() >= discover_at:
-                discover_at = time.monotonic() + DISCOVER_EVERY_S
+            if topics != self._wanted and ticks_ms() >= discover_ms:
+                discover_ms = ticks_ms() + DISCOVER_EVERY_MS
                 found = await self._existing_topics()
                 if found != topics:
                     topics = found
@@ -359,7 +359,7 @@ class _Lag:
         self._consumer = consumer
         self._by_partition: dict[Partition, int] = {}
         self._topics: tuple[str, ...] = ()
-        self._read_at: float | None = None
+        self._read_ms: int | None = None
         self._lock = asyncio.Lock()
         self.stored_total = 0
 
@@ -372,13 +372,13 @@ class _Lag:
 
     async def total(self) -> int:
         async with self._lock:
-            is_old = self._read_at is None or time.monotonic() - self._read_at > LAG_FRESH_S
+            is_old = self._read_ms is None or ticks_ms() - self._read_ms > LAG_FRESH_MS
             if is_old or self._topics != self._consumer.topics:
                 await self.refresh()
             return self.waiting
 
     async def refresh(self) -> None:
-        read_at = time.monotonic()
+        read_ms = ticks_ms()
         topics = self._consumer.topics
         # End offsets first, so that what was there then and is not stored yet is counted.
         ends = await self._kafka.end_offsets(topics)
@@ -387,7 +387,7 @@ class _Lag:
             partition: max(0, end - stored.get(partition, 0)) for partition, end in ends.items()
         }
         self.stored_total = sum(stored.values())
-        self._topics, self._read_at = topics, read_at
+        self._topics, self._read_ms = topics, read_ms
 
 
 class _Watchdog(threading.Thread):

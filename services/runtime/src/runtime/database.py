@@ -18,11 +18,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import asyncpg
 import structlog
@@ -37,20 +36,16 @@ if TYPE_CHECKING:
     Connection = PoolConnectionProxy[asyncpg.Record]
     """One connection, inside a transaction unless a function says otherwise."""
 
-T = TypeVar("T")
-
 ALL_TENANTS: Final = "*"
 """Not in the grammar of ids: the setting that the policies read as "every tenant"."""
 
 ACQUIRE_TIMEOUT_S: Final = 2
 RELEASE_TIMEOUT_S: Final = 10
 CONNECT_TIMEOUT_S: Final = 5
-RETRY_ATTEMPTS: Final = 6
 LEASE_POLL_S: Final = 0.5
 OUTAGE_PAUSE_S: Final = 1
 
 _NOT_WRITABLE: Final = ("25006", "57P01", "57P02", "57P03")
-_RETRYABLE: Final = ("40001", "40P01")
 LOCK_NOT_AVAILABLE: Final = "55P03"
 _log = structlog.get_logger("runtime.database")
 _AFTER_COMMIT: ContextVar[list[Callable[[], None]] | None] = ContextVar(
@@ -173,24 +168,6 @@ class Database:
             transaction_on(connection, tenant=tenant, lock_timeout_ms=lock_timeout_ms),
         ):
             yield connection
-
-    async def retried(
-        self, work: Callable[[Connection], Awaitable[T]], *, tenant: str | None = None
-    ) -> T:
-        """Run `work` in a transaction, again from the start after a deadlock or conflict.
-
-        `work` must have no effect outside its transaction. At most 6 attempts, with jitter.
-        """
-        for attempt in range(1, RETRY_ATTEMPTS):
-            try:
-                async with self.transaction(tenant=tenant) as connection:
-                    return await work(connection)
-            except asyncpg.PostgresError as error:
-                if error.sqlstate not in _RETRYABLE:
-                    raise
-                await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
-        async with self.transaction(tenant=tenant) as connection:
-            return await work(connection)
 
     @contextlib.asynccontextmanager
     async def lease(self, name: str, stop: asyncio.Event) -> AsyncIterator[Connection | None]:
