@@ -25,7 +25,7 @@ import msgspec
 from starlette.requests import Request
 
 from hisab_contracts import topics
-from hisab_contracts.units import moment_of
+from hisab_contracts.units import moment_of, ms_of
 from runtime.consumer import Batch
 from runtime.database import ALL_TENANTS, Database
 from runtime.http import Problem
@@ -149,16 +149,25 @@ async def keep_access_keys(batch: Batch, connection: Connection) -> None:
     await store_keys(connection, newest.values())
 
 
-_STORE_KEYS = """
-insert into access_keys as k (key_id, sha256, role, tenant_id, hub, expires_at, revoked)
-select n.key_id, n.sha256, n.role, n.tenant_id, n.hub, n.expires_at, n.revoked
+_KEY_COLUMNS: Final = "key_id, sha256, role, tenant_id, hub, expires_at, revoked"
+_SELECT_KEYS = "select " + _KEY_COLUMNS + " from access_keys"
+# That a revocation stays is decided here, where the row is locked: two writers may bring the same
+# key, and the older of them last.
+_STORE_KEYS = (
+    "insert into access_keys as k ("
+    + _KEY_COLUMNS
+    + ") select "
+    + _KEY_COLUMNS
+    + """
   from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
-              $7::boolean[])
-       as n (key_id, sha256, role, tenant_id, hub, expires_at, revoked)
- order by n.key_id
+              $7::boolean[]) as n ("""
+    + _KEY_COLUMNS
+    + """)
+ order by key_id
 on conflict (key_id) do update
    set expires_at = excluded.expires_at, revoked = k.revoked or excluded.revoked
 """
+)
 
 
 async def store_keys(connection: Connection, access_keys: Iterable[AccessKey]) -> None:
@@ -178,18 +187,56 @@ async def store_keys(connection: Connection, access_keys: Iterable[AccessKey]) -
     )
 
 
-_FIND_KEY = """
-select key_id, role, tenant_id, hub
-  from access_keys
- where sha256 = $1 and not revoked and (expires_at is null or expires_at > clock_timestamp())
+_KEY_BY_ID = _SELECT_KEYS + " where key_id = $1"
+
+
+async def find_access_key(connection: Connection, key_id: str) -> AccessKey | None:
+    """Find a key by its id, as stored: valid or not, and never its secret."""
+    return await _find_key(connection, _KEY_BY_ID, key_id)
+
+
+_ANY_KEY_OF_ROLE = """
+select exists (select from access_keys where role = $1)
 """
 
 
-async def _find_key(database: Database, sha256: str) -> Principal | None:
+async def any_key_of_role(connection: Connection, role: str) -> bool:
+    """Say whether a key of this role was ever made, valid or not."""
+    return bool(await connection.fetchval(_ANY_KEY_OF_ROLE, role))
+
+
+_VALID_KEY = (
+    _SELECT_KEYS
+    + " where sha256 = $1 and not revoked"
+    + " and (expires_at is null or expires_at > clock_timestamp())"
+)
+
+
+async def _find_principal(database: Database, sha256: str) -> Principal | None:
     """Find whose key this is, unless it is revoked or has expired."""
     async with database.connection() as connection:
-        row = await connection.fetchrow(_FIND_KEY, sha256)
-    return None if row is None else Principal(*row.values())
+        key = await _find_key(connection, _VALID_KEY, sha256)
+    if key is None:
+        return None
+    return Principal(
+        key_id=key.key_id, role=key.role, tenant_id=key.tenant_id, bound_to=key.bound_to
+    )
+
+
+async def _find_key(connection: Connection, query: str, value: str) -> AccessKey | None:
+    row = await connection.fetchrow(query, value)
+    if row is None:
+        return None
+    expires_at = row["expires_at"]
+    return AccessKey(
+        key_id=row["key_id"],
+        sha256=row["sha256"],
+        role=row["role"],
+        tenant_id=row["tenant_id"],
+        bound_to=row["hub"],
+        expires_at_ms=None if expires_at is None else ms_of(expires_at),
+        revoked=row["revoked"],
+    )
 
 
 class Access:
@@ -234,7 +281,7 @@ class Access:
         if now_s < self._unknown.get(sha256, now_s):
             return None
         self._found.pop(sha256, None)
-        principal = await _find_key(self._database, sha256)
+        principal = await _find_principal(self._database, sha256)
         if principal is not None and principal.role not in self._roles:
             principal = None
         # Counted from before the look-up, so that a change is never seen later than that.
