@@ -20,10 +20,9 @@ from hisab_contracts.canonical import canonical_bytes, content_sha256
 from hisab_contracts.entries import Entry
 from hisab_contracts.ids import PriceClass, Sku
 from ledger.core.decisions import SetBudget, UnitOfWork
-from ledger.core.grants import ApproveGrant
 from metering.core.pricing import ListedPrice, PriceList, price_lines_of, price_version
 from unit.invoicing.documents import golden_documents
-from unit.ledger.values import APPROVER, CoreLedger, at, book, grant, hold, invoiced, release, total
+from unit.ledger.values import CoreLedger, approve, at, book, grant, hold, invoiced, release, total
 
 GOLDEN = Path(__file__).resolve().parents[2] / "contracts/golden"
 ON_DEMAND, SPOT = PriceClass("on_demand"), PriceClass("spot")
@@ -45,8 +44,8 @@ def golden_entries() -> Iterator[Entry]:
     """One book with every kind of entry there is, and the beginning of its programme's."""
     ledger = CoreLedger(book("commercial", limit_micro=10**9))
     commands = (
-        (ApproveGrant(grant("g-1", 500, expires_ms=at(24)), APPROVER), at(8)),
-        (ApproveGrant(grant("g-2", 300, priority=-1), APPROVER), at(8, 1)),
+        (approve(grant("g-1", 500, expires_ms=at(24))), at(8)),
+        (approve(grant("g-2", 300, priority=-1)), at(8, 1)),
         (hold("h-1", 400, allocation_id="job-1"), at(9)),
         (total(120, hold_id="h-1", allocation_id="job-1"), at(9, 30)),
         (total(900, gpu_ns=901), at(10)),
@@ -60,7 +59,9 @@ def golden_entries() -> Iterator[Entry]:
             raise TypeError(f"{command} was refused: {decided}")
     yield from ledger.entries
     fund = UnitOfWork({"/programmes/p": book("fund", tenant_id="/programmes/p")})
-    decided = fund.enter("/programmes/p", SetBudget(10**6, "key:operator"), at(7))
+    decided = fund.enter(
+        "/programmes/p", SetBudget(budget_micro=10**6, actor="key:operator"), at(7)
+    )
     if not isinstance(decided, tuple):
         raise TypeError(f"the budget was refused: {decided}")
     yield from decided

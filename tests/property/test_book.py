@@ -14,15 +14,15 @@ from msgspec.structs import replace
 from hisab_contracts.charges import BucketTotal
 from hisab_contracts.entries import entry_hash
 from hisab_contracts.ids import HoldId
-from ledger.core.book import Book, BookKind, Books, balance_micro, fold
+from ledger.core.book import Book, BookKind, Books, RebuiltBook, balance_micro, fold
 from ledger.core.decisions import decide
-from ledger.core.grants import ApproveGrant, GrantExpired
+from ledger.core.grants import GrantExpired
 from ledger.core.holds import HoldClosed, HoldEnd, InsufficientCredit
 from unit.ledger.values import (
-    APPROVER,
     DAY_MS,
     HOUR_MS,
     CoreLedger,
+    approve,
     book,
     grant,
     hold,
@@ -79,7 +79,7 @@ class LedgerMachine(RuleBasedStateMachine):
             effective_ms=effective_ms,
             expires_ms=None if length is None else effective_ms + length * HOUR_MS,
         )
-        decided = self.ledger.do(ApproveGrant(lot, APPROVER), self.now_ms)
+        decided = self.ledger.do(approve(lot), self.now_ms)
         if lot.expires_ms is not None and lot.expires_ms <= self.now_ms:
             assert GrantExpired(lot.expires_ms) == decided
             return
@@ -123,17 +123,19 @@ class LedgerMachine(RuleBasedStateMachine):
         available = self.ledger.available(self.now_ms)
         answer = self.ledger.do(hold(str(len(self.ledger.holds)), micro), self.now_ms)
         if micro > available:
-            assert InsufficientCredit(available, micro - available) == answer
+            assert answer == InsufficientCredit(
+                available_micro=available, shortfall_micro=micro - available
+            )
         else:
             assert isinstance(answer, tuple)
             assert available - micro == self.ledger.available(self.now_ms)
 
     @precondition(lambda self: self.ledger.holds)
-    @rule(number=HOURS, end=st.sampled_from(["final", "released", "expired"]))
-    def end(self, number: int, end: HoldEnd) -> None:
+    @rule(number=HOURS, ended_by=st.sampled_from(["final", "released", "expired"]))
+    def end(self, number: int, ended_by: HoldEnd) -> None:
         """A hold ends once; whoever comes second learns how it ended."""
         hold_id = str(number % len(self.ledger.holds))
-        answer = self.ledger.release(hold_id, end, self.now_ms)
+        answer = self.ledger.release(hold_id, ended_by, self.now_ms)
         assert (hold_id in self.ended) == isinstance(answer, HoldClosed)
         self.ended.add(hold_id)
 
@@ -192,7 +194,7 @@ class LedgerMachine(RuleBasedStateMachine):
         reserved: Counter[str] = Counter()
         for held in self.ledger.holds.values():
             assert 0 <= held.open_micro <= held.hold_micro
-            assert held.end is None or not held.reserved
+            assert held.ended_by is None or not held.reserved
             for place, micro in held.reserved:
                 assert micro > 0
                 reserved[place] += micro
@@ -203,7 +205,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """The whole life, read back from its entries, is the live state; the chain holds."""
-        folded = fold(self.ledger.opening, self.ledger.entries)
+        folded = fold(RebuiltBook(self.ledger.opening), self.ledger.entries)
         assert self.ledger.book == folded.book
         assert self.ledger.buckets == folded.buckets
         assert self.ledger.holds == folded.holds
@@ -239,7 +241,7 @@ def with_lots(kind: BookKind) -> CoreLedger:
             effective_ms=DAY_MS + start * HOUR_MS,
             expires_ms=None if until is None else DAY_MS + until * HOUR_MS,
         )
-        ledger.do(ApproveGrant(lot, APPROVER))
+        ledger.do(approve(lot))
     return ledger
 
 

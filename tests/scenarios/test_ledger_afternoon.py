@@ -6,7 +6,6 @@ from typing import assert_never
 
 import pytest
 
-from ledger.core.grants import ApproveGrant
 from ledger.core.holds import InsufficientCredit
 from scenarios.ledger_afternoon import (
     A_LIMIT,
@@ -24,7 +23,7 @@ from scenarios.ledger_afternoon import (
     Step,
     Total,
 )
-from unit.ledger.values import APPROVER, CoreLedger, at, book, grant, hold, invoiced, total
+from unit.ledger.values import CoreLedger, approve, at, book, grant, hold, invoiced, total
 
 PKR = 1_000_000
 
@@ -50,7 +49,10 @@ def act(books: dict[str, CoreLedger], step: Step) -> None:
                 if deed.refused is None:
                     assert isinstance(answer, tuple)
                 else:
-                    assert InsufficientCredit(*(part * PKR for part in deed.refused)) == answer
+                    available, shortfall = deed.refused
+                    assert answer == InsufficientCredit(
+                        available_micro=available * PKR, shortfall_micro=shortfall * PKR
+                    )
             case Invoiced():
                 command = invoiced(deed.document, deed.amount * PKR)
                 assert isinstance(books[deed.tenant].do(command, now_ms), tuple)
@@ -82,7 +84,7 @@ def books() -> dict[str, CoreLedger]:
         "B": CoreLedger(book("startup")),
     }
     lot = grant("G1", B_LOT * PKR, expires_ms=at(B_LOT_EXPIRES))
-    books["B"].do(ApproveGrant(lot, APPROVER), at(7))
+    books["B"].do(approve(lot), at(7))
     return books
 
 

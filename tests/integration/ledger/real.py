@@ -24,7 +24,7 @@ from hisab_contracts.ids import (
     TenantId,
 )
 from hisab_contracts.reference import PriceLine, TenantKind, TenantRecord
-from hisab_contracts.topics import PRICES
+from hisab_contracts.topics import ACCESS, PRICES, TENANTS
 from infrastructure import Database as Addresses
 from ledger import jobs
 from ledger.api.problems import CommandRefusal
@@ -39,6 +39,7 @@ from ledger.store.queries import Balance, balance_of
 from runtime.clock import now_ms
 from runtime.consumer import Batch
 from runtime.database import ALL_TENANTS, Database
+from runtime.outbox import Outbox
 from runtime.records import Record
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class RealLedger:
         self.reader = Database(addresses.reader, name="test-reader")
         self.admin = Database(addresses.admin, name="test-admin")
         self.commits = 0
-        self.commands = Commands(self._committed)
+        self.commands = Commands(Outbox((TENANTS, ACCESS)), self._committed)
         self.consumer = ChargeConsumer(self._committed)
         self._offsets: Iterator[int] = itertools.count()
 
@@ -77,7 +78,13 @@ class RealLedger:
         self, tenant_id: str, kind: TenantKind = "commercial", limit_micro: int = 0
     ) -> str:
         """Register a tenant."""
-        record = TenantRecord(TenantId(tenant_id), kind, "PKR", limit_micro, [ProjectId("main")])
+        record = TenantRecord(
+            tenant_id=TenantId(tenant_id),
+            kind=kind,
+            currency="PKR",
+            credit_limit_micro=limit_micro,
+            projects=[ProjectId("main")],
+        )
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
             assert None is await self.commands.open_tenant(connection, record, tenant_id)
         return tenant_id
@@ -85,9 +92,9 @@ class RealLedger:
     async def programme(self, programme_id: str, budget_micro: int = 10**14) -> None:
         """Register a programme with its budget."""
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
-            budget = SetBudget(budget_micro, "key:operator")
+            budget = SetBudget(budget_micro=budget_micro, actor="key:operator")
             assert None is await self.commands.open_programme(
-                connection, programme_id, programme_id, budget
+                connection, ProgrammeId(programme_id), programme_id, budget
             )
 
     async def grant(
@@ -113,7 +120,9 @@ class RealLedger:
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
             assert None is await self.commands.propose_grant(connection, grant)
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
-            approved = await self.commands.approve_grant(connection, grant_id, KeyId("approver"))
+            approved = await self.commands.approve_grant(
+                connection, grant_id, KeyId("approver"), actor="key:approver"
+            )
             assert isinstance(approved, Grant)
 
     def batch(self, messages: Sequence[ChargeMessage | bytes], partition: int = 0) -> Batch:
@@ -141,7 +150,15 @@ class RealLedger:
     async def prices(self, *lines: PriceLine) -> None:
         """Keep price lines as metering publishes them."""
         records = [
-            Record(PRICES, 0, next(self._offsets), 0, None, msgspec.json.encode(line), ())
+            Record(
+                topic=PRICES,
+                partition=0,
+                offset=next(self._offsets),
+                timestamp_ms=0,
+                key=None,
+                value=msgspec.json.encode(line),
+                headers=(),
+            )
             for line in lines
         ]
         async with self.writer.transaction() as connection:
@@ -175,7 +192,7 @@ class RealLedger:
         """Release a hold; raises when it is refused."""
         command = ReleaseHold(
             hold_id=HoldId(hold_id),
-            end="released",
+            ended_by="released",
             caused_by=f"hold:{hold_id}",
             actor="key:scheduler",
         )
@@ -199,7 +216,9 @@ class RealLedger:
 
     async def invoiced(self, tenant_id: str, document_id: str, micro: int) -> int:
         """Tell that a document was finalised; returns the entry's seq."""
-        command = RecordInvoiced(DocumentId(document_id), micro, "key:finance")
+        command = RecordInvoiced(
+            document_id=DocumentId(document_id), invoiced_micro=micro, actor="key:finance"
+        )
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
             entry = await self.commands.record_invoiced(connection, tenant_id, command)
             assert isinstance(entry, Entry)

@@ -280,14 +280,14 @@ def price_line(
 ) -> PriceLine:
     """A price of the SKU that tests ask for."""
     return PriceLine(
-        name,
-        PriceVersion("v1"),
-        "PKR",
-        Sku("h100-sxm-80"),
-        PriceClass(price_class),
-        price,
-        from_ms,
-        until_ms,
+        rate_line_id=name,
+        price_version=PriceVersion("v1"),
+        currency="PKR",
+        sku=Sku("h100-sxm-80"),
+        price_class=PriceClass(price_class),
+        micro_per_gpu_hour=price,
+        valid_from_ms=from_ms,
+        valid_until_ms=until_ms,
     )
 
 

@@ -15,9 +15,19 @@ from ledger.store.directory import find_tenant
 from ledger.store.entries import entries_after
 from runtime.clock import now_ms
 from scenarios.ledger_afternoon import A_LIMIT, B_LOT, STEPS, Hold, Invoiced, Total
-from unit.ledger.values import at, total
+from unit.ledger.values import at, total, watermark
 
 PKR = 1_000_000
+
+
+def final_of(tenant_id: str, hub: str, allocation_id: str) -> AllocationFinal:
+    """The final of an allocation at a hub."""
+    return AllocationFinal(
+        tenant_id=TenantId(tenant_id),
+        hub=HubCode(hub),
+        allocation_id=AllocationId(allocation_id),
+        ended_ms=0,
+    )
 
 
 async def test_the_worked_afternoon_shows_the_worked_figures(ledger: RealLedger) -> None:
@@ -51,7 +61,9 @@ async def test_the_worked_afternoon_shows_the_worked_figures(ledger: RealLedger)
                     with pytest.raises(Refused) as refused:
                         await ledger.hold(tenants[deed.tenant], deed.name, deed.amount * PKR)
                     available, shortfall = deed.refused
-                    expected = InsufficientCredit(available * PKR, shortfall * PKR)
+                    expected = InsufficientCredit(
+                        available_micro=available * PKR, shortfall_micro=shortfall * PKR
+                    )
                     assert expected == refused.value.refusal
         a, b = await ledger.balance("A"), await ledger.balance("B")
         assert step.a == (
@@ -115,9 +127,9 @@ async def test_a_hold_ends_by_the_first_of_final_release_and_expiry(ledger: Real
     await ledger.hold("ends", "by-final", 300, allocation_id="a1")
     await ledger.hold("ends", "by-clock", 300, expires_ms=now_ms() + 300)
     await ledger.hold("ends", "by-hand", 300)
-    final = AllocationFinal(TenantId("ends"), HubCode("lhr"), AllocationId("a1"), 0)
+    final = final_of("ends", "lhr", "a1")
     await ledger.book(total(100, tenant_id="ends", hold_id="by-final", allocation_id="a1"), final)
-    assert "released" == (await ledger.release("by-hand")).end
+    assert "released" == (await ledger.release("by-hand")).ended_by
     await asyncio.sleep(0.4)
     await ledger.end_expired_holds()
     balance = await ledger.balance("ends")
@@ -127,10 +139,10 @@ async def test_a_hold_ends_by_the_first_of_final_release_and_expiry(ledger: Real
         ("by-clock", "expired"),
         ("by-hand", "released"),
     )
-    for hold_id, end in ends:
+    for hold_id, ended_by in ends:
         with pytest.raises(Refused) as refused:
             await ledger.release(hold_id)
-        assert HoldClosed(end) == refused.value.refusal
+        assert HoldClosed(ended_by) == refused.value.refusal
 
 
 @pytest.mark.defect("L11")
@@ -139,12 +151,12 @@ async def test_a_final_releases_no_hold_of_another_hub(ledger: RealLedger) -> No
     await ledger.tenant("hubs", limit_micro=1_000)
     for hub in ("lhr", "khi"):
         await ledger.hold("hubs", f"at-{hub}", 300, allocation_id="job-1", hub=hub)
-    final = AllocationFinal(TenantId("hubs"), HubCode("khi"), AllocationId("job-1"), 0)
+    final = final_of("hubs", "khi", "job-1")
     await ledger.book(total(1, tenant_id="hubs", hold_id="at-lhr", allocation_id="job-1"), final)
     with pytest.raises(Refused) as refused:
         await ledger.release("at-khi")
     assert HoldClosed("final") == refused.value.refusal
-    assert "released" == (await ledger.release("at-lhr")).end
+    assert "released" == (await ledger.release("at-lhr")).ended_by
 
 
 async def test_what_cannot_be_booked_is_parked_and_stops_nobody(ledger: RealLedger) -> None:
@@ -178,7 +190,7 @@ async def test_completeness_is_the_lowest_watermark_of_every_hub_heard_of(
         return (await ledger.balance("waits")).complete_until_ms
 
     def mark(hub: str, revision: int, watermark_ms: int | None) -> HubWatermark:
-        return HubWatermark(HubCode(hub), revision, watermark_ms, False, [], [])
+        return watermark(hub, revision, watermark_ms)
 
     assert None is await until()
     await ledger.book(mark("lhr", 1, at(5)), mark("khi", 1, at(3)))

@@ -10,16 +10,14 @@ from itertools import pairwise
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from hisab_contracts.charges import HubWatermark
 from hisab_contracts.entries import Entry, EntryWatermark, entry_hash, read_entry_message
-from hisab_contracts.ids import HubCode
 from infrastructure import Infrastructure
 from integration.ledger.real import RealLedger
 from ledger.core.book import PROGRAMME_BOOK
 from ledger.sequencer import Sequencer
 from ledger.store import entries
 from runtime.kafka import Kafka, Topic
-from unit.ledger.values import total
+from unit.ledger.values import total, watermark
 
 
 @dataclass
@@ -141,7 +139,7 @@ async def test_a_watermark_follows_every_entry_booked_before_it(
 ) -> None:
     """In the partition it came from; once per lease."""
     await ledger.tenant("marks", limit_micro=1_000)
-    mark = HubWatermark(HubCode("lhr"), 1, 1_753_920_000_000, False, [], [])
+    mark = watermark("lhr", 1, 1_753_920_000_000)
     for partition in range(4):
         await ledger.book(
             total(partition + 1, bucket=str(partition), tenant_id="marks"),
@@ -162,7 +160,7 @@ async def test_a_new_lease_publishes_watermarks_again_and_an_idle_one_never(
     ledger: RealLedger, kafka: Kafka, published: Published
 ) -> None:
     """What was published is not even read again, until the lease changes hands."""
-    mark = HubWatermark(HubCode("isb"), 1, 1_753_920_000_000, False, [], [])
+    mark = watermark("isb", 1, 1_753_920_000_000)
     await ledger.book(mark)
     sequencer = Sequencer(kafka, topic=published.topic)
 

@@ -10,16 +10,23 @@ from msgspec.structs import replace
 from hisab_contracts.entries import ChargeDetail, Entry, Posting
 from hisab_contracts.ids import BucketId, HoldId
 from hisab_contracts.invariants import InvariantBroken, invariant
-from ledger.core.book import BookedBucket, Books, balance_micro, evolve, fold, hold_state
-from ledger.core.grants import ApproveGrant
+from ledger.core.book import (
+    BookedBucket,
+    Books,
+    RebuiltBook,
+    balance_micro,
+    evolve,
+    fold,
+    hold_state,
+)
 from ledger.core.holds import Hold, HoldState
-from unit.ledger.values import APPROVER, DAY_MS, CoreLedger, book, grant, hold, invoiced, total
+from unit.ledger.values import DAY_MS, CoreLedger, approve, book, grant, hold, invoiced, total
 
 
 def lived() -> CoreLedger:
     """A book with some of everything."""
     ledger = CoreLedger(book(limit_micro=1000))
-    ledger.do(ApproveGrant(grant("g", 100), APPROVER))
+    ledger.do(approve(grant("g", 100)))
     ledger.do(hold("h", 90))
     ledger.do(total(50, hold_id="h"))
     ledger.do(total(300, hold_id="h"))
@@ -33,7 +40,7 @@ def lived() -> CoreLedger:
 def test_the_fold_of_the_entries_is_the_live_state() -> None:
     """Book, buckets and holds: O8."""
     ledger = lived()
-    folded = fold(ledger.opening, ledger.entries)
+    folded = fold(RebuiltBook(ledger.opening), ledger.entries)
     assert ledger.book == folded.book
     assert ledger.buckets == folded.buckets
     assert ledger.holds == folded.holds
@@ -105,7 +112,7 @@ def with_posting(entry: Entry, place: int, **changes: object) -> Entry:
 def test_an_entry_that_does_not_follow_is_never_folded(broken: Callable[[Entry], Entry]) -> None:
     """Each seeded contradiction is caught by itself."""
     ledger = CoreLedger(book(limit_micro=1000))
-    ledger.do(ApproveGrant(grant("g", 100), APPROVER))
+    ledger.do(approve(grant("g", 100)))
     before = ledger.book
     ledger.do(total(150))
     entry = ledger.entries[-1]
@@ -117,7 +124,7 @@ def test_an_entry_that_does_not_follow_is_never_folded(broken: Callable[[Entry],
 def test_a_hold_cannot_reserve_what_a_lot_does_not_have() -> None:
     """Neither on a lot, nor on one the book has not loaded, nor less than nothing on the limit."""
     ledger = CoreLedger(book(limit_micro=10))
-    ledger.do(ApproveGrant(grant("g", 100), APPROVER))
+    ledger.do(approve(grant("g", 100)))
     before = ledger.book
     ledger.do(hold("h", 105))
     entry = ledger.entries[-1]
@@ -130,7 +137,7 @@ def test_a_hold_cannot_reserve_what_a_lot_does_not_have() -> None:
 def test_credit_returns_to_nothing_but_the_buckets_newest_draw() -> None:
     """A forged return names another account."""
     ledger = CoreLedger(book("startup"))
-    ledger.do(ApproveGrant(grant("g", 100), APPROVER))
+    ledger.do(approve(grant("g", 100)))
     ledger.do(total(50))
     before = Books(ledger.book, ledger.buckets[total(0).bucket_id])
     ledger.do(total(40, revision=1))
@@ -142,9 +149,9 @@ def test_credit_returns_to_nothing_but_the_buckets_newest_draw() -> None:
 def test_a_grant_opens_a_lot_of_its_own() -> None:
     """A second lot of the same grant does not follow."""
     ledger = CoreLedger(book("startup"))
-    ledger.do(ApproveGrant(grant("g", 100), APPROVER))
+    ledger.do(approve(grant("g", 100)))
     with pytest.raises(InvariantBroken):
-        ledger.do(ApproveGrant(grant("g", 100), APPROVER))
+        ledger.do(approve(grant("g", 100)))
 
 
 def test_what_a_hold_says_of_itself_is_what_its_tenant_has_beside_it() -> None:
@@ -152,10 +159,14 @@ def test_what_a_hold_says_of_itself_is_what_its_tenant_has_beside_it() -> None:
     ledger = CoreLedger(book(limit_micro=100))
     ledger.do(hold("h", 60))
     standing = hold_state(ledger.book, ledger.holds[HoldId("h")], DAY_MS)
-    assert HoldState(HoldId("h"), None, 60, 60, 40) == standing
+    assert standing == HoldState(
+        hold_id=HoldId("h"), ended_by=None, hold_micro=60, open_micro=60, available_micro=40
+    )
     ledger.release("h")
     ended = hold_state(ledger.book, ledger.holds[HoldId("h")], DAY_MS)
-    assert HoldState(HoldId("h"), "released", 60, 0, 100) == ended
+    assert ended == HoldState(
+        hold_id=HoldId("h"), ended_by="released", hold_micro=60, open_micro=0, available_micro=100
+    )
 
 
 def test_an_invariant_names_what_broke() -> None:

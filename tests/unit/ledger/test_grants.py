@@ -6,7 +6,6 @@ import pytest
 
 from hisab_contracts.ids import KeyId
 from ledger.core.grants import (
-    ApproveGrant,
     BudgetExceeded,
     CurrencyDiffers,
     GrantExpired,
@@ -14,37 +13,41 @@ from ledger.core.grants import (
     MakerIsChecker,
     fault_of_terms,
     refuse_approval,
+    refuse_maker,
     refuse_proposal,
     unsupported_terms,
 )
-from unit.ledger.values import APPROVER, at, grant
+from unit.ledger.values import approve, at, grant
 
 
 def test_an_approval_needs_a_second_key() -> None:
     """Maker is not checker, whatever else is wrong."""
-    own = ApproveGrant(grant("g", 9, state="approved", expires_ms=at(11)), KeyId("officer"))
+    own = approve(grant("g", 9, state="approved", expires_ms=at(11)), by="officer")
     assert MakerIsChecker() == refuse_approval(own, budget_left_micro=0, now_ms=at(12))
+    asked = [refuse_maker(own.grant, KeyId(key_id)) for key_id in ("officer", "approver")]
+    assert [MakerIsChecker(), None] == asked
 
 
 def test_a_grant_is_approved_once() -> None:
     """The second approval is refused, also of a grant that is over and beyond the budget."""
-    decided = ApproveGrant(grant("g", 9, state="approved", expires_ms=at(11)), APPROVER)
+    decided = approve(grant("g", 9, state="approved", expires_ms=at(11)))
     refused = refuse_approval(decided, budget_left_micro=0, now_ms=at(12))
     assert GrantNotProposed("approved") == refused
 
 
 def test_a_grant_whose_window_has_ended_is_not_approved() -> None:
     """It would grant nothing, whatever the budget."""
-    over = ApproveGrant(grant("g", 9, expires_ms=at(11)), APPROVER)
+    over = approve(grant("g", 9, expires_ms=at(11)))
     assert GrantExpired(at(11)) == refuse_approval(over, budget_left_micro=0, now_ms=at(11))
     assert None is refuse_approval(over, budget_left_micro=9, now_ms=at(11) - 1)
 
 
 def test_a_grant_fits_a_budget_to_the_last_micro_unit() -> None:
     """The programme can never promise more than it has."""
-    proposed = ApproveGrant(grant("g", 6), APPROVER)
+    proposed = approve(grant("g", 6))
     assert None is refuse_approval(proposed, budget_left_micro=6, now_ms=0)
-    assert BudgetExceeded(5, 1) == refuse_approval(proposed, budget_left_micro=5, now_ms=0)
+    exceeded = BudgetExceeded(budget_left_micro=5, shortfall_micro=1)
+    assert exceeded == refuse_approval(proposed, budget_left_micro=5, now_ms=0)
 
 
 def test_a_grant_is_proposed_in_the_programmes_currency_before_its_window_ends() -> None:

@@ -14,9 +14,8 @@ import pytest
 from msgspec.structs import replace
 
 from hisab_contracts.entries import Entry, GrantDetail, HoldDetail, entry_hash
-from ledger.core.grants import ApproveGrant
 from ledger.sequencer import message_of
-from unit.ledger.values import APPROVER, CoreLedger, book, grant, hold, total
+from unit.ledger.values import CoreLedger, approve, book, grant, hold, total
 
 
 class LaterHoldDetail(HoldDetail, frozen=True, kw_only=True, omit_defaults=True):
@@ -34,7 +33,7 @@ class LaterGrantDetail(GrantDetail, frozen=True, kw_only=True, omit_defaults=Tru
 def lived() -> list[Entry]:
     """A grant, a hold, a charge without a hold, and the hold's end."""
     ledger = CoreLedger(book("startup"))
-    ledger.do(ApproveGrant(grant("g", 100), APPROVER))
+    ledger.do(approve(grant("g", 100)))
     ledger.do(hold("h", 90))
     ledger.do(total(50))
     ledger.release("h")

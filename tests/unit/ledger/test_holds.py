@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
-from hisab_contracts.ids import AllocationId, HoldId, PriceClass, PriceVersion, Sku
+from hisab_contracts.ids import PriceClass, PriceVersion, Sku
+from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.prices import PriceBook, PriceSeries
 from hisab_contracts.reference import PriceLine
 from ledger.core.holds import (
@@ -17,15 +19,14 @@ from ledger.core.holds import (
     price_hold,
     shrink_hold,
 )
-from unit.ledger.values import at, release
+from unit.ledger.values import HOUR_MS, at, held, release
 from unit.ledger.values import hold as ask
 
 SERIES = PriceSeries("PKR", Sku("h100-sxm-80"), PriceClass("on_demand"))
-HOUR_OF_GPU_MS = 3_600_000
 
 
 def hold(*reserved: tuple[str, int]) -> Hold:
-    return Hold(HoldId("h"), 100, AllocationId("a"), 5, reserved=reserved)
+    return held("h", 100, *reserved, allocation_id="a", expires_ms=5)
 
 
 def test_a_draw_shrinks_the_reservation_where_it_drew() -> None:
@@ -46,7 +47,7 @@ def test_a_draw_elsewhere_shrinks_the_last_reservations_the_limit_first() -> Non
 def test_a_draw_beyond_the_hold_leaves_it_empty_and_open() -> None:
     """It gives up what it has; only an end closes it."""
     after, given_up = shrink_hold(hold(("lot:a", 4)), [("lot:a", 9)])
-    assert ((), 0, None) == (after.reserved, after.open_micro, after.end)
+    assert ((), 0, None) == (after.reserved, after.open_micro, after.ended_by)
     assert [("lot:a", 4)] == given_up
 
 
@@ -54,22 +55,31 @@ def test_entries_describe_a_hold_and_its_end() -> None:
     """Placed and ended holds are read back from their entries."""
     asked = ask("h", 5, allocation_id="a", expires_ms=9)
     standing = hold_after(placed_detail(asked, [("lot:a", 4), (LIMIT, 1)]))
-    assert Hold(HoldId("h"), 5, AllocationId("a"), 9, None, (("lot:a", 4), (LIMIT, 1))) == standing
+    opened = held("h", 5, ("lot:a", 4), (LIMIT, 1), allocation_id="a", expires_ms=9)
+    assert opened == standing
     detail = ended_detail(standing, release("h", "final"))
     assert (5, [("lot:a", 4), (LIMIT, 1)]) == (detail.open_micro, detail.reserved)
-    assert Hold(HoldId("h"), 5, AllocationId("a"), 9, "final") == hold_after(detail)
+    ended = held("h", 5, allocation_id="a", expires_ms=9, ended_by="final")
+    assert ended == hold_after(detail)
+
+
+def test_a_cause_that_is_neither_placing_nor_an_end_is_a_defect_of_ours() -> None:
+    """Taken for open, the hold would reserve for ever."""
+    placed = placed_detail(ask("h", 5), [(LIMIT, 5)])
+    with pytest.raises(InvariantBroken, match="mislaid"):
+        hold_after(replace(placed, cause="mislaid"))
 
 
 def line(name: str, price: int, valid_from_ms: int, valid_until_ms: int | None) -> PriceLine:
     return PriceLine(
-        name,
-        PriceVersion("v1"),
-        SERIES.currency,
-        SERIES.sku,
-        SERIES.price_class,
-        price,
-        valid_from_ms,
-        valid_until_ms,
+        rate_line_id=name,
+        price_version=PriceVersion("v1"),
+        currency=SERIES.currency,
+        sku=SERIES.sku,
+        price_class=SERIES.price_class,
+        micro_per_gpu_hour=price,
+        valid_from_ms=valid_from_ms,
+        valid_until_ms=valid_until_ms,
     )
 
 
@@ -91,10 +101,12 @@ FROM_10_UNTIL_12 = line("later", 70, at(10), at(12))
 def test_a_hold_is_priced_by_the_line_that_rates_the_hour(now_ms: int, priced: object) -> None:
     """An open line ends where the next begins: it does not come back when that one has ended."""
     prices = PriceBook([FROM_10_UNTIL_12, OPEN_FROM_8])
-    assert priced == price_hold(prices, SERIES, 2 * HOUR_OF_GPU_MS, now_ms)
+    asked = price_hold(prices, SERIES, gpus=4, duration_ms=HOUR_MS // 2, now_ms=now_ms)
+    assert priced == asked
 
 
 def test_a_hold_is_priced_in_its_own_currency_and_class() -> None:
     """Another series has no say."""
     spot = SERIES._replace(price_class=PriceClass("spot"))
-    assert NoPrice(spot) == price_hold(PriceBook([OPEN_FROM_8]), spot, 1, at(9))
+    prices = PriceBook([OPEN_FROM_8])
+    assert NoPrice(spot) == price_hold(prices, spot, gpus=1, duration_ms=1, now_ms=at(9))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hisab_contracts.charges import BucketTotal
+from hisab_contracts.charges import BucketTotal, HubWatermark
 from hisab_contracts.entries import Entry
 from hisab_contracts.ids import (
     AllocationId,
@@ -33,13 +33,12 @@ from ledger.core.decisions import (
     RecordInvoiced,
     UnitOfWork,
 )
-from ledger.core.grants import Grant, GrantState
+from ledger.core.grants import ApproveGrant, Grant, GrantState
 from ledger.core.holds import Hold, HoldEnd, PlaceHold, ReleaseHold
 
 HOUR_MS = 3_600_000
 DAY_MS = 1_753_920_000_000
 """2025-07-31T00:00:00Z."""
-APPROVER = KeyId("approver")
 BUDGET_MICRO = 10**15
 
 
@@ -50,7 +49,12 @@ def at(hour: int, minute: int = 0) -> int:
 
 def book(kind: BookKind = "commercial", *, limit_micro: int = 0, tenant_id: str = "t") -> Book:
     """A book with no entries."""
-    return Book(TenantId(tenant_id), kind, "PKR", limit_micro)
+    return Book(
+        tenant_id=TenantId(tenant_id),
+        kind=kind,
+        currency="PKR",
+        credit_limit_micro=limit_micro,
+    )
 
 
 def grant(
@@ -110,6 +114,18 @@ def total(
     )
 
 
+def watermark(hub: str, revision: int, watermark_ms: int | None) -> HubWatermark:
+    """How far a hub is, with nothing that holds it back."""
+    return HubWatermark(
+        hub=HubCode(hub),
+        revision=revision,
+        watermark_ms=watermark_ms,
+        silent=False,
+        quarantined=[],
+        behind=[],
+    )
+
+
 def hold(
     hold_id: str,
     hold_micro: int,
@@ -132,16 +148,45 @@ def hold(
     )
 
 
-def release(hold_id: str, end: HoldEnd = "released") -> ReleaseHold:
+def held(
+    hold_id: str,
+    hold_micro: int,
+    *reserved: tuple[str, int],
+    allocation_id: str | None = None,
+    expires_ms: int = 2**60,
+    ended_by: HoldEnd | None = None,
+) -> Hold:
+    """A hold as it stands, or as it has ended."""
+    return Hold(
+        hold_id=HoldId(hold_id),
+        hold_micro=hold_micro,
+        allocation_id=None if allocation_id is None else AllocationId(allocation_id),
+        expires_ms=expires_ms,
+        ended_by=ended_by,
+        reserved=reserved,
+    )
+
+
+def release(hold_id: str, ended_by: HoldEnd = "released") -> ReleaseHold:
     """The end of a hold."""
     return ReleaseHold(
-        hold_id=HoldId(hold_id), end=end, caused_by=f"hold:{hold_id}", actor="key:scheduler"
+        hold_id=HoldId(hold_id),
+        ended_by=ended_by,
+        caused_by=f"hold:{hold_id}",
+        actor="key:scheduler",
     )
+
+
+def approve(proposed: Grant, *, by: str = "approver") -> ApproveGrant:
+    """An approval by a key."""
+    return ApproveGrant(grant=proposed, approver=KeyId(by), actor=f"key:{by}")
 
 
 def invoiced(document_id: str, invoiced_micro: int) -> RecordInvoiced:
     """A finalised document, told by invoicing."""
-    return RecordInvoiced(DocumentId(document_id), invoiced_micro, "key:finance")
+    return RecordInvoiced(
+        document_id=DocumentId(document_id), invoiced_micro=invoiced_micro, actor="key:finance"
+    )
 
 
 class CoreLedger:
@@ -154,10 +199,10 @@ class CoreLedger:
     def __init__(self, opening: Book, *, budget_micro: int = BUDGET_MICRO) -> None:
         self.opening = opening
         programme = Book(
-            TenantId(PROGRAMME_BOOK + "p"),
-            "fund",
-            opening.currency,
-            0,
+            tenant_id=TenantId(PROGRAMME_BOOK + "p"),
+            kind="fund",
+            currency=opening.currency,
+            credit_limit_micro=0,
             accounts={"authority": -budget_micro, "budget": budget_micro},
         )
         self._books: dict[str, Book] = {programme.tenant_id: programme, opening.tenant_id: opening}
@@ -197,10 +242,10 @@ class CoreLedger:
         return decided
 
     def release(
-        self, hold_id: str, end: HoldEnd = "released", now_ms: int = DAY_MS
+        self, hold_id: str, ended_by: HoldEnd = "released", now_ms: int = DAY_MS
     ) -> tuple[Entry, ...] | BookRefusal:
         """End a hold."""
-        return self.do(release(hold_id, end), now_ms)
+        return self.do(release(hold_id, ended_by), now_ms)
 
     def available(self, now_ms: int = DAY_MS) -> int:
         """What a hold placed now could reserve."""

@@ -34,7 +34,7 @@ def build(kit: Kit) -> Parts:
     """Wire the parts; connects to nothing."""
     outbox = Outbox((topics.TENANTS, topics.ACCESS))
     sequencer = Sequencer(kit.kafka)
-    commands = Commands(sequencer.wake)
+    commands = Commands(outbox, sequencer.wake)
     charges = Subscription(
         "ledger",
         (topics.CHARGES,),
@@ -56,12 +56,15 @@ def build(kit: Kit) -> Parts:
             unpublished = await count_unpublished(connection)
             until = await complete_until(connection)
         return Status(
-            unpublished,
-            {hub: None if ms is None else instant_text(ms) for hub, ms in until.items()},
+            unpublished=unpublished,
+            complete_until={
+                hub: None if until_ms is None else instant_text(until_ms)
+                for hub, until_ms in until.items()
+            },
         )
 
     return Parts(
-        resources=api.resources(kit, outbox, commands),
+        resources=api.resources(kit, commands),
         topics=(
             Topic(topics.ENTRIES, kit.settings.partitions),
             Topic(topics.TENANTS, 1, compacted=True),

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from hisab_contracts.entries import entry_hash
 from hisab_contracts.invariants import InvariantBroken
-from ledger.core.book import Book, RebuiltBook, fold_on
+from ledger.core.book import Book, RebuiltBook, fold
 from ledger.store.entries import entries_after, first_parked, parked_count
 from ledger.store.queries import (
     projected_books,
@@ -67,15 +67,20 @@ async def _parked(connection: Connection) -> list[str]:
 
 async def _audit_book(connection: Connection, live: Book) -> list[str]:
     """Read one book from its first entry; stop at the first entry that is not as it was."""
-    opening = Book(live.tenant_id, live.kind, live.currency, live.credit_limit_micro)
-    rebuilt = RebuiltBook(opening, {}, {})
+    opening = Book(
+        tenant_id=live.tenant_id,
+        kind=live.kind,
+        currency=live.currency,
+        credit_limit_micro=live.credit_limit_micro,
+    )
+    rebuilt = RebuiltBook(opening)
     while True:
         page = await entries_after(connection, opening.tenant_id, rebuilt.book.seq, PAGE)
         for entry in page:
             if entry_hash(entry) != entry.hash:
                 return [f"entry {entry.entry_id}: it or its predecessor is not what was hashed"]
         try:
-            rebuilt = fold_on(rebuilt, page)
+            rebuilt = fold(rebuilt, page)
         except InvariantBroken as error:
             first, last = page[0].entry_id, page[-1].entry_id
             return [f"entries {first} to {last}: {error}"]

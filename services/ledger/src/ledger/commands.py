@@ -5,6 +5,9 @@ saves. Refusals are values here; `api` turns them into problems. A refusal means
 committed: some commands have registered something before the core refuses, so whoever gets one
 rolls the transaction back (`api` does so by raising the problem inside it).
 
+What other services have to know of at once (tenants, keys) is written to the outbox in the same
+transaction.
+
 Refusals, in order of precedence. Any: `NotFound`. Tenant or programme opened: `AlreadyExists`.
 Grant proposed: `CurrencyDiffers`, `GrantExpired`. Hold priced: `NoPrice`. All others as
 `core.decisions` says.
@@ -15,13 +18,16 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
+from hisab_contracts import topics
 from hisab_contracts.entries import Entry
-from hisab_contracts.ids import KeyId, PriceClass, Sku, TenantId
+from hisab_contracts.ids import KeyId, PriceClass, ProgrammeId, Sku
 from hisab_contracts.prices import PriceBook, PriceSeries
-from hisab_contracts.reference import TenantRecord
-from ledger.core.book import PROGRAMME_BOOK, Book, hold_state
+from hisab_contracts.reference import Role, TenantRecord
+from ledger.core.book import hold_state
 from ledger.core.decisions import (
     BookCommand,
     BookRefusal,
@@ -31,16 +37,20 @@ from ledger.core.decisions import (
     UnitOfWork,
     footprint_of,
 )
+from ledger.core.directory import PROGRAMME_CURRENCY, book_of_programme, book_of_tenant
 from ledger.core.grants import ApproveGrant, Grant, ProposalRefusal, refuse_proposal
 from ledger.core.holds import HoldState, NoPrice, PlaceHold, ReleaseHold, price_hold
 from ledger.store import books, directory
+from runtime.auth import AccessKey, MintedKey, access_message, mint, store_keys
 from runtime.clock import now_ms
 from runtime.database import after_commit
+from runtime.kafka import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runtime.database import Connection
+    from runtime.outbox import Outbox
 
 
 class AlreadyExists(Struct, frozen=True):
@@ -52,33 +62,61 @@ class AlreadyExists(Struct, frozen=True):
 class Commands:
     """The commands of this process; `committed` is called once an entry is durable."""
 
-    def __init__(self, committed: Callable[[], None]) -> None:
+    def __init__(self, outbox: Outbox, committed: Callable[[], None]) -> None:
+        self._outbox = outbox
         self._committed = committed
 
     async def open_tenant(
         self, connection: Connection, record: TenantRecord, name: str
     ) -> AlreadyExists | None:
-        """Register a tenant, its project `main` and its empty book."""
+        """Register a tenant with its projects and its empty book."""
         if not await directory.add_tenant(connection, record, name):
             return AlreadyExists(f"tenant {record.tenant_id}")
-        book = Book(record.tenant_id, record.kind, record.currency, record.credit_limit_micro)
-        await books.insert_book(connection, book)
+        await books.insert_book(connection, book_of_tenant(record))
+        message = Message(
+            topics.TENANTS, key=record.tenant_id.encode(), value=msgspec.json.encode(record)
+        )
+        await self._outbox.write(connection, [message])
         return None
 
     async def open_programme(
-        self, connection: Connection, programme_id: str, name: str, budget: SetBudget
+        self, connection: Connection, programme_id: ProgrammeId, name: str, budget: SetBudget
     ) -> AlreadyExists | BookRefusal | None:
         """Register a programme and enter its budget into its own book."""
         added = await directory.add_programme(
-            connection, programme_id, name, "PKR", budget.budget_micro
+            connection, programme_id, name, PROGRAMME_CURRENCY, budget.budget_micro
         )
         if not added:
             return AlreadyExists(f"programme {programme_id}")
-        book_id = TenantId(PROGRAMME_BOOK + programme_id)
-        # Programmes grant rupees only: their budgets come from one public fund.
-        await books.insert_book(connection, Book(book_id, "fund", "PKR", 0))
-        entered = await self._enter(connection, book_id, budget)
+        book = book_of_programme(programme_id)
+        await books.insert_book(connection, book)
+        entered = await self._enter(connection, book.tenant_id, budget)
         return None if isinstance(entered, tuple) else entered
+
+    async def make_key(
+        self,
+        connection: Connection,
+        key_id: str,
+        role: Role,
+        *,
+        tenant_id: str | None,
+        hub: str | None,
+    ) -> MintedKey | NotFound:
+        """Make an API key; its secret is in what is returned and nowhere else."""
+        if tenant_id and await directory.find_tenant(connection, tenant_id) is None:
+            return NotFound("tenant")
+        minted = mint(key_id, role, tenant_id=tenant_id, bound_to=hub)
+        await self._keep_key(connection, minted.access_key)
+        return minted
+
+    async def revoke_key(self, connection: Connection, access_key: AccessKey) -> None:
+        """Revoke a key: refused here at once, everywhere within seconds."""
+        await self._keep_key(connection, replace(access_key, revoked=True))
+
+    async def _keep_key(self, connection: Connection, access_key: AccessKey) -> None:
+        """Store a key here at once, and tell the other services in the same transaction."""
+        await store_keys(connection, [access_key])
+        await self._outbox.write(connection, [access_message(access_key)])
 
     async def propose_grant(
         self, connection: Connection, grant: Grant
@@ -100,28 +138,36 @@ class Commands:
         return None
 
     async def approve_grant(
-        self, connection: Connection, grant_id: str, approver: KeyId
+        self, connection: Connection, grant_id: str, approver: KeyId, *, actor: str
     ) -> Grant | BookRefusal:
         """Move budget of the programme to a lot of the tenant: two books, one transaction."""
         # The grant is locked before the books: of two approvals one sees the other's.
         grant = await directory.lock_grant(connection, grant_id)
         if grant is None:
             return NotFound("grant")
-        entered = await self._enter(connection, grant.tenant_id, ApproveGrant(grant, approver))
+        command = ApproveGrant(grant=grant, approver=approver, actor=actor)
+        entered = await self._enter(connection, grant.tenant_id, command)
         if not isinstance(entered, tuple):
             return entered
         return await directory.mark_approved(connection, grant.grant_id, approver)
 
     async def price_hold(
-        self, connection: Connection, tenant_id: str, sku: Sku, price_class: PriceClass, gpu_ms: int
+        self,
+        connection: Connection,
+        tenant_id: str,
+        sku: Sku,
+        price_class: PriceClass,
+        *,
+        gpus: int,
+        duration_ms: int,
     ) -> int | NotFound | NoPrice:
-        """Price a hold asked for as GPU time, at the price of now in the tenant's currency."""
+        """Price a hold asked for as GPUs and a duration, now and in the tenant's currency."""
         tenant = await directory.find_tenant(connection, tenant_id)
         if tenant is None:
             return NotFound("tenant")
         series = PriceSeries(tenant.currency, sku, price_class)
         prices = PriceBook(await directory.price_lines_of(connection, series))
-        return price_hold(prices, series, gpu_ms, now_ms())
+        return price_hold(prices, series, gpus=gpus, duration_ms=duration_ms, now_ms=now_ms())
 
     async def enter_hold(
         self, connection: Connection, tenant_id: str, command: PlaceHold | ReleaseHold
@@ -147,9 +193,13 @@ class Commands:
         self, connection: Connection, book_id: str, command: BookCommand
     ) -> tuple[UnitOfWork, tuple[Entry, ...]] | BookRefusal:
         """Open what a command touches, have it decided, save; return the books and what is new."""
-        footprint = footprint_of(book_id, command)
+        footprint = footprint_of(command)
+        hold_id, second_book_id = footprint.hold_id, footprint.programme_book_id
         unit = await books.open_books(
-            connection, footprint.book_ids, accounts=footprint.accounts, hold_ids=footprint.hold_ids
+            connection,
+            [book_id] if second_book_id is None else [book_id, second_book_id],
+            accounts=footprint.accounts,
+            hold_ids=[] if hold_id is None else [(book_id, hold_id)],
         )
         decided = unit.enter(book_id, command, now_ms())
         if not isinstance(decided, tuple):

@@ -132,4 +132,10 @@ def _parked(record: Record, reason: str) -> ParkedCharge:
         partition=record.partition,
         offset=record.offset,
     )
-    return ParkedCharge(record.topic, record.partition, record.offset, reason, record.value or b"")
+    return ParkedCharge(
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        reason=reason,
+        message=record.value or b"",
+    )

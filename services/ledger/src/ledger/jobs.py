@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from hisab_contracts.reference import Role
-from ledger.store import books, directory
-from runtime.auth import access_message, key_of, store_keys
+from ledger.store import books
+from runtime.auth import access_message, any_key_of_role, key_of, store_keys
 from runtime.clock import now_ms
 from runtime.database import ALL_TENANTS, after_commit, transaction_on
 
@@ -40,7 +40,7 @@ async def end_expired_holds(connection: Connection, committed: Callable[[], None
 async def make_first_operator(database: Database, outbox: Outbox, secret: str) -> None:
     """Make the first operator's key out of a secret; nothing once any operator's key exists."""
     async with database.transaction(tenant=ALL_TENANTS) as connection:
-        if not await directory.has_operator(connection):
+        if not await any_key_of_role(connection, Role.OPERATOR):
             first = key_of(secret, "bootstrap", Role.OPERATOR)
             await store_keys(connection, [first])
             await outbox.write(connection, [access_message(first)])

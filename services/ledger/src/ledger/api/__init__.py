@@ -17,16 +17,15 @@ from ledger.api.programmes import Programmes
 from ledger.api.tenants import Tenants
 from ledger.commands import Commands
 from runtime.http import Resource
-from runtime.outbox import Outbox
 from runtime.service import Kit
 
 
-def resources(kit: Kit, outbox: Outbox, commands: Commands) -> tuple[Resource, ...]:
+def resources(kit: Kit, commands: Commands) -> tuple[Resource, ...]:
     """Wire every resource."""
     return (
-        Tenants(kit, outbox, commands),
+        Tenants(kit, commands),
         Programmes(kit, commands),
-        Keys(kit, outbox),
+        Keys(kit, commands),
         Grants(kit, commands),
         Holds(kit, commands),
         Balances(kit),

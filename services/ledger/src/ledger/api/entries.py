@@ -175,7 +175,7 @@ def _hold_entry_answer(hold: HoldDetail) -> HoldEntryAnswer:
         reserved=[
             ReservedAnswer(place=place, reserved_micro=str(micro)) for place, micro in hold.reserved
         ],
-        cause=hold.cause,
+        cause=hold.cause,  # `placed`, or what a hold is `ended_by`
         allocation_id=hold.allocation_id,
         expires_at=instant_text(hold.expires_ms),
     )

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Request, Response
 from msgspec import Meta, Raw, field
 
-from hisab_contracts.ids import GrantId, KeyId, ProgrammeId, TenantId
+from hisab_contracts.ids import GrantId, IdText, KeyId, ProgrammeId, TenantId
 from hisab_contracts.reference import Role
 from ledger.api.problems import problem_of
-from ledger.api.requests import IdText, parse_instant, parse_micro
+from ledger.api.requests import parse_instant, parse_micro
 from ledger.commands import Commands, id_from_command
-from ledger.core.grants import Grant, fault_of_terms, unsupported_terms
+from ledger.core.grants import Grant, fault_of_terms, refuse_maker, unsupported_terms
 from ledger.store import directory
 from runtime.http import IntegerText, Model, NoBody, Problem, Resource, post
 from runtime.idempotency import Answer, read_command, run_command
@@ -107,8 +107,11 @@ class Grants(Resource):
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             grant = await directory.find_grant(connection, grant_id)
         # An officer may not approve at all, but the proposer is told the better reason.
-        if grant is not None and grant.proposed_by == principal.key_id:
-            raise Problem("maker-is-checker")
+        approver = KeyId(principal.key_id)
+        if grant is not None:
+            own_proposal = refuse_maker(grant, approver)
+            if own_proposal is not None:
+                raise problem_of(own_proposal)
         if principal.role != Role.APPROVER:
             raise Problem("forbidden", "approving takes a key of role approver")
         if grant is None:
@@ -117,7 +120,7 @@ class Grants(Resource):
 
         async def run(connection: Connection) -> Answer:
             approved = await self._commands.approve_grant(
-                connection, grant_id, KeyId(principal.key_id)
+                connection, grant_id, approver, actor=principal.actor
             )
             if not isinstance(approved, Grant):
                 raise problem_of(approved)

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Request, Response
 from msgspec import Meta
 
-from hisab_contracts.ids import AllocationId, HoldId, HubCode, PriceClass, ProjectId, Sku
-from hisab_contracts.reference import Role
-from ledger.api.problems import problem_of
-from ledger.api.requests import (
-    READERS,
-    FreeText,
+from hisab_contracts.ids import (
+    AllocationId,
+    HoldId,
+    HubCode,
     HubText,
     IdText,
-    actor_of,
-    parse_instant,
-    parse_micro,
+    PriceClass,
+    ProjectId,
+    Sku,
 )
+from hisab_contracts.reference import Role
+from ledger.api.problems import problem_of
+from ledger.api.requests import READERS, FreeText, parse_instant, parse_micro
 from ledger.commands import Commands, id_from_command
 from ledger.core.holds import HoldState, PlaceHold, ReleaseHold
 from ledger.store import directory
@@ -62,9 +63,9 @@ class HoldAnswer(Model, frozen=True, kw_only=True):
 
     hold_id: str
     state: str
-    """`open` or `released`."""
+    """`open` or `released`: here, as in the kind `hold_released`, that is a hold's every end."""
     ended_by: str | None
-    """`final`, `released` or `expired`; null while it is open."""
+    """`final`, `released` (on request) or `expired`; null while it is open."""
     hold_micro: str
     open_micro: str
     available_micro: str
@@ -119,7 +120,7 @@ class Holds(Resource):
                     hub=HubCode(body.hub),
                     sku=Sku(body.sku),
                     expires_ms=expires_ms,
-                    actor=actor_of(principal),
+                    actor=principal.actor,
                 ),
             )
             if not isinstance(placed, HoldState):
@@ -137,7 +138,8 @@ class Holds(Resource):
             body.tenant_id,
             Sku(body.sku),
             PriceClass(body.price_class or ""),
-            (body.gpus or 0) * (body.duration_ms or 0),
+            gpus=body.gpus or 0,
+            duration_ms=body.duration_ms or 0,
         )
         if not isinstance(priced, int):
             raise problem_of(priced)
@@ -170,9 +172,9 @@ class Holds(Resource):
         command = await read_command(request, NoBody)
         release = ReleaseHold(
             hold_id=HoldId(hold_id),
-            end="released",
+            ended_by="released",
             caused_by=f"hold:{hold_id}",
-            actor=actor_of(principal),
+            actor=principal.actor,
         )
 
         async def run(connection: Connection) -> Answer:
@@ -189,8 +191,8 @@ class Holds(Resource):
 def _hold_answer(hold: HoldState) -> HoldAnswer:
     return HoldAnswer(
         hold_id=hold.hold_id,
-        state="open" if hold.end is None else "released",
-        ended_by=hold.end,
+        state="open" if hold.ended_by is None else "released",
+        ended_by=hold.ended_by,
         hold_micro=str(hold.hold_micro),
         open_micro=str(hold.open_micro),
         available_micro=str(hold.available_micro),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from fastapi import Request, Response
-from msgspec import Meta
 
 from hisab_contracts.entries import Entry
-from hisab_contracts.ids import DocumentId
+from hisab_contracts.ids import DocumentId, IdText, MonthText
 from hisab_contracts.reference import Role
 from ledger.api.problems import problem_of
-from ledger.api.requests import IdText, actor_of, parse_micro
+from ledger.api.requests import parse_micro
 from ledger.commands import Commands
 from ledger.core.decisions import RecordInvoiced
 from ledger.store import directory
@@ -27,7 +26,7 @@ class Invoiced(Model, frozen=True, kw_only=True):
     """A finalised document and the ledger amount it bills."""
 
     document_id: IdText
-    period: Annotated[str, Meta(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
+    period: MonthText
     invoiced_micro: IntegerText
     first_seq: IntegerText
     last_seq: IntegerText
@@ -69,7 +68,11 @@ class InvoicedDocuments(Resource):
         # The key is the document, so a teller that lost its memory cannot bill a document twice.
         if command.key != f"invoiced:{body.document_id}":
             raise Problem("malformed", "the Idempotency-Key is invoiced:<document_id>")
-        record = RecordInvoiced(DocumentId(body.document_id), invoiced_micro, actor_of(principal))
+        record = RecordInvoiced(
+            document_id=DocumentId(body.document_id),
+            invoiced_micro=invoiced_micro,
+            actor=principal.actor,
+        )
 
         async def run(connection: Connection) -> Answer:
             entry = await self._commands.record_invoiced(connection, tenant_id, record)

@@ -45,7 +45,7 @@ def problem_of(refusal: CommandRefusal) -> Problem:
             return Problem("grant-not-proposed", f"it is {state}", state=state)
         case GrantExpired(expires_ms):
             return Problem("grant-expired", f"its window ended at {instant_text(expires_ms)}")
-        case BudgetExceeded(left_micro, shortfall_micro):
+        case BudgetExceeded(budget_left_micro=left_micro, shortfall_micro=shortfall_micro):
             return Problem(
                 "budget-exceeded",
                 budget_left_micro=str(left_micro),
@@ -60,14 +60,15 @@ def problem_of(refusal: CommandRefusal) -> Problem:
             return Problem(
                 "malformed", f"expires_at: {instant_text(expires_ms)} is not ahead of now"
             )
-        case InsufficientCredit(available_micro, shortfall_micro):
+        case InsufficientCredit(available_micro=available_micro, shortfall_micro=shortfall_micro):
             return Problem(
                 "insufficient-credit",
                 available_micro=str(available_micro),
                 shortfall_micro=str(shortfall_micro),
             )
-        case HoldClosed(end):
-            return Problem("hold-closed", f"it has ended: {end}", state=end)
+        case HoldClosed(ended_by):
+            # Over the wire the member is called `state`, though it says what ended the hold.
+            return Problem("hold-closed", f"it has ended: {ended_by}", state=ended_by)
         case AlreadyInvoiced(invoiced_micro):
             return Problem(
                 "already-exists", "this document is entered", invoiced_micro=str(invoiced_micro)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from fastapi import Request, Response
 
+from hisab_contracts.ids import IdText, ProgrammeId
 from hisab_contracts.reference import Role
 from ledger.api.problems import problem_of
-from ledger.api.requests import FreeText, IdText, actor_of, parse_micro
+from ledger.api.requests import FreeText, parse_micro
 from ledger.commands import Commands
 from ledger.core.decisions import SetBudget
 from runtime.http import IntegerText, Model, Resource, post
@@ -48,16 +49,16 @@ class Programmes(Resource):
         command = await read_command(request, OpenProgramme)
         body = command.body
         budget_micro = parse_micro(body.budget_micro, "budget_micro", least=0)
-        budget = SetBudget(budget_micro, actor_of(principal))
+        budget = SetBudget(budget_micro=budget_micro, actor=principal.actor)
 
         async def run(connection: Connection) -> Answer:
             refused = await self._commands.open_programme(
-                connection, body.programme_id, body.name, budget
+                connection, ProgrammeId(body.programme_id), body.name, budget
             )
             if refused is not None:
                 raise problem_of(refused)
             return Answer(201, body)
 
         return await run_command(
-            self._kit.api, command, run, scope=f"/{principal.role}", tenant=principal.sees
+            self._kit.api, command, run, scope=principal.role_scope, tenant=principal.sees
         )

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
 from fastapi import Request, Response
 
-from hisab_contracts import topics
-from hisab_contracts.ids import ProjectId, TenantId
+from hisab_contracts.ids import CurrencyText, IdText, ProjectId, TenantId
 from hisab_contracts.reference import Role, TenantKind, TenantRecord
 from ledger.api.problems import problem_of
-from ledger.api.requests import CurrencyText, FreeText, IdText, parse_micro
+from ledger.api.requests import FreeText, parse_micro
 from ledger.commands import Commands
+from ledger.core.directory import fault_of_tenant
 from runtime.http import IntegerText, Model, Problem, Resource, post
 from runtime.idempotency import Answer, read_command, run_command
-from runtime.kafka import Message
-from runtime.outbox import Outbox
 from runtime.service import Kit
 
 if TYPE_CHECKING:
@@ -47,9 +44,8 @@ class TenantAnswer(Model, frozen=True, kw_only=True):
 class Tenants(Resource):
     """`/v1/tenants`: a tenant, its project `main` and its book begin together."""
 
-    def __init__(self, kit: Kit, outbox: Outbox, commands: Commands) -> None:
+    def __init__(self, kit: Kit, commands: Commands) -> None:
         self._kit = kit
-        self._outbox = outbox
         self._commands = commands
 
     @post(
@@ -65,26 +61,21 @@ class Tenants(Resource):
         principal = await self._kit.access.authorise(request, Role.OPERATOR)
         command = await read_command(request, OpenTenant)
         body = command.body
-        limit_micro = parse_micro(body.credit_limit_micro, "credit_limit_micro", least=0)
-        # The limit counts what is receivable, and only a commercial tenant ever owes anything.
-        if limit_micro and body.kind != "commercial":
-            raise Problem("malformed", "only a commercial tenant has a credit limit")
         record = TenantRecord(
             tenant_id=TenantId(body.tenant_id),
             kind=body.kind,
             currency=body.currency,
-            credit_limit_micro=limit_micro,
+            credit_limit_micro=parse_micro(body.credit_limit_micro, "credit_limit_micro", least=0),
             projects=[ProjectId("main")],
         )
+        fault = fault_of_tenant(record)
+        if fault is not None:
+            raise Problem("malformed", fault)
 
         async def run(connection: Connection) -> Answer:
             refused = await self._commands.open_tenant(connection, record, body.name)
             if refused is not None:
                 raise problem_of(refused)
-            message = Message(
-                topics.TENANTS, key=record.tenant_id.encode(), value=msgspec.json.encode(record)
-            )
-            await self._outbox.write(connection, [message])
             return Answer(
                 201,
                 TenantAnswer(
@@ -93,7 +84,7 @@ class Tenants(Resource):
                     kind=body.kind,
                     currency=body.currency,
                     credit_limit_micro=body.credit_limit_micro,
-                    projects=["main"],
+                    projects=list(record.projects),
                 ),
             )
 

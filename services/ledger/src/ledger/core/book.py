@@ -30,7 +30,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final, Literal
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from hisab_contracts.charges import BucketTotal
@@ -92,7 +92,7 @@ class Lot(Struct, frozen=True):
         return self.expires_ms is None or instant_ms < self.expires_ms
 
 
-class Book(Struct, frozen=True):
+class Book(Struct, frozen=True, kw_only=True):
     """A book after `seq` entries: what it holds, owes and has reserved.
 
     `charged = funded + receivable + invoiced + settled + unfunded`, always.
@@ -115,7 +115,7 @@ class Book(Struct, frozen=True):
     reserved_micro: int = 0
     """What open holds have reserved on the credit limit."""
     lots: tuple[Lot, ...] = ()
-    """All lots, or for charges those with anything left and those the bucket drew on."""
+    """Those with anything left; the spent ones too where credit may return to one of them."""
     accounts: Mapping[str, int] = _NO_ACCOUNTS
     """Balances of all other accounts (funding, invoiced, a programme's); charges need none."""
 
@@ -126,7 +126,7 @@ class Book(Struct, frozen=True):
         return self.credit_limit_micro - owed_micro - self.reserved_micro
 
 
-class BookedBucket(Struct, frozen=True):
+class BookedBucket(Struct, frozen=True, kw_only=True):
     """What has been booked of one bucket, and which accounts paid, oldest draw first."""
 
     bucket_id: BucketId
@@ -161,7 +161,7 @@ def hold_state(book: Book, hold: Hold, now_ms: int) -> HoldState:
     """Say how a hold stands, and what its tenant has available beside it."""
     return HoldState(
         hold_id=hold.hold_id,
-        end=hold.end,
+        ended_by=hold.ended_by,
         hold_micro=hold.hold_micro,
         open_micro=hold.open_micro,
         available_micro=available_micro(book, now_ms),
@@ -314,32 +314,31 @@ def evolve(books: Books, entry: Entry) -> Books:
     bucket, hold = books.bucket, books.hold
     if entry.charge is not None:
         bucket = _with_charge(bucket, entry.charge, entry.postings)
-        if hold is not None and hold.end is None:
+        if hold is not None and hold.ended_by is None:
             # After the postings: for a moment a lot reserves more than is left of it, and what the
             # hold gives up now mends that.
             hold, given_up = shrink_hold(hold, _draws_of(entry.postings))
             book = _with_reservations(book, given_up, sign=-1)
     elif entry.hold is not None:
         hold = hold_after(entry.hold)
-        book = _with_reservations(book, entry.hold.reserved, sign=1 if hold.end is None else -1)
+        sign: Literal[1, -1] = 1 if hold.ended_by is None else -1
+        book = _with_reservations(book, entry.hold.reserved, sign=sign)
     return Books(book, bucket, hold, programme)
 
 
 class RebuiltBook(Struct, frozen=True):
-    """Everything a book's entries say: what every projection must equal."""
+    """Everything a book's entries say: what every projection must equal.
+
+    A rebuild begins with the book as it was opened, and nothing else.
+    """
 
     book: Book
-    buckets: Mapping[BucketId, BookedBucket]
-    holds: Mapping[HoldId, Hold]
+    buckets: Mapping[BucketId, BookedBucket] = field(default_factory=dict)
+    holds: Mapping[HoldId, Hold] = field(default_factory=dict)
 
 
-def fold(opening: Book, entries: Iterable[Entry]) -> RebuiltBook:
-    """Rebuild a book, its buckets and its holds from its entries, first to last."""
-    return fold_on(RebuiltBook(opening, {}, {}), entries)
-
-
-def fold_on(before: RebuiltBook, entries: Iterable[Entry]) -> RebuiltBook:
-    """Go on with a rebuild: a long book is read in pages."""
+def fold(before: RebuiltBook, entries: Iterable[Entry]) -> RebuiltBook:
+    """Fold the entries that follow into a rebuild; a long book is read in pages."""
     book = before.book
     buckets = dict(before.buckets)
     holds = dict(before.holds)
@@ -351,9 +350,9 @@ def fold_on(before: RebuiltBook, entries: Iterable[Entry]) -> RebuiltBook:
             hold_id = charge.hold_id
         books = evolve(
             Books(
-                book,
-                None if charge is None else buckets.get(charge.bucket_id),
-                None if hold_id is None else holds.get(hold_id),
+                book=book,
+                bucket=None if charge is None else buckets.get(charge.bucket_id),
+                hold=None if hold_id is None else holds.get(hold_id),
             ),
             entry,
         )
@@ -481,7 +480,7 @@ def _with_charge(
     bucket: BookedBucket | None, charge: ChargeDetail, postings: Iterable[Posting]
 ) -> BookedBucket:
     """Add a charge to what was booked of its bucket; what it gave back leaves the newest draws."""
-    before = bucket or BookedBucket(charge.bucket_id, charge.hour_ms)
+    before = bucket or BookedBucket(bucket_id=charge.bucket_id, hour_ms=charge.hour_ms)
     draws = list(before.draws)
     for posting in postings:
         if posting.account == "usage":

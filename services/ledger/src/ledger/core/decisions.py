@@ -34,7 +34,7 @@ from msgspec import Struct
 
 from hisab_contracts.charges import AllocationFinal, BucketTotal
 from hisab_contracts.entries import ChargeDetail, Entry, GrantDetail
-from hisab_contracts.ids import DocumentId
+from hisab_contracts.ids import DocumentId, HoldId, TenantId
 from hisab_contracts.invariants import InvariantBroken, invariant
 from hisab_contracts.units import MAX_MICRO
 from ledger.core.book import (
@@ -68,14 +68,14 @@ from ledger.core.holds import (
 )
 
 
-class SetBudget(Struct, frozen=True):
+class SetBudget(Struct, frozen=True, kw_only=True):
     """Open a programme's book with its budget."""
 
     budget_micro: int
     actor: str
 
 
-class RecordInvoiced(Struct, frozen=True):
+class RecordInvoiced(Struct, frozen=True, kw_only=True):
     """A finalised document bills this much of what is receivable."""
 
     document_id: DocumentId
@@ -131,37 +131,42 @@ BookRefusal = (
 """The closed union of why a command is refused; precedence stands in the module's docstring."""
 
 
-class Footprint(Struct, frozen=True):
-    """What a command touches: whoever opens books for it loads this, locked, before it decides."""
+class Footprint(Struct, frozen=True, kw_only=True):
+    """What a command touches besides its own book.
 
-    book_ids: tuple[str, ...]
+    Whoever opens books for it loads this, locked; the unit of work decides the command on this, and
+    on nothing else.
+    """
+
+    hold_id: HoldId | None = None
+    programme_book_id: TenantId | None = None
+    """The second book of a command that moves something between two."""
     accounts: tuple[str, ...] = ()
-    """Those that are neither a lot nor a total of the book."""
-    hold_ids: tuple[tuple[str, str], ...] = ()
-    """(tenant, hold)."""
+    """Those that are neither a lot nor a total of a book."""
 
 
-def footprint_of(book_id: str, command: BookCommand) -> Footprint:
-    """Say what a command on a tenant's (or programme's) book needs loaded."""
+def footprint_of(command: BookCommand) -> Footprint:
+    """Say what a command touches besides its own book."""
     match command:
         case PlaceHold():
             # Its hold does not exist yet: there is nothing to load.
-            return Footprint((book_id,))
+            return Footprint()
         case ReleaseHold():
-            return Footprint((book_id,), hold_ids=((book_id, command.hold_id),))
+            return Footprint(hold_id=command.hold_id)
         case ApproveGrant(grant=grant):
-            # Two books: whoever opens them locks in the order of their ids, not in this one.
-            book_ids = (PROGRAMME_BOOK + grant.programme_id, book_id)
-            return Footprint(book_ids, (_funding(grant), "budget", _granted(grant)))
+            return Footprint(
+                programme_book_id=TenantId(PROGRAMME_BOOK + grant.programme_id),
+                accounts=(_funding(grant), "budget", _granted(grant)),
+            )
         case RecordInvoiced():
-            return Footprint((book_id,), (INVOICED + command.document_id,))
+            return Footprint(accounts=(INVOICED + command.document_id,))
         case SetBudget():
-            return Footprint((book_id,), ("authority", "budget"))
+            return Footprint(accounts=("authority", "budget"))
         case _:
             assert_never(command)
 
 
-class BookChanges(Struct, frozen=True):
+class BookChanges(Struct, frozen=True, kw_only=True):
     """What a unit of work has to write: new entries, and every projection that they changed."""
 
     entries: Sequence[Entry]
@@ -193,17 +198,17 @@ class UnitOfWork:
         *,
         buckets: Mapping[tuple[str, str], BookedBucket] | None = None,
         holds: Mapping[tuple[str, str], Hold] | None = None,
-        ended_by: Mapping[tuple[str, str, str], Sequence[str]] | None = None,
+        holds_of_allocations: Mapping[tuple[str, str, str], Sequence[str]] | None = None,
     ) -> None:
         """Take what was loaded; buckets and holds by (tenant, id).
 
-        `ended_by` lists open holds by the (tenant, hub, allocation) whose final ends them: a hub
-        numbers its allocations by itself, so two hubs may use one id.
+        `holds_of_allocations` lists open holds by the (tenant, hub, allocation) whose final ends
+        them: a hub numbers its allocations by itself, so two hubs may use one id.
         """
         self._books = dict(books)
         self._buckets = dict(buckets or {})
         self._holds = dict(holds or {})
-        self._ended_by = dict(ended_by or {})
+        self._holds_of_allocations = dict(holds_of_allocations or {})
         self._lots_before = {book_id: book.lots for book_id, book in books.items()}
         self._entries: list[Entry] = []
         self._traces: list[str | None] = []
@@ -244,13 +249,14 @@ class UnitOfWork:
     def release_final(self, final: AllocationFinal, now_ms: int) -> None:
         """End the open holds that an allocation's final ends."""
         tenant_id = final.tenant_id
-        for hold_id in self._ended_by.get((tenant_id, final.hub, final.allocation_id), ()):
+        allocation = (tenant_id, final.hub, final.allocation_id)
+        for hold_id in self._holds_of_allocations.get(allocation, ()):
             hold = self._holds[tenant_id, hold_id]
             # A final that comes twice in one batch finds the hold ended by the first.
-            if hold.end is None:
+            if hold.ended_by is None:
                 command = ReleaseHold(
                     hold_id=hold.hold_id,
-                    end="final",
+                    ended_by="final",
                     caused_by=f"final:{final.hub}/{final.allocation_id}",
                     actor="metering",
                 )
@@ -261,9 +267,9 @@ class UnitOfWork:
         for tenant_id, hold_id in sorted(self._holds):
             hold = self._holds[tenant_id, hold_id]
             # They were looked for before the locks: a final or a release may have ended one since.
-            if hold.end is None and hold.expires_ms <= now_ms:
+            if hold.ended_by is None and hold.expires_ms <= now_ms:
                 command = ReleaseHold(
-                    hold_id=hold.hold_id, end="expired", caused_by="clock", actor="ledger"
+                    hold_id=hold.hold_id, ended_by="expired", caused_by="clock", actor="ledger"
                 )
                 self.enter(tenant_id, command, now_ms)
 
@@ -294,19 +300,19 @@ class UnitOfWork:
         # A programme's book takes its budget and nothing else; a tenant's never takes one.
         if book is None or (book.kind == "fund") != isinstance(command, SetBudget):
             return None
-        match command:
-            case BucketTotal(bucket_id=bucket_id, hold_id=hold_id):
-                hold = None if hold_id is None else self._holds.get((book_id, hold_id))
-                return Books(book, self._buckets.get((book_id, bucket_id)), hold)
-            case PlaceHold(hold_id=hold_id) | ReleaseHold(hold_id=hold_id):
-                return Books(book, hold=self._holds.get((book_id, hold_id)))
-            case ApproveGrant(grant=grant):
-                programme = self._books.get(PROGRAMME_BOOK + grant.programme_id)
-                return Books(book, programme=programme)
-            case RecordInvoiced() | SetBudget():
-                return Books(book)
-            case _:
-                assert_never(command)
+        if isinstance(command, BucketTotal):
+            bucket = self._buckets.get((book_id, command.bucket_id))
+            return Books(book, bucket, self._hold_or_none(book_id, command.hold_id))
+        footprint = footprint_of(command)
+        second = footprint.programme_book_id
+        return Books(
+            book,
+            hold=self._hold_or_none(book_id, footprint.hold_id),
+            programme=None if second is None else self._books.get(second),
+        )
+
+    def _hold_or_none(self, tenant_id: str, hold_id: HoldId | None) -> Hold | None:
+        return None if hold_id is None else self._holds.get((tenant_id, hold_id))
 
     def _fold(self, books: Books, entries: tuple[Entry, ...], trace_id: str | None) -> None:
         """Fold what a command entered, keep what it left behind, and note what it changed."""
@@ -372,7 +378,7 @@ def _charge(
         # Refused whole: booking the charge without its refund would bill what was given back.
         return RefundUnsupported(total.refunded_micro)
     book = books.book
-    bucket = books.bucket or BookedBucket(total.bucket_id, total.hour_ms)
+    bucket = books.bucket or BookedBucket(bucket_id=total.bucket_id, hour_ms=total.hour_ms)
     if not is_newer(total, bucket):
         return ()
     difference_micro = total.total_micro - bucket.charged_micro
@@ -457,7 +463,9 @@ def _place_hold(
     # too much starts nothing on its grants either.
     available = available_micro(book, now_ms)
     if command.hold_micro > available:
-        return InsufficientCredit(available, command.hold_micro - available)
+        return InsufficientCredit(
+            available_micro=available, shortfall_micro=command.hold_micro - available
+        )
     reserved, limit_micro = take_from_lots(book.lots, now_ms, command.hold_micro, {})
     if limit_micro:
         reserved.append((LIMIT, limit_micro))
@@ -477,8 +485,8 @@ def _release_hold(
     hold = books.hold
     if hold is None:
         return NotFound("hold")
-    if hold.end is not None:
-        return HoldClosed(hold.end)
+    if hold.ended_by is not None:
+        return HoldClosed(hold.ended_by)
     return (
         next_entry(
             books.book,
@@ -503,7 +511,7 @@ def _approve_grant(
     if refused is not None:
         return refused
     grant = command.grant
-    caused_by, actor = f"grant:{grant.grant_id}", f"key:{command.approver}"
+    caused_by = f"grant:{grant.grant_id}"
     committed = [("budget", -grant.grant_micro), (_granted(grant), grant.grant_micro)]
     received = [(_funding(grant), -grant.grant_micro), (LOT + grant.grant_id, grant.grant_micro)]
     detail = GrantDetail(
@@ -521,7 +529,7 @@ def _approve_grant(
             now_ms,
             postings=postings_of(programme, committed),
             caused_by=caused_by,
-            actor=actor,
+            actor=command.actor,
         ),
         next_entry(
             books.book,
@@ -530,7 +538,7 @@ def _approve_grant(
             effective_ms=grant.effective_ms,
             postings=postings_of(books.book, received),
             caused_by=caused_by,
-            actor=actor,
+            actor=command.actor,
             grant=detail,
         ),
     )

@@ -43,11 +43,13 @@ class Grant(Struct, frozen=True, kw_only=True):
     approved_by: KeyId | None = None
 
 
-class ApproveGrant(Struct, frozen=True):
+class ApproveGrant(Struct, frozen=True, kw_only=True):
     """Move budget of the grant's programme to a lot of its tenant: two books, one command."""
 
     grant: Grant
     approver: KeyId
+    actor: str
+    """The approver as entries name who did something."""
 
 
 class CurrencyDiffers(Struct, frozen=True):
@@ -73,7 +75,7 @@ class GrantExpired(Struct, frozen=True):
     expires_ms: int
 
 
-class BudgetExceeded(Struct, frozen=True):
+class BudgetExceeded(Struct, frozen=True, kw_only=True):
     """The programme has promised so much already that this grant does not fit."""
 
     budget_left_micro: int
@@ -102,8 +104,9 @@ def refuse_approval(
     """Say why a grant cannot be approved, or None. Every grant needs two keys."""
     grant = command.grant
     # First of all: the proposer learns nothing else about the grant, not even that it is decided.
-    if command.approver == grant.proposed_by:
-        return MakerIsChecker()
+    own_proposal = refuse_maker(grant, command.approver)
+    if own_proposal is not None:
+        return own_proposal
     if grant.state != "proposed":
         return GrantNotProposed(grant.state)
     expired = _refuse_expired(grant, now_ms)
@@ -111,8 +114,13 @@ def refuse_approval(
         return expired
     shortfall_micro = grant.grant_micro - budget_left_micro
     if shortfall_micro > 0:
-        return BudgetExceeded(budget_left_micro, shortfall_micro)
+        return BudgetExceeded(budget_left_micro=budget_left_micro, shortfall_micro=shortfall_micro)
     return None
+
+
+def refuse_maker(grant: Grant, approver: KeyId) -> MakerIsChecker | None:
+    """Refuse to have a grant approved by the key that proposed it; None for any other key."""
+    return MakerIsChecker() if approver == grant.proposed_by else None
 
 
 def _refuse_expired(grant: Grant, now_ms: int) -> GrantExpired | None:

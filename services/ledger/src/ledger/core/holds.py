@@ -10,7 +10,8 @@ A hold ends once, by the first of: its allocation's `final`, a release, its expi
 clock. Ended, it reserves nothing; a later charge of its run is booked as one without a hold.
 
 What an entry says about a hold (`HoldDetail`) is written here, in `placed_detail` and
-`ended_detail`, and read back here, in `hold_after`.
+`ended_detail`, and read back here, in `hold_after`. Why a hold has ended is `ended_by` everywhere
+but in what is stored and hashed: there it is the detail's `cause` and the column `ended`.
 
 Refusals, in order of precedence. Pricing: `NoPrice`. Placing: `HoldOver`, `InsufficientCredit`.
 Releasing: `HoldClosed`.
@@ -26,13 +27,15 @@ from msgspec.structs import replace
 
 from hisab_contracts.entries import HoldDetail
 from hisab_contracts.ids import AllocationId, HoldId, HubCode, ProjectId, Sku
-from hisab_contracts.prices import PriceBook, PriceSeries
-from hisab_contracts.units import WHOLE_DEVICE_PPM, hour_floor_ms, rated_micro
+from hisab_contracts.invariants import InvariantBroken
+from hisab_contracts.prices import PriceBook, PriceSeries, quote_micro
+from hisab_contracts.units import hour_floor_ms
 
 LIMIT: Final = "limit"
 """Where a hold reserves on the credit limit instead of on a lot; its draws are `receivable`."""
 
 HoldEnd = Literal["final", "released", "expired"]
+"""What ended a hold: its allocation's final, a release on request, or its expiry."""
 
 Draw = tuple[str, int]
 """(account, micro): an amount at a place, listed in the order of drawing or reserving."""
@@ -57,19 +60,19 @@ class ReleaseHold(Struct, frozen=True, kw_only=True):
     """End a hold: what it still reserves is free again."""
 
     hold_id: HoldId
-    end: HoldEnd
+    ended_by: HoldEnd
     caused_by: str
     actor: str
 
 
-class Hold(Struct, frozen=True):
+class Hold(Struct, frozen=True, kw_only=True):
     """A hold: what it reserved and still reserves, in draw order; nothing once it has ended."""
 
     hold_id: HoldId
     hold_micro: int
     allocation_id: AllocationId | None
     expires_ms: int
-    end: HoldEnd | None = None
+    ended_by: HoldEnd | None = None
     """None while it stands."""
     reserved: tuple[Draw, ...] = ()
 
@@ -79,11 +82,11 @@ class Hold(Struct, frozen=True):
         return sum(micro for _, micro in self.reserved)
 
 
-class HoldState(Struct, frozen=True):
+class HoldState(Struct, frozen=True, kw_only=True):
     """A hold as it stands, and what its tenant has available then."""
 
     hold_id: HoldId
-    end: HoldEnd | None
+    ended_by: HoldEnd | None
     """None while it stands."""
     hold_micro: int
     open_micro: int
@@ -102,7 +105,7 @@ class HoldOver(Struct, frozen=True):
     expires_ms: int
 
 
-class InsufficientCredit(Struct, frozen=True):
+class InsufficientCredit(Struct, frozen=True, kw_only=True):
     """What is available does not cover the hold. `available_micro` may be negative."""
 
     available_micro: int
@@ -112,19 +115,21 @@ class InsufficientCredit(Struct, frozen=True):
 class HoldClosed(Struct, frozen=True):
     """The hold has ended already."""
 
-    end: HoldEnd
+    ended_by: HoldEnd
 
 
-def price_hold(prices: PriceBook, series: PriceSeries, gpu_ms: int, now_ms: int) -> int | NoPrice:
-    """Price a hold asked for as GPU time, at the price line that rates the hour of now.
+def price_hold(
+    prices: PriceBook, series: PriceSeries, *, gpus: int, duration_ms: int, now_ms: int
+) -> int | NoPrice:
+    """Price a hold asked for as GPUs and a duration, at the price line that rates the hour of now.
 
     The rule is the one that metering rates usage by, so a job is admitted at the price it will be
-    charged at. `gpu_ms` is GPUs times duration.
+    charged at.
     """
     line = prices.line_at(series, hour_floor_ms(now_ms))
     if line is None:
         return NoPrice(series)
-    return rated_micro(gpu_ms * WHOLE_DEVICE_PPM, line.micro_per_gpu_hour)
+    return quote_micro(line, gpus, duration_ms)
 
 
 def placed_detail(command: PlaceHold, reserved: Sequence[Draw]) -> HoldDetail:
@@ -147,21 +152,32 @@ def ended_detail(hold: Hold, command: ReleaseHold) -> HoldDetail:
         hold_micro=hold.hold_micro,
         open_micro=hold.open_micro,
         reserved=list(hold.reserved),
-        cause=command.end,
+        cause=command.ended_by,
         allocation_id=hold.allocation_id,
         expires_ms=hold.expires_ms,
     )
 
 
 def hold_after(detail: HoldDetail) -> Hold:
-    """Return the hold that a placing or ending entry leaves behind."""
-    hold = Hold(detail.hold_id, detail.hold_micro, detail.allocation_id, detail.expires_ms)
+    """Return the hold that a placing or ending entry leaves behind.
+
+    Raises `InvariantBroken` for a cause that is neither: a hold taken for open because its end is
+    not understood would keep reserving what others may have been given.
+    """
+    hold = Hold(
+        hold_id=detail.hold_id,
+        hold_micro=detail.hold_micro,
+        allocation_id=detail.allocation_id,
+        expires_ms=detail.expires_ms,
+    )
     match detail.cause:
-        case "final" | "released" | "expired" as end:
-            # The entry lists what was still reserved; ended, the hold keeps nothing of it.
-            return replace(hold, end=end)
-        case _:
+        case "placed":
             return replace(hold, reserved=tuple(detail.reserved))
+        case "final" | "released" | "expired" as ended_by:
+            # The entry lists what was still reserved; ended, the hold keeps nothing of it.
+            return replace(hold, ended_by=ended_by)
+        case unknown:
+            raise InvariantBroken(f"a hold is neither placed nor ended by {unknown}")
 
 
 def shrink_hold(hold: Hold, draws: Iterable[Draw]) -> tuple[Hold, list[Draw]]:

@@ -48,6 +48,7 @@ _BUCKET_SCALARS: Final = "tenant_id, hour_at, bucket_id, revision, gpu_ns, charg
 _BUCKET_COLUMNS: Final = _BUCKET_SCALARS + ", accounts, draws"
 _HOLD_SCALARS: Final = "tenant_id, hold_id, hold_micro, allocation_id, expires_at, ended"
 _HOLD_COLUMNS: Final = _HOLD_SCALARS + ", places, reserved"
+"""The column `ended` is what the core calls `ended_by`."""
 _HOLD_FACTS: Final = "project_id, job_ref, hub, sku"
 """What was said when a hold was placed, and nothing is decided by."""
 
@@ -91,14 +92,17 @@ async def open_for_charges(
         connection,
         [(total.tenant_id, total.hold_id) for total in totals if total.hold_id is not None],
     )
-    ended_by = await _load_holds_of_allocations(connection, finals)
-    for (tenant_id, _, _), ending in ended_by.items():
+    of_allocations = await _load_holds_of_allocations(connection, finals)
+    for (tenant_id, _, _), ending in of_allocations.items():
         holds |= {(tenant_id, hold.hold_id): hold for hold in ending}
     return UnitOfWork(
         _books_of(rows, lots, {}),
         buckets=buckets,
         holds=holds,
-        ended_by={key: [hold.hold_id for hold in ending] for key, ending in ended_by.items()},
+        holds_of_allocations={
+            allocation: [hold.hold_id for hold in ending]
+            for allocation, ending in of_allocations.items()
+        },
     )
 
 
@@ -124,8 +128,9 @@ async def save(connection: Connection, changes: BookChanges) -> None:
 
 # Locks books for appending. In id order, always: the order is what keeps deadlocks away.
 _LOCK_BOOKS = (
-    "select " + _BOOK_COLUMNS + " from books where tenant_id = any($1::text[]) order by tenant_id"
-    " for no key update"
+    "select "
+    + _BOOK_COLUMNS
+    + " from books where tenant_id = any($1::text[]) order by tenant_id for no key update"
 )
 # The columns of books as arrays, for both statements that write them.
 _BOOK_ARRAYS = (
@@ -136,9 +141,8 @@ _BOOK_ARRAYS = (
     + _BOOK_COLUMNS
     + ")"
 )
-# Opens a book without entries.
 _INSERT_BOOK = "insert into books (" + _BOOK_COLUMNS + ") select " + _BOOK_COLUMNS + _BOOK_ARRAYS
-# Moves books to where their entries have brought them; kind, currency and limit stay.
+# Kind, currency and limit of a book never change.
 _UPDATE_BOOKS = (
     """
 update books b
@@ -222,12 +226,14 @@ def _columns_of_books(books: Sequence[Book]) -> tuple[list[object], ...]:
 
 # Lots.
 
-# Loads the lots that can still give something, or all where credit may come back to a spent one.
+# Those that can still give something, or all where credit may come back to a spent one: which of
+# the two is decided by the core (`may_return_credit`).
 _LOAD_LOTS = (
-    "select " + _LOT_COLUMNS + " from lots"
-    " where tenant_id = any($1::text[]) and ($2 or remaining_micro > 0)"
+    "select "
+    + _LOT_COLUMNS
+    + " from lots where tenant_id = any($1::text[]) and ($2 or remaining_micro > 0)"
 )
-# Writes lots that are new or have changed; a lot's terms never change.
+# A lot's terms never change.
 _UPSERT_LOTS = (
     "insert into lots ("
     + _LOT_COLUMNS
@@ -290,7 +296,6 @@ def _moment_or_never(instant_ms: int | None) -> dt.datetime | None:
 
 # Accounts.
 
-# Loads these accounts of these books, or all accounts.
 _LOAD_ACCOUNTS = """
 select tenant_id, account, balance_micro
   from accounts
@@ -329,7 +334,7 @@ async def _upsert_accounts(
 
 # Buckets.
 
-# Loads what was booked of these buckets. The hour is part of the key, so that it stays local.
+# The hour is part of the key, so that it stays local.
 _LOAD_BUCKETS = (
     "select "
     + _BUCKET_COLUMNS
@@ -401,7 +406,6 @@ async def _upsert_buckets(
 
 # Holds.
 
-# Loads holds by their names.
 _LOAD_HOLDS = (
     "select "
     + _HOLD_COLUMNS
@@ -410,7 +414,6 @@ _LOAD_HOLDS = (
   join holds h on h.tenant_id = n.of_tenant and h.hold_id = n.of_hold
 """
 )
-# Loads the open holds that the final of one of these allocations ends.
 _LOAD_HOLDS_OF_ALLOCATIONS = (
     "select "
     + _HOLD_COLUMNS
@@ -452,7 +455,7 @@ update holds h set ended = n.ended, places = n.places::text[], reserved = n.rese
  where h.tenant_id = n.tenant_id and h.hold_id = n.hold_id
 """
 )
-# Names open holds whose time has come, the oldest first.
+# Asked before the locks; the core asks again once they are held (`release_expired`).
 _EXPIRED_HOLDS = """
 select tenant_id, hold_id from holds where ended is null and expires_at <= $1
  order by expires_at limit $2
@@ -524,7 +527,7 @@ def hold_from_row(row: Row) -> Hold:
         hold_micro=row["hold_micro"],
         allocation_id=None if allocation_id is None else AllocationId(allocation_id),
         expires_ms=ms_of(row["expires_at"]),
-        end=row["ended"],
+        ended_by=row["ended"],
         reserved=tuple(zip(row["places"], row["reserved"], strict=True)),
     )
 
@@ -536,7 +539,7 @@ def _columns_of_holds(holds: Sequence[tuple[str, Hold]]) -> tuple[list[object], 
         [hold.hold_micro for _, hold in holds],
         [hold.allocation_id for _, hold in holds],
         [moment_of(hold.expires_ms) for _, hold in holds],
-        [hold.end for _, hold in holds],
+        [hold.ended_by for _, hold in holds],
         [pg_array(place for place, _ in hold.reserved) for _, hold in holds],
         [pg_array(str(micro) for _, micro in hold.reserved) for _, hold in holds],
     )

@@ -1,7 +1,8 @@
-"""The directory: tenants, programmes, grants, keys and price lines, as they were registered. SQL.
+"""The directory: tenants, programmes, grants and price lines, as they were registered. SQL.
 
 What is kept here was said once and hardly changes; what it comes to is in the books (`books`). Only
-a grant goes through states, and it is the core that decides them.
+a grant goes through states, and it is the core that decides them. Keys are registered as well, but
+their table is the runtime kit's (`runtime.auth`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from hisab_contracts.prices import PriceSeries
 from hisab_contracts.reference import PriceLine, TenantRecord
 from hisab_contracts.units import moment_of, ms_of
 from ledger.core.grants import Grant
-from runtime.auth import AccessKey
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
@@ -39,13 +39,11 @@ rate_line_id, price_version, currency, sku, price_class, micro_per_gpu_hour, val
 """
 
 
-# Registers a tenant, unless its id is taken.
 _INSERT_TENANT = """
 insert into tenants (tenant_id, name, kind, currency, credit_limit_micro)
 values ($1, $2, $3, $4, $5)
 on conflict do nothing
 """
-# Registers a project of a tenant.
 _INSERT_PROJECT = """
 insert into projects (tenant_id, project_id) values ($1, $2)
 """
@@ -68,7 +66,6 @@ async def add_tenant(connection: Connection, record: TenantRecord, name: str) ->
     return True
 
 
-# Finds a tenant with its projects.
 _TENANT = """
 select t.tenant_id, t.kind, t.currency, t.credit_limit_micro,
        array(select p.project_id from projects p where p.tenant_id = t.tenant_id
@@ -92,7 +89,6 @@ async def find_tenant(connection: Connection, tenant_id: str) -> TenantRecord | 
     )
 
 
-# Registers a programme, unless its id is taken.
 _INSERT_PROGRAMME = """
 insert into programmes (programme_id, name, currency, budget_micro)
 values ($1, $2, $3, $4)
@@ -108,7 +104,6 @@ async def add_programme(
     return status == "INSERT 0 1"
 
 
-# Asks in which currency a programme grants.
 _PROGRAMME_CURRENCY = """
 select currency from programmes where programme_id = $1
 """
@@ -120,14 +115,11 @@ async def programme_currency(connection: Connection, programme_id: str) -> str |
     return currency
 
 
-# Stores a proposal.
 _INSERT_GRANT = (
     "insert into grants (" + _GRANT_COLUMNS + ") values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 )
-# Finds a grant; locked, nobody else decides it before this transaction ends.
 _FIND_GRANT = "select " + _GRANT_COLUMNS + " from grants where grant_id = $1"
 _LOCK_GRANT = _FIND_GRANT + " for no key update"
-# Stores an approval that the core has decided.
 _APPROVE_GRANT = (
     """
 update grants set state = 'approved', approved_by = $2, approved_at = clock_timestamp()
@@ -188,19 +180,19 @@ def _grant_from_row(row: Row) -> Grant:
     )
 
 
-# Asks whose hold it is: a path names a hold without its tenant.
 _TENANT_OF_HOLD = """
 select tenant_id from holds where hold_id = $1
 """
 
 
 async def tenant_of_hold(connection: Connection, hold_id: str) -> TenantId | None:
-    """Return whose hold it is; None when this transaction cannot see it."""
+    """Return whose hold it is: a path names a hold alone. None where this transaction sees none."""
     tenant_id: str | None = await connection.fetchval(_TENANT_OF_HOLD, hold_id)
     return None if tenant_id is None else TenantId(tenant_id)
 
 
-# Keeps price lines; they are immutable but for their end.
+# Which message of a line is the newest is decided by their order in the topic. The row of a known
+# line is not locked before, so its end is taken over here.
 _KEEP_PRICE_LINES = (
     "insert into price_lines ("
     + _PRICE_LINE_COLUMNS
@@ -214,7 +206,7 @@ _KEEP_PRICE_LINES = (
 on conflict (rate_line_id) do update set valid_until = excluded.valid_until
 """
 )
-# Reads the lines that compete for an hour; which of them rates it is the price book's rule.
+# All that compete for an hour: which of them rates it is the price book's rule.
 _PRICE_LINES_OF = (
     "select " + _PRICE_LINE_COLUMNS + " from price_lines"
     " where currency = $1 and sku = $2 and price_class = $3 order by valid_from"
@@ -259,40 +251,4 @@ def _price_line_from_row(row: Row) -> PriceLine:
         micro_per_gpu_hour=row["micro_per_gpu_hour"],
         valid_from_ms=ms_of(row["valid_from"]),
         valid_until_ms=None if valid_until is None else ms_of(valid_until),
-    )
-
-
-# Asks whether the first operator is known already.
-_HAS_OPERATOR = """
-select exists (select from access_keys where role = 'operator') as known
-"""
-
-
-async def has_operator(connection: Connection) -> bool:
-    """Say whether any operator's key exists."""
-    return bool(await connection.fetchval(_HAS_OPERATOR))
-
-
-# Finds a key by its id.
-_KEY = """
-select key_id, sha256, role, tenant_id, hub, expires_at, revoked from access_keys where key_id = $1
-"""
-
-
-async def find_key(connection: Connection, key_id: str) -> AccessKey | None:
-    """Find an API key by its id, as stored: never its secret."""
-    row = await connection.fetchrow(_KEY, key_id)
-    return None if row is None else _key_from_row(row)
-
-
-def _key_from_row(row: Row) -> AccessKey:
-    expires_at = row["expires_at"]
-    return AccessKey(
-        key_id=row["key_id"],
-        sha256=row["sha256"],
-        role=row["role"],
-        tenant_id=row["tenant_id"],
-        bound_to=row["hub"],
-        expires_at_ms=None if expires_at is None else ms_of(expires_at),
-        revoked=row["revoked"],
     )

@@ -60,7 +60,7 @@ detail, trace_id
 """
 _ENTRY_COLUMNS: Final = _ENTRY_SCALARS + ", accounts, amounts, balances"
 
-# Appends entries. Arrays inside a row travel as literals: `unnest` flattens arrays of arrays.
+# Arrays inside a row travel as literals: `unnest` flattens arrays of arrays.
 _INSERT_ENTRIES = (
     "insert into entries ("
     + _ENTRY_COLUMNS
@@ -123,7 +123,6 @@ def pg_array(members: Iterable[str]) -> str:
     return "{" + ",".join(members) + "}"
 
 
-# Reads a book's entries from a position on, each with the hash of the row before it.
 _ENTRIES_AFTER = (
     "select "
     + _ENTRY_COLUMNS
@@ -202,7 +201,6 @@ def _charge_from_row(row: Row, effective_ms: int, postings: Sequence[Posting]) -
     )
 
 
-# Asks for the oldest transaction id that may still be running.
 _HORIZON = """
 select pg_snapshot_xmin(pg_current_snapshot())::text::bigint as horizon
 """
@@ -213,7 +211,7 @@ async def horizon_of(connection: Connection) -> int:
     return int(await connection.fetchval(_HORIZON))
 
 
-class Window(Struct, frozen=True):
+class Window(Struct, frozen=True, kw_only=True):
     """A numbered range of transactions: its entries have the indexes from `first_index` on."""
 
     window_id: int
@@ -224,41 +222,44 @@ class Window(Struct, frozen=True):
     is_published: bool
 
 
-# Reads the newest window.
-_LAST_WINDOW = """
-select window_id, from_xid::text::bigint as from_xid, until_xid::text::bigint as until_xid,
-       first_index, entries, published_at is not null as is_published
-  from sequence_windows
- order by window_id desc
- limit 1
+_WINDOW_COLUMNS: Final = """
+window_id, from_xid::text::bigint as from_xid, until_xid::text::bigint as until_xid, first_index,
+entries, published_at
 """
+_LAST_WINDOW = (
+    "select " + _WINDOW_COLUMNS + " from sequence_windows order by window_id desc limit 1"
+)
 
 
 async def last_window(connection: Connection) -> Window | None:
     """Return the newest window, published or not; None before the first."""
     row = await connection.fetchrow(_LAST_WINDOW)
-    if row is None:
-        return None
+    return None if row is None else _window_from_row(row)
+
+
+def _window_from_row(row: Row) -> Window:
     return Window(
-        row["window_id"],
-        row["from_xid"],
-        row["until_xid"],
-        row["first_index"],
-        row["entries"],
-        row["is_published"],
+        window_id=row["window_id"],
+        from_xid=row["from_xid"],
+        until_xid=row["until_xid"],
+        first_index=row["first_index"],
+        entries=row["entries"],
+        is_published=row["published_at"] is not None,
     )
 
 
-# Numbers the next window, unless no entry lies in it: an empty one would only be a row to keep.
-_CUT_WINDOW = """
+# Nothing is numbered where no entry lies: an empty window would only be a row to keep.
+_CUT_WINDOW = (
+    """
 with found as (
   select count(*) as entries from entries
    where xid >= $1::text::xid8 and xid < $2::text::xid8
 )
 insert into sequence_windows (from_xid, until_xid, first_index, entries)
 select $1::text::xid8, $2::text::xid8, $3, entries from found where entries > 0
-returning window_id, entries
-"""
+returning """
+    + _WINDOW_COLUMNS
+)
 
 
 async def cut_window(
@@ -266,13 +267,11 @@ async def cut_window(
 ) -> Window | None:
     """Commit the next window; None when no entry lies in it, and nothing is committed."""
     row = await connection.fetchrow(_CUT_WINDOW, str(from_xid), str(until_xid), first_index)
-    if row is None:
-        return None
-    return Window(row["window_id"], from_xid, until_xid, first_index, row["entries"], False)
+    return None if row is None else _window_from_row(row)
 
 
-# Reads the entries of a window in index order. The hash before is looked up row by row: the
-# predecessor of a window's entry may lie in an older window.
+# The hash before is looked up row by row: the predecessor of a window's entry may lie in an older
+# window.
 _WINDOW_ENTRIES = (
     "select "
     + _ENTRY_COLUMNS
@@ -301,7 +300,6 @@ async def window_entries(
     ]
 
 
-# Notes when a window was published.
 _MARK_PUBLISHED = """
 update sequence_windows set published_at = clock_timestamp() where window_id = $1
 """
@@ -312,7 +310,7 @@ async def mark_published(connection: Connection, window: Window) -> None:
     await connection.execute(_MARK_PUBLISHED, window.window_id)
 
 
-# Counts entries in open windows, and those that no window has numbered yet.
+# Entries in open windows, and those that no window has numbered yet.
 _UNPUBLISHED = """
 select (select coalesce(sum(entries), 0) from sequence_windows where published_at is null)
        + (select count(*) from entries
@@ -327,9 +325,9 @@ async def count_unpublished(connection: Connection) -> int:
     return int(await connection.fetchval(_UNPUBLISHED))
 
 
-# Keeps the newest watermark per (partition, hub). That a lower revision is ignored is said here and
-# not in the core, as the row is not locked before. An update takes a new xid: the watermark has
-# to leave after the entries of the transaction that brought it, not after those of an older one.
+# That a lower revision is ignored is decided here and not in the core, as the row is not locked
+# before. An update takes a new xid: the watermark has to leave after the entries of the transaction
+# that brought it, not after those of an older one.
 _KEEP_WATERMARKS = """
 insert into hub_watermarks as w (partition, hub, revision, watermark_at, message)
 select n.partition, n.hub, n.revision, n.watermark_at, n.message
@@ -362,7 +360,6 @@ async def keep_watermarks(
     )
 
 
-# Reads the watermarks of a range of transactions.
 _WATERMARKS_BETWEEN = """
 select partition, message
   from hub_watermarks
@@ -395,7 +392,7 @@ async def complete_until(connection: Connection) -> dict[str, int | None]:
     return {row["hub"]: None if row["until"] is None else ms_of(row["until"]) for row in rows}
 
 
-class ParkedCharge(Struct, frozen=True):
+class ParkedCharge(Struct, frozen=True, kw_only=True):
     """A charge message that could not be booked, and why."""
 
     topic: str
@@ -405,7 +402,7 @@ class ParkedCharge(Struct, frozen=True):
     message: bytes
 
 
-# Keeps charges that could not be booked. A batch that is read again finds its own rows.
+# A batch that is read again finds its own rows.
 _PARK_CHARGES = """
 insert into parked_charges (topic, partition, "offset", reason, detail, message)
 select n.topic, n.partition, n."offset", n.reason, n.reason, n.message
@@ -413,9 +410,7 @@ select n.topic, n.partition, n."offset", n.reason, n.reason, n.message
        as n (topic, partition, "offset", reason, message)
 on conflict do nothing
 """
-# Counts them.
 _PARKED_COUNT = "select count(*) from parked_charges"
-# Reads the first of them.
 _FIRST_PARKED = """
 select topic, partition, "offset", reason, message
   from parked_charges
@@ -446,6 +441,12 @@ async def parked_count(connection: Connection) -> int:
 async def first_parked(connection: Connection, limit: int) -> list[ParkedCharge]:
     """Read charges that could not be booked, in the order in which they came per partition."""
     return [
-        ParkedCharge(row["topic"], row["partition"], row["offset"], row["reason"], row["message"])
+        ParkedCharge(
+            topic=row["topic"],
+            partition=row["partition"],
+            offset=row["offset"],
+            reason=row["reason"],
+            message=row["message"],
+        )
         for row in await connection.fetch(_FIRST_PARKED, limit)
     ]
