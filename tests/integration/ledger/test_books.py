@@ -13,6 +13,13 @@ from integration.ledger.real import RealLedger, Refused, opened
 from ledger.core.holds import HoldClosed, HoldEnd, InsufficientCredit
 from ledger.store.directory import find_tenant
 from ledger.store.entries import entries_after
+from ledger.store.queries import (
+    balance_of,
+    hold_of,
+    projected_books,
+    projected_buckets,
+    projected_holds,
+)
 from runtime.clock import now_ms
 from scenarios.ledger_afternoon import A_LIMIT, B_LOT, STEPS, Hold, Invoiced, Total
 from unit.ledger.values import at, total, watermark
@@ -238,3 +245,31 @@ async def test_a_tenants_transaction_sees_only_its_own_rows(ledger: RealLedger) 
             assert ["mine"] == [row["tenant_id"] for row in rows], table
     async with ledger.api.connection() as connection:
         assert 0 == await connection.fetchval("select count(*) from entries")
+
+
+async def test_columns_that_a_later_release_adds_do_not_disturb_this_one(
+    ledger: RealLedger,
+) -> None:
+    """A `pre` migration runs while old code has connections open, with what they have prepared."""
+    await ledger.tenant("older", limit_micro=100)
+    await ledger.grant("older", "go", 50)
+    await ledger.hold("older", "ho", 20)
+    await ledger.book(total(5, tenant_id="older", hold_id="ho"))
+    async with (
+        ledger.admin.connection() as admin,
+        ledger.reader.connection() as reader,
+    ):
+
+        async def read_all() -> tuple[object, ...]:
+            return (
+                await balance_of(reader, "older", now_ms(), 0),
+                await hold_of(reader, "ho", now_ms()),
+                await projected_books(reader),
+                await projected_buckets(reader, "older"),
+                await projected_holds(reader, "older"),
+            )
+
+        before = await read_all()
+        for table in ("books", "lots", "holds", "buckets"):
+            await admin.execute(f"alter table {table} add column later text")
+        assert before == await read_all()

@@ -27,7 +27,7 @@ QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("unpublished", entries._UNPUBLISHED, ()),
     ("last window", entries._LAST_WINDOW, ()),
     ("balance", queries._BALANCE, ("a", NOW, 0)),
-    ("hold", queries._HOLD, ("h",)),
+    ("hold", books._HOLD_WITH_BOOK, ("h",)),
     ("price lines", directory._PRICE_LINES_OF, ("PKR", "sku", "on_demand")),
 ]
 BIG = {"entries", "buckets", "books", "lots", "holds", "sequence_windows", "price_lines"}

@@ -14,8 +14,9 @@ from hisab_contracts.units import instant_text
 from ledger import api, audit, jobs
 from ledger.commands import Commands
 from ledger.consumer import ChargeConsumer, keep_prices
+from ledger.core.balance import complete_until
 from ledger.sequencer import Sequencer
-from ledger.store.entries import complete_until, count_unpublished
+from ledger.store.entries import count_unpublished, watermarks_by_hub
 from runtime.consumer import Consumer, Subscription
 from runtime.kafka import Topic
 from runtime.outbox import Outbox
@@ -54,7 +55,8 @@ def build(kit: Kit) -> Parts:
     async def status() -> Status:
         async with kit.writer.connection() as connection:
             unpublished = await count_unpublished(connection)
-            until = await complete_until(connection)
+            watermarks = await watermarks_by_hub(connection)
+        until = {hub: complete_until(of_hub) for hub, of_hub in watermarks.items()}
         return Status(
             unpublished=unpublished,
             complete_until={

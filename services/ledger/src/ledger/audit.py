@@ -27,6 +27,7 @@ from ledger.store.queries import (
     projected_books,
     projected_buckets,
     projected_holds,
+    take_snapshot,
     trial_balance,
 )
 from runtime.database import Database, Limits
@@ -36,13 +37,12 @@ if TYPE_CHECKING:
 
 PAGE = 5_000
 PARKED_SHOWN = 100
-# One snapshot for everything: a book that grows meanwhile would differ from its own entries.
-_SNAPSHOT = "set transaction isolation level repeatable read, read only"
 
 
 async def audit(connection: Connection) -> list[str]:
     """Audit every book inside the caller's transaction; returns what is wrong, one line each."""
-    await connection.execute(_SNAPSHOT)
+    # One snapshot for everything: a book that grows meanwhile would differ from its own entries.
+    await take_snapshot(connection)
     findings: list[str] = []
     for live in await projected_books(connection):
         findings += await _audit_book(connection, live)

@@ -8,7 +8,8 @@ from hisab_contracts import topics
 from hisab_contracts.reference import Role
 from hisab_contracts.units import instant_text
 from ledger.api.requests import READERS, parse_instant
-from ledger.store.queries import Balance, TrialBalance, balance_of, trial_balance
+from ledger.core.balance import Balance
+from ledger.store.queries import TrialBalance, balance_of, trial_balance
 from runtime.auth import require_own_tenant
 from runtime.clock import now_ms
 from runtime.http import Model, Problem, Resource, cached_response, get, json_response

@@ -19,7 +19,7 @@ arrays. Arrays inside a row travel as array literals, because `unnest` flattens 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from hisab_contracts.charges import AllocationFinal, BucketTotal
 from hisab_contracts.ids import AllocationId, BucketId, GrantId, HoldId, ProgrammeId, TenantId
@@ -44,11 +44,16 @@ _LOT_COLUMNS: Final = """
 tenant_id, grant_id, programme_id, priority, effective_at, expires_at, granted_micro,
 remaining_micro, reserved_micro
 """
+_LOT_NAMES: Final = tuple(name.strip() for name in _LOT_COLUMNS.split(","))
 _BUCKET_SCALARS: Final = "tenant_id, hour_at, bucket_id, revision, gpu_ns, charged_micro"
 _BUCKET_COLUMNS: Final = _BUCKET_SCALARS + ", accounts, draws"
 _HOLD_SCALARS: Final = "tenant_id, hold_id, hold_micro, allocation_id, expires_at, ended"
 _HOLD_COLUMNS: Final = _HOLD_SCALARS + ", places, reserved"
 """The column `ended` is what the core calls `ended_by`."""
+SELECT_BOOK: Final = "select " + _BOOK_COLUMNS
+SELECT_LOT: Final = "select " + _LOT_COLUMNS
+SELECT_BUCKET: Final = "select " + _BUCKET_COLUMNS
+SELECT_HOLD: Final = "select " + _HOLD_COLUMNS
 _HOLD_FACTS: Final = "project_id, job_ref, hub, sku"
 """What was said when a hold was placed, and nothing is decided by."""
 
@@ -128,8 +133,7 @@ async def save(connection: Connection, changes: BookChanges) -> None:
 
 # Locks books for appending. In id order, always: the order is what keeps deadlocks away.
 _LOCK_BOOKS = (
-    "select "
-    + _BOOK_COLUMNS
+    SELECT_BOOK
     + " from books where tenant_id = any($1::text[]) order by tenant_id for no key update"
 )
 # The columns of books as arrays, for both statements that write them.
@@ -229,9 +233,7 @@ def _columns_of_books(books: Sequence[Book]) -> tuple[list[object], ...]:
 # Those that can still give something, or all where credit may come back to a spent one: which of
 # the two is decided by the core (`may_return_credit`).
 _LOAD_LOTS = (
-    "select "
-    + _LOT_COLUMNS
-    + " from lots where tenant_id = any($1::text[]) and ($2 or remaining_micro > 0)"
+    SELECT_LOT + " from lots where tenant_id = any($1::text[]) and ($2 or remaining_micro > 0)"
 )
 # A lot's terms never change.
 _UPSERT_LOTS = (
@@ -260,7 +262,12 @@ async def load_lots(
     return found
 
 
-def lot_from_row(row: Row) -> Lot:
+def lot_from_values(values: tuple[object, ...]) -> Lot:
+    """Read one lot that came as an element of an array: its columns in order, without names."""
+    return lot_from_row(dict(zip(_LOT_NAMES, values, strict=True)))
+
+
+def lot_from_row(row: Row | Mapping[str, Any]) -> Lot:
     """Read one lot."""
     expires_at = row["expires_at"]
     return Lot(
@@ -336,8 +343,7 @@ async def _upsert_accounts(
 
 # The hour is part of the key, so that it stays local.
 _LOAD_BUCKETS = (
-    "select "
-    + _BUCKET_COLUMNS
+    SELECT_BUCKET
     + """
   from unnest($1::text[], $2::timestamptz[], $3::uuid[]) as n (of_tenant, of_hour, of_bucket)
   join buckets b
@@ -407,16 +413,14 @@ async def _upsert_buckets(
 # Holds.
 
 _LOAD_HOLDS = (
-    "select "
-    + _HOLD_COLUMNS
+    SELECT_HOLD
     + """
   from unnest($1::text[], $2::text[]) as n (of_tenant, of_hold)
   join holds h on h.tenant_id = n.of_tenant and h.hold_id = n.of_hold
 """
 )
 _LOAD_HOLDS_OF_ALLOCATIONS = (
-    "select "
-    + _HOLD_COLUMNS
+    SELECT_HOLD
     + """, hub
   from unnest($1::text[], $2::text[], $3::text[]) as n (of_tenant, of_hub, of_allocation)
   join holds h
@@ -455,6 +459,20 @@ update holds h set ended = n.ended, places = n.places::text[], reserved = n.rese
  where h.tenant_id = n.tenant_id and h.hold_id = n.hold_id
 """
 )
+# One query, so that what it answers belongs together.
+_HOLD_WITH_BOOK = (
+    SELECT_HOLD
+    + ", "
+    + _BOOK_COLUMNS
+    + ", array(select l from ("
+    + SELECT_LOT
+    + """
+         from lots where lots.tenant_id = holds.tenant_id and remaining_micro > 0) l) as lots
+  from holds
+  join books using (tenant_id)
+ where hold_id = $1
+"""
+)
 # Asked before the locks; the core asks again once they are held (`release_expired`).
 _EXPIRED_HOLDS = """
 select tenant_id, hold_id from holds where ended is null and expires_at <= $1
@@ -468,6 +486,15 @@ async def expired_holds(
     """Name open holds whose time has come, the oldest first. Lock their books before acting."""
     rows = await connection.fetch(_EXPIRED_HOLDS, moment_of(now_ms), limit)
     return [(TenantId(row["tenant_id"]), HoldId(row["hold_id"])) for row in rows]
+
+
+async def hold_with_book(connection: Connection, hold_id: str) -> tuple[Hold, Book] | None:
+    """Read a hold, and the book with the lots that can still give something. Nothing is locked."""
+    row = await connection.fetchrow(_HOLD_WITH_BOOK, hold_id)
+    if row is None:
+        return None
+    lots = tuple(map(lot_from_values, row["lots"]))
+    return hold_from_row(row), book_from_row(row, lots, {})
 
 
 async def _load_holds(

@@ -376,20 +376,18 @@ async def watermarks_between(
     return [(row["partition"], row["message"]) for row in rows]
 
 
-# Asks per hub for its lowest watermark over all partitions, null while one of them has none. In SQL
-# because there is a row per partition and hub, and only the lowest is wanted.
-_COMPLETE_UNTIL = """
-select hub, case when bool_or(watermark_at is null) then null else min(watermark_at) end as until
-  from hub_watermarks
- group by hub
- order by hub
-"""
+_ALL_WATERMARKS = "select hub, watermark_at from hub_watermarks order by hub, partition"
 
 
-async def complete_until(connection: Connection) -> dict[str, int | None]:
-    """Return per hub until when all its usage is booked, over all partitions."""
-    rows = await connection.fetch(_COMPLETE_UNTIL)
-    return {row["hub"]: None if row["until"] is None else ms_of(row["until"]) for row in rows}
+async def watermarks_by_hub(connection: Connection) -> dict[str, list[int | None]]:
+    """Read each hub's watermarks, one per partition in which it was heard of."""
+    found: dict[str, list[int | None]] = {}
+    for row in await connection.fetch(_ALL_WATERMARKS):
+        watermark_at = row["watermark_at"]
+        found.setdefault(row["hub"], []).append(
+            None if watermark_at is None else ms_of(watermark_at)
+        )
+    return found
 
 
 class ParkedCharge(Struct, frozen=True, kw_only=True):
