@@ -70,8 +70,16 @@ def sql_constants(module: Module) -> Sequence[tuple[str, ast.stmt, str]]:
     A constant may put other named constants of its module together with `+`: so that the columns
     of a table stand once. Nothing else is ever part of a statement.
     """
-    texts = dict(_imported_constants(module))
-    found: list[tuple[str, ast.stmt, str]] = []
+    texts = _text_constants(module)
+    return [
+        (name, node, texts[name])
+        for name, node, _ in _named_values(module)
+        if name in texts and STATEMENT.match(texts[name])
+    ]
+
+
+def _named_values(module: Module) -> Iterator[tuple[str, ast.stmt, ast.expr]]:
+    """Yield every name that a module or a class of it gives to a value."""
     for body in _bodies(module.tree):
         for node in body:
             match node:
@@ -79,14 +87,19 @@ def sql_constants(module: Module) -> Sequence[tuple[str, ast.stmt, str]]:
                     ast.Assign(targets=[ast.Name(id=name)], value=value)
                     | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
                 ):
-                    text = _constant_text(value, texts)
-                    if text is not None:
-                        texts[name] = text
-                        if STATEMENT.match(text):
-                            found.append((name, node, text))
+                    yield name, node, value
                 case _:
                     pass
-    return found
+
+
+def _text_constants(module: Module) -> dict[str, str]:
+    """Return every constant of a module that is text, whole, by its name."""
+    texts = dict(_imported_constants(module))
+    for name, _, value in _named_values(module):
+        text = _constant_text(value, texts)
+        if text is not None:
+            texts[name] = text
+    return texts
 
 
 def _imported_constants(module: Module) -> Iterator[tuple[str, str]]:
@@ -96,7 +109,7 @@ def _imported_constants(module: Module) -> Iterator[tuple[str, str]]:
             continue
         for other in package_modules():
             if other.name == node.module:
-                texts = {name: text for name, _, text in sql_constants(other)}
+                texts = _text_constants(other)
                 for alias in node.names:
                     if alias.name in texts:
                         yield alias.asname or alias.name, texts[alias.name]
