@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import msgspec
 
 from hisab_contracts.entries import ChargeDetail, Entry, Posting
-from hisab_contracts.ids import DocumentId, HubCode, PriceClass, Sku, TenantId
+from hisab_contracts.ids import DocumentId, HubCode, PriceClass, Sku, TenantId, entry_id
 from hisab_contracts.invariants import invariant
 from hisab_contracts.units import (
     MICRO_PER_MINOR,
@@ -97,6 +97,37 @@ class BookEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchedCharge:
+    """What bills need of a charge that was fetched: its line, its usage hour, time and amount.
+
+    The members are those of `ChargeDetail`, by the same names.
+    """
+
+    hub: HubCode
+    sku: Sku
+    price_class: PriceClass
+    hour_ms: int
+    gpu_ns: int
+    charge_micro: int
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedEntry:
+    """What bills need of an entry that was fetched over HTTP, where the topic brings an `Entry`.
+
+    The members are those of `Entry`, by the same names: `book_entry_of` reads both. What else an
+    entry may say (its hold, its grant) is no matter of bills, so it may grow without this service.
+    """
+
+    tenant_id: TenantId
+    seq: int
+    kind: str
+    hash: str
+    postings: Sequence[Posting]
+    charge: FetchedCharge | None
+
+
+@dataclass(frozen=True, slots=True)
 class Line:
     """One line of a bill: a month's usage of one SKU, in one price class, at one hub."""
 
@@ -144,8 +175,8 @@ class ZeroBill:
     net_micro: int
 
 
-def book_entry_of(entry: Entry) -> BookEntry:
-    """Read what bills need of an entry, whichever way it came.
+def book_entry_of(entry: Entry | FetchedEntry) -> BookEntry:
+    """Read what bills need of an entry: the same whether the topic or the ledger's API brought it.
 
     Raises `InvariantBroken` when a charge's payers do not add up to it, and `ValidationError` when
     an entry lacks what its kind promises: nobody may bill by guess.
@@ -153,17 +184,25 @@ def book_entry_of(entry: Entry) -> BookEntry:
     detail: BilledCharge | InvoicedReceivable | None = None
     if entry.kind == "charge":
         if entry.charge is None:
-            raise msgspec.ValidationError(f"{entry.entry_id}: a charge without its detail")
+            raise msgspec.ValidationError(
+                f"{entry_id(entry.tenant_id, entry.seq)}: a charge without its detail"
+            )
         usage = _usage_of(entry.charge, entry.postings)
         # The month is the usage hour's, not the booking's: usage that comes late still belongs to
         # the month in which it was used.
         detail = BilledCharge(month_of(entry.charge.hour_ms), entry.charge.hour_ms, usage)
     elif entry.kind == "invoiced":
         detail = _invoiced_by(entry)
-    return BookEntry(entry.tenant_id, entry.seq, entry.kind, bytes.fromhex(entry.hash), detail)
+    return BookEntry(
+        tenant_id=entry.tenant_id,
+        seq=entry.seq,
+        kind=entry.kind,
+        entry_hash=bytes.fromhex(entry.hash),
+        detail=detail,
+    )
 
 
-def _usage_of(charge: ChargeDetail, postings: Iterable[Posting]) -> RatedUsage:
+def _usage_of(charge: ChargeDetail | FetchedCharge, postings: Iterable[Posting]) -> RatedUsage:
     """Split a charge by who pays: lots, the tenant's credit, or nobody."""
     funded_micro = receivable_micro = unfunded_micro = 0
     for posting in postings:
@@ -186,13 +225,15 @@ def _usage_of(charge: ChargeDetail, postings: Iterable[Posting]) -> RatedUsage:
     return usage
 
 
-def _invoiced_by(entry: Entry) -> InvoicedReceivable:
+def _invoiced_by(entry: Entry | FetchedEntry) -> InvoicedReceivable:
     """Read which document took how much: `invoiced:<document>` takes what leaves `receivable`."""
     for posting in entry.postings:
         name, _, document_id = posting.account.partition(":")
         if name == "invoiced":
             return InvoicedReceivable(DocumentId(document_id), -posting.posting_micro)
-    raise msgspec.ValidationError(f"{entry.entry_id}: an invoiced entry that names no document")
+    raise msgspec.ValidationError(
+        f"{entry_id(entry.tenant_id, entry.seq)}: an invoiced entry that names no document"
+    )
 
 
 def bill(
