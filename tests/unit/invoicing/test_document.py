@@ -81,7 +81,7 @@ def test_a_draft_has_no_number_and_numbering_changes_nothing_else() -> None:
 
 def test_a_draft_is_refused_where_there_is_nothing_to_bill_or_nothing_to_tax_by() -> None:
     """The refusals of the bill, unchanged."""
-    assert ZeroBill(0) == draft_of(FACTS, 1, (), TAX_ROWS)
+    assert ZeroBill() == draft_of(FACTS, 1, (), TAX_ROWS)
     untaxed = replace(FACTS, tax_version=1)
     assert TaxMissing(KHI, dt.date(2025, 7, 31)) == draft_of(
         untaxed, 1, WORKED_EXAMPLE_USAGE, TAX_ROWS

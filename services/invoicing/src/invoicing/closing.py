@@ -134,21 +134,29 @@ def compute_bill(
         draft = draft_of(facts, month.first_seq, month.usage, tax_rows)
     except InvariantBroken as error:
         # A defect of ours, but of this bill: the others are computed, and the month stays open.
-        return ComputedBill(facts.tenant_id, "pending", None, f"does not balance: {error}")
+        return _not_computed(facts, f"does not balance: {error}")
     match draft:
         case Draft():
-            return ComputedBill(facts.tenant_id, "computed", draft, None)
+            return ComputedBill(
+                tenant_id=facts.tenant_id, state="computed", draft=draft, reason=None
+            )
         case ZeroBill():
-            return ComputedBill(facts.tenant_id, "skipped", None, None)
+            return ComputedBill(tenant_id=facts.tenant_id, state="skipped", draft=None, reason=None)
         case TaxMissing(hub, at_on):
-            reason = f"no tax row covers {hub} on {at_on}"
-            return ComputedBill(facts.tenant_id, "pending", None, reason)
+            return _not_computed(facts, f"no tax row covers {hub} on {at_on}")
         case _:
             assert_never(draft)
 
 
 def _message(event: DocumentEvent) -> Message:
-    return Message(topics.DOCUMENTS, event.tenant_id.encode(), msgspec.json.encode(event))
+    return Message(
+        topic=topics.DOCUMENTS, key=event.tenant_id.encode(), value=msgspec.json.encode(event)
+    )
+def _not_computed(facts: InvoiceFacts, reason: str) -> ComputedBill:
+    """Leave a bill pending, with why: it is tried again later."""
+    return ComputedBill(tenant_id=facts.tenant_id, state="pending", draft=None, reason=reason)
+
+
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,14 +165,11 @@ class Bill:
     funded_micro: int
     receivable_micro: int
     """What the ledger moves from `receivable` to this document: exactly what it bills of it."""
-    unfunded_micro: int
 
 
 @dataclass(frozen=True, slots=True)
 class ZeroBill:
     """Nothing comes to a whole minor unit: no invoice, no number."""
-
-    net_micro: int
 
 
 def book_entry_of(entry: Entry | FetchedEntry) -> BookEntry:
@@ -251,7 +248,7 @@ def bill(
             return TaxMissing(group.hub, at_on)
     lines = tuple(_line(group, tax_rows[group.hub]) for group in groups)
     if not any(line.net_minor for line in lines):
-        return ZeroBill(sum(line.net_micro for line in lines))
+        return ZeroBill()
     whole = _total(lines, groups)
     _check(whole)
     return whole
@@ -267,7 +264,8 @@ def _grouped(usage: Iterable[RatedUsage]) -> list[RatedUsage]:
         total[1] += item.funded_micro
         total[2] += item.receivable_micro
         total[3] += item.unfunded_micro
-    return [RatedUsage(*key, *sums[key]) for key in sorted(sums) if any(sums[key])]
+    # Line and sums are in the order of the members of `RatedUsage`.
+    return [RatedUsage(*line, *sums[line]) for line in sorted(sums) if any(sums[line])]
 
 
 def _line(group: RatedUsage, tax_row: TaxRow) -> Line:
@@ -301,7 +299,6 @@ def _total(lines: tuple[Line, ...], groups: Sequence[RatedUsage]) -> Bill:
         due_minor=net_minor + tax_minor - tender_minor,
         funded_micro=funded_micro,
         receivable_micro=sum(group.receivable_micro for group in groups),
-        unfunded_micro=sum(group.unfunded_micro for group in groups),
     )
 
 
@@ -313,7 +310,10 @@ def _shares(lines: Iterable[Line]) -> tuple[TaxShare, ...]:
         shares[line.tax_row] = (net_minor + line.net_minor, tax_minor + line.tax_minor)
     # In order of authority, so that a breakdown does not depend on the order of the lines.
     in_order = sorted(shares, key=lambda row: (row.authority, row.hub))
-    return tuple(TaxShare(row, *shares[row]) for row in in_order)
+    return tuple(
+        TaxShare(tax_row=row, net_minor=shares[row][0], tax_minor=shares[row][1])
+        for row in in_order
+    )
 
 
 def _check(bill: Bill) -> None:

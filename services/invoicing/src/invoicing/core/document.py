@@ -167,7 +167,7 @@ class DocumentEvent(Struct, frozen=True):
 class OutstandingStep(Struct, frozen=True):
     """A step that a numbered invoice still waits for: `pdf`, or the entry in the `ledger`."""
 
-    step: str
+    step: InvoiceStep
     attempts: int
     reason: str | None
     """Why the last attempt failed; None while it is in progress."""
@@ -175,7 +175,7 @@ class OutstandingStep(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class NumberSeries:
-    """What counts its own numbers without a gap: a legal entity's series in one fiscal year."""
+    """A legal entity's series in one fiscal year: its numbers are 1, 2, 3 … without a gap."""
 
     legal_entity_id: LegalEntityId
     series: str
@@ -183,7 +183,10 @@ class NumberSeries:
 
     @classmethod
     def on(cls, legal_entity_id: LegalEntityId, series: str, issued_on: dt.date) -> NumberSeries:
-        """Return the one in which a document of this date is numbered, whenever that is done."""
+        """Return the series of a document issued on this date, also if it is numbered years later.
+
+        The fiscal year is that of the date of issue, never that of today.
+        """
         return cls(legal_entity_id, series, fiscal_year(issued_on))
 
 
@@ -218,7 +221,7 @@ class InvoiceFacts:
 
     @property
     def number_series(self) -> NumberSeries:
-        """Return what its number is taken from."""
+        """Return the series that its number is taken from."""
         return NumberSeries.on(self.legal_entity_id, self.series, self.issued_on)
 
 

@@ -26,7 +26,6 @@ from invoicing.core.document import (
     InvoiceFacts,
     InvoiceStep,
     NumberSeries,
-    OutstandingStep,
     content_bytes,
     steps_of,
 )
@@ -58,7 +57,9 @@ def _closing_from_row(row: asyncpg.Record) -> RecordedClosing:
         tax_version=row["tax_version"],
         actor=row["actor"],
     )
-    return RecordedClosing(closing, row["requested_at"], row["closed_at"])
+    return RecordedClosing(
+        closing=closing, requested_at=row["requested_at"], closed_at=row["closed_at"]
+    )
 
 
 _CLOSING = (
@@ -162,7 +163,10 @@ async def outstanding_bills(connection: Connection, period: str) -> tuple[Outsta
     """Return what the bills of a month that is being closed still need, and why."""
     return tuple(
         OutstandingBill(
-            row["tenant_id"], OutstandingStep(row["step"], row["attempts"], row["reason"])
+            tenant_id=row["tenant_id"],
+            step=row["step"],
+            attempts=row["attempts"],
+            reason=row["reason"],
         )
         for row in await connection.fetch(_OUTSTANDING, period)
     )
