@@ -38,9 +38,10 @@ from invoicing.core.document import (
     InvoiceStep,
     SeriesPosition,
     content_bytes,
+    document_event,
     draft_of,
     finalise,
-    finalising_event,
+    issued_invoice,
     read_content,
 )
 from invoicing.core.tax import TaxMissing, TaxRow
@@ -107,7 +108,8 @@ class Closer:
             ]
             await closings.insert_invoices(connection, period, invoices)
             await self.outbox.write(
-                connection, [_message(finalising_event(invoice)) for invoice in invoices]
+                connection,
+                [_message(document_event(issued_invoice(invoice))) for invoice in invoices],
             )
         return len(invoices)
 
@@ -148,15 +150,15 @@ def compute_bill(
             assert_never(draft)
 
 
-def _message(event: DocumentEvent) -> Message:
-    return Message(
-        topic=topics.DOCUMENTS, key=event.tenant_id.encode(), value=msgspec.json.encode(event)
-    )
 def _not_computed(facts: InvoiceFacts, reason: str) -> ComputedBill:
     """Leave a bill pending, with why: it is tried again later."""
     return ComputedBill(tenant_id=facts.tenant_id, state="pending", draft=None, reason=reason)
 
 
+def _message(event: DocumentEvent) -> Message:
+    return Message(
+        topic=topics.DOCUMENTS, key=event.tenant_id.encode(), value=msgspec.json.encode(event)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,10 @@ async def record_done(
     connection: Connection, outbox: Outbox, step: DueStep, name: InvoiceStep, outcome: str
 ) -> None:
     """Record a step's outcome, and announce the invoice when nothing more remains."""
-    event = await closings.step_done(connection, step.invoice_id, name, outcome)
-    if event is not None:
+    invoice = await closings.step_done(connection, step.invoice_id, name, outcome)
+    if invoice is None:
+        return
+    event = document_event(invoice)
+    # While it is finalising nothing has changed for those who follow documents.
+    if event.state == "finalised":
         await outbox.write(connection, [_message(event)])
