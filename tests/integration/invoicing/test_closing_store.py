@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import asyncpg
 import msgspec
@@ -12,11 +13,18 @@ import pytest
 
 import infrastructure
 from hisab_contracts.canonical import content_sha256
+from hisab_contracts.ids import TenantId
 from integration.invoicing.months import MONTH, books_in, charge, entry_hash
+from invoicing.closing import record_done
+from invoicing.core.document import ComputedBill, DocumentEvent
 from invoicing.core.reconciliation import difference_micro, receivable_waterfall, waterfall
+from invoicing.pdf import pdf_sha256
 from invoicing.store import closings, documents, periods
 from invoicing.store.documents import InvoiceFilter
 from invoicing.store.entries import BookGap, ForkedError, gaps
+
+if TYPE_CHECKING:
+    from runtime.database import Connection
 
 Migrated = Callable[[str], infrastructure.Database]
 ALL = InvoiceFilter()
@@ -232,6 +240,76 @@ async def test_a_closing_is_recorded_once(migrated: Migrated) -> None:
         assert 3 == known.closing.tax_version
         async with books.writer.connection() as connection:
             assert await closings.close_if_done(connection, MONTH)
+
+
+async def test_an_invoice_is_announced_with_its_number_and_when_nothing_is_outstanding(
+    migrated: Migrated,
+) -> None:
+    """A step that leaves another one outstanding says nothing, nor does one done again."""
+    async with books_in(migrated("invoicing")) as books:
+        await books.seller()
+        await books.tenants("a")
+        await books.keep(charge("a", 1, 1_000_000))
+        await books.close()
+        await books.compute()
+        await books.number()
+        pdf = b"%PDF-"
+        sha256 = pdf_sha256(pdf)
+        announced: list[tuple[str, str | None]] = [("finalising", None)]
+        async with books.writer.transaction() as connection:
+            assert announced == await states_announced(connection)
+            (step,) = await closings.due_steps(connection, "pdf", 10)
+            await closings.keep_pdf(connection, step.invoice_id, step.tenant_id, pdf, sha256)
+            await record_done(connection, books.closer.outbox, step, "pdf", sha256)
+            assert announced == await states_announced(connection)
+        announced.append(("finalised", sha256))
+        for _ in range(2):
+            async with books.writer.transaction() as connection:
+                await record_done(connection, books.closer.outbox, step, "ledger", "a.2")
+                assert announced == await states_announced(connection)
+
+
+async def states_announced(connection: Connection) -> list[tuple[str, str | None]]:
+    """The states and PDFs of the documents in the outbox, in order."""
+    rows = await connection.fetch("select message_value from outbox order by outbox_id")
+    events = [msgspec.json.decode(row["message_value"], type=DocumentEvent) for row in rows]
+    return [(event.state, event.pdf_sha256) for event in events]
+
+
+@pytest.mark.parametrize(("attempts", "wait_ms"), [(0, 250), (3, 2_000), (8, 60_000), (99, 60_000)])
+async def test_a_failed_step_waits_twice_as_long_each_time_and_at_most_a_minute(
+    migrated: Migrated, attempts: int, wait_ms: int
+) -> None:
+    """From a quarter of a second on, by the server's clock; a bill waits by the same rule."""
+    async with books_in(migrated("invoicing")) as books:
+        await books.seller()
+        await books.tenants("a")
+        await books.keep(charge("a", 1, 1_000_000))
+        await books.close()
+        failed = ComputedBill(TenantId("a"), "pending", None, "no tax row")
+        async with books.writer.transaction() as connection:
+            await connection.execute("update bills set attempts = $1", attempts)
+            begun_at = await connection.fetchval("select clock_timestamp()")
+            await closings.store_computed(connection, MONTH, [failed])
+            (bill,) = await connection.fetch(DUE_AGAIN.format("bills"), begun_at, wait_ms)
+        assert (attempts + 1, True) == tuple(bill.values())
+        async with books.writer.transaction() as connection:
+            await connection.execute("update bills set retry_at = clock_timestamp()")
+        await books.compute()
+        await books.number()
+        async with books.writer.transaction() as connection:
+            (step,) = await closings.due_steps(connection, "pdf", 10)
+            await connection.execute("update invoice_steps set attempts = $1", attempts)
+            begun_at = await connection.fetchval("select clock_timestamp()")
+            await closings.step_failed(connection, step.invoice_id, "pdf", "no font")
+            (row,) = await connection.fetch(DUE_AGAIN.format("invoice_steps"), begun_at, wait_ms)
+        assert (attempts + 1, True) == tuple(row.values())
+
+
+DUE_AGAIN = """
+select attempts, retry_at - $2 * interval '1 millisecond' between $1 and clock_timestamp()
+  from {} where reason is not null
+"""
 
 
 def test_an_invoice_keeps_its_bytes_through_the_database() -> None:

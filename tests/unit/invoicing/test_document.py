@@ -17,14 +17,18 @@ from invoicing.core.billing import ZeroBill
 from invoicing.core.document import (
     Content,
     DocumentEvent,
+    InvoiceState,
+    InvoiceStep,
     content_bytes,
     default_issued_on,
+    document_event,
     document_id,
     draft_of,
     finalise,
-    finalising_event,
     gpu_hours,
     grouped_minor,
+    invoice_state,
+    issued_invoice,
     long_date,
     number_draft,
     percent,
@@ -76,12 +80,12 @@ def test_a_draft_has_no_number_and_numbering_changes_nothing_else() -> None:
     content = number_draft(draft, at(12))
     assert "INV-2025-26-000012" == content.number
     assert draft.content == msgspec.structs.replace(content, number="")
-    assert ("0", "980000000") == (draft.funded_micro, draft.receivable_micro)
+    assert (0, 980_000_000) == (draft.funded_micro, draft.receivable_micro)
 
 
 def test_a_draft_is_refused_where_there_is_nothing_to_bill_or_nothing_to_tax_by() -> None:
     """The refusals of the bill, unchanged."""
-    assert ZeroBill(0) == draft_of(FACTS, 1, (), TAX_ROWS)
+    assert ZeroBill() == draft_of(FACTS, 1, (), TAX_ROWS)
     untaxed = replace(FACTS, tax_version=1)
     assert TaxMissing(KHI, dt.date(2025, 7, 31)) == draft_of(
         untaxed, 1, WORKED_EXAMPLE_USAGE, TAX_ROWS
@@ -89,12 +93,12 @@ def test_a_draft_is_refused_where_there_is_nothing_to_bill_or_nothing_to_tax_by(
 
 
 def test_a_finalised_invoice_is_numbered_hashed_and_announced() -> None:
-    """The event names what was hashed; the PDF is still to come."""
+    """The event names what was hashed; the PDF is still to come, and the ledger's answer."""
     invoice = finalise(drafted(), at(12))
     assert number_draft(drafted(), at(12)) == invoice.content
     assert content_sha256(invoice.content) == invoice.content_sha256
     assert (0, 980_000_000) == (invoice.funded_micro, invoice.receivable_micro)
-    assert DocumentEvent(
+    announced = DocumentEvent(
         invoice_id=invoice.content.invoice_id,
         tenant_id=FACTS.tenant_id,
         legal_entity=FACTS.legal_entity_id,
@@ -106,7 +110,30 @@ def test_a_finalised_invoice_is_numbered_hashed_and_announced() -> None:
         state="finalising",
         content_sha256=invoice.content_sha256,
         pdf_sha256=None,
-    ) == finalising_event(invoice)
+    )
+    numbered = issued_invoice(invoice)
+    assert announced == document_event(numbered)
+    rendered = replace(numbered, pdf_sha256="cd" * 32, outstanding=("ledger",))
+    assert msgspec.structs.replace(announced, pdf_sha256="cd" * 32) == document_event(rendered)
+    done = document_event(replace(rendered, outstanding=()))
+    assert ("finalised", "cd" * 32) == (done.state, done.pdf_sha256)
+
+
+@pytest.mark.parametrize(
+    ("outstanding", "expected"),
+    [(("pdf", "ledger"), "finalising"), (("ledger",), "finalising"), ((), "finalised")],
+)
+def test_an_invoice_is_finalised_once_no_step_is_outstanding(
+    outstanding: tuple[InvoiceStep, ...], expected: InvoiceState
+) -> None:
+    """Whichever step it is; the state is stored nowhere."""
+    assert expected == invoice_state(outstanding)
+
+
+def test_a_draft_keeps_amounts_beyond_64_bits_through_json() -> None:
+    """Drafts are stored between computing and numbering; no amount of theirs may be cut."""
+    draft = msgspec.structs.replace(drafted(), funded_micro=2**70, receivable_micro=2**64)
+    assert draft == msgspec.json.decode(msgspec.json.encode(draft), type=type(draft))
 
 
 def test_the_ledger_is_asked_only_where_it_has_something_to_move() -> None:

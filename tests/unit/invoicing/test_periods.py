@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from hisab_contracts.charges import OpenQuarantine, SourceBehind
 from hisab_contracts.ids import HubCode, LegalEntityId, TenantId
-from invoicing.core.document import OutstandingStep
 from invoicing.core.periods import (
     LASTING,
+    BlockerKind,
     CloseRequest,
     Closing,
     IssuedTooEarly,
@@ -224,7 +225,7 @@ def test_invoices_are_dated_the_first_of_the_next_month_and_never_before_the_tax
     assert replace(FORCED, issued_on=last_on) == close_request(
         "2025-07", last_on, "khi burned down", "key:finance"
     )
-    assert IssuedTooEarly(last_on) == close_request("2025-07", dt.date(2025, 7, 30), None, "")
+    assert IssuedTooEarly() == close_request("2025-07", dt.date(2025, 7, 30), None, "")
 
 
 def test_a_month_goes_from_open_to_closable_to_closing_to_closed() -> None:
@@ -235,27 +236,41 @@ def test_a_month_goes_from_open_to_closable_to_closing_to_closed() -> None:
         INCOMPLETE,
         recorded=RecordedClosing(CLOSING, ASKED_AT, None),
         outstanding=(
-            OutstandingBill(A, OutstandingStep("ledger", 2, "ledger unreachable")),
-            OutstandingBill(B, OutstandingStep("pdf", 0, None)),
+            OutstandingBill(A, "ledger", 2, "ledger unreachable"),
+            OutstandingBill(B, "pdf", 0, None),
         ),
     )
     assert PeriodProgress(
         "closing",
         (
-            PeriodBlocker("ledger", None, None, A, "attempt 2: ledger unreachable"),
-            PeriodBlocker("pdf", None, None, B, "in progress"),
+            PeriodBlocker(kind="ledger", tenant_id=A, detail="attempt 2: ledger unreachable"),
+            PeriodBlocker(kind="pdf", tenant_id=B, detail="in progress"),
         ),
     ) == progress_of(closing)
     done = replace(INCOMPLETE, recorded=RecordedClosing(CLOSING, ASKED_AT, ASKED_AT))
     assert PeriodProgress("closed", ()) == progress_of(done)
 
 
+@pytest.mark.parametrize("kind", [*LASTING, "no-watermark", "silent-hub", "quarantine", "compute"])
+def test_what_was_overridden_is_read_back_as_it_was_recorded(kind: BlockerKind) -> None:
+    """Closings keep it as JSON for ever, whatever it is about."""
+    recorded = (PeriodBlocker(kind=kind, hub=LHR, detail="late"),)
+    stored = msgspec.json.encode(recorded)
+    assert recorded == msgspec.json.decode(stored, type=tuple[PeriodBlocker, ...])
+
+
 def test_a_blocker_is_described_in_one_line() -> None:
     """With whom or what it is about, the nearest first; or by itself."""
-    about_all = PeriodBlocker("watermark", LHR, "/hubs/lhr/nodes/n1/epochs/e", A, "late")
+    about_all = PeriodBlocker(
+        kind="watermark",
+        hub=LHR,
+        source="/hubs/lhr/nodes/n1/epochs/e",
+        tenant_id=A,
+        detail="late",
+    )
     assert "watermark (/hubs/lhr/nodes/n1/epochs/e): late" == describe(about_all)
     assert "watermark (indus-foundry): late" == describe(replace(about_all, source=None))
     assert "watermark (lhr): late" == describe(replace(about_all, source=None, tenant_id=None))
     assert "no hub has emitted" == describe(
-        PeriodBlocker("no-watermark", None, None, None, "no hub has emitted")
+        PeriodBlocker(kind="no-watermark", detail="no hub has emitted")
     )

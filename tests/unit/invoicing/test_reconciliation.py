@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from hisab_contracts.reference import TenantKind
+from invoicing.core.document import BillState
 from invoicing.core.reconciliation import (
     ChargePlace,
     ChargeSums,
@@ -35,8 +37,8 @@ from invoicing.core.reconciliation import (
     ],
 )
 def test_every_charge_is_in_exactly_one_place(
-    tenant_kind: str | None,
-    bill_state: str | None,
+    tenant_kind: TenantKind | None,
+    bill_state: BillState | None,
     before_cut: bool,
     closed: bool,
     expected: ChargePlace,

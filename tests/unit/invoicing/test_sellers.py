@@ -17,5 +17,5 @@ def test_the_first_legal_entity_that_registers_sells_in_the_series_inv() -> None
 
 def test_a_second_seller_and_another_name_are_refused() -> None:
     """Whose name is printed on invoices cannot change."""
-    assert SecondSeller(SELLER) == register_seller([SELLER], LegalEntityId("another"), "Another")
-    assert SellerNameDiffers(SELLER) == register_seller([SELLER], IGNITE, "Ignite")
+    assert SecondSeller() == register_seller([SELLER], LegalEntityId("another"), "Another")
+    assert SellerNameDiffers() == register_seller([SELLER], IGNITE, "Ignite")

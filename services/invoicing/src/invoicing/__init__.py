@@ -2,7 +2,8 @@
 
 Reading order: `core` (`tax`, `billing`: what a month costs; `document`: what the invoice says, and
 its hash; `periods`: when it may be closed; `reconciliation`: does it add up), then `consumer` (the
-ledger's entries come in) and `closing` (bills, numbers, PDFs), then `store` and `api`.
+ledger's entries come in), `commands` (what finance asks) and `closing` (bills, numbers, PDFs), then
+`store` and `api`.
 
 Where a change goes: a rate, a hub or a tax authority is data (`api/tax_rates.py`); a rule of the
 bill is `core/billing.py`, in a new pipeline version; a member of the document is `core/document.py`

@@ -38,9 +38,10 @@ from invoicing.core.document import (
     InvoiceStep,
     SeriesPosition,
     content_bytes,
+    document_event,
     draft_of,
     finalise,
-    finalising_event,
+    issued_invoice,
     read_content,
 )
 from invoicing.core.tax import TaxMissing, TaxRow
@@ -107,7 +108,8 @@ class Closer:
             ]
             await closings.insert_invoices(connection, period, invoices)
             await self.outbox.write(
-                connection, [_message(finalising_event(invoice)) for invoice in invoices]
+                connection,
+                [_message(document_event(issued_invoice(invoice))) for invoice in invoices],
             )
         return len(invoices)
 
@@ -134,21 +136,29 @@ def compute_bill(
         draft = draft_of(facts, month.first_seq, month.usage, tax_rows)
     except InvariantBroken as error:
         # A defect of ours, but of this bill: the others are computed, and the month stays open.
-        return ComputedBill(facts.tenant_id, "pending", None, f"does not balance: {error}")
+        return _not_computed(facts, f"does not balance: {error}")
     match draft:
         case Draft():
-            return ComputedBill(facts.tenant_id, "computed", draft, None)
+            return ComputedBill(
+                tenant_id=facts.tenant_id, state="computed", draft=draft, reason=None
+            )
         case ZeroBill():
-            return ComputedBill(facts.tenant_id, "skipped", None, None)
+            return ComputedBill(tenant_id=facts.tenant_id, state="skipped", draft=None, reason=None)
         case TaxMissing(hub, at_on):
-            reason = f"no tax row covers {hub} on {at_on}"
-            return ComputedBill(facts.tenant_id, "pending", None, reason)
+            return _not_computed(facts, f"no tax row covers {hub} on {at_on}")
         case _:
             assert_never(draft)
 
 
+def _not_computed(facts: InvoiceFacts, reason: str) -> ComputedBill:
+    """Leave a bill pending, with why: it is tried again later."""
+    return ComputedBill(tenant_id=facts.tenant_id, state="pending", draft=None, reason=reason)
+
+
 def _message(event: DocumentEvent) -> Message:
-    return Message(topics.DOCUMENTS, event.tenant_id.encode(), msgspec.json.encode(event))
+    return Message(
+        topic=topics.DOCUMENTS, key=event.tenant_id.encode(), value=msgspec.json.encode(event)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +241,10 @@ async def record_done(
     connection: Connection, outbox: Outbox, step: DueStep, name: InvoiceStep, outcome: str
 ) -> None:
     """Record a step's outcome, and announce the invoice when nothing more remains."""
-    event = await closings.step_done(connection, step.invoice_id, name, outcome)
-    if event is not None:
+    invoice = await closings.step_done(connection, step.invoice_id, name, outcome)
+    if invoice is None:
+        return
+    event = document_event(invoice)
+    # While it is finalising nothing has changed for those who follow documents.
+    if event.state == "finalised":
         await outbox.write(connection, [_message(event)])

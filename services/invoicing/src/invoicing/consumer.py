@@ -3,7 +3,7 @@
 Entries arrive in order of seq per tenant, at least once. A message that cannot be read stops the
 consumer: skipping one would bill a wrong sum. When a book shows a gap, the missing entries are
 fetched from the ledger's API, outside any transaction, and inserted like the others; until then the
-book's position stands still and months it has a part in stay open.
+book's position stands still, and no month can be closed.
 """
 
 from __future__ import annotations

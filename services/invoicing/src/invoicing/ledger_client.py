@@ -4,9 +4,8 @@ Two calls: move what an invoice bills from receivable to invoiced, and read the 
 position of a book. Neither is made inside a transaction. The command's idempotency key is made of
 the document, so however often it is repeated, after whatever crash, the ledger books it once.
 
-The ledger's API writes whole numbers and instants as text. `entries_of_page` turns a page back into
-the entries that the topic carries, every member of them, so that there is one way on from here and
-an entry that came over HTTP can be hashed like one that came over Kafka.
+Of an entry only what bills need is read (`core.billing.FetchedEntry`): what else the ledger says of
+it, now or later, is passed over. From there on there is one way for entries, however they came.
 """
 
 from __future__ import annotations
@@ -19,24 +18,10 @@ import httpx2
 import msgspec
 from msgspec import Struct
 
-from hisab_contracts.entries import ChargeDetail, Entry, GrantDetail, HoldDetail, Posting
-from hisab_contracts.ids import (
-    AllocationId,
-    BucketId,
-    DocumentId,
-    EntryId,
-    GrantId,
-    HoldId,
-    HubCode,
-    NodeId,
-    PriceClass,
-    PriceVersion,
-    ProgrammeId,
-    ProjectId,
-    Sku,
-    TenantId,
-)
+from hisab_contracts.entries import Posting
+from hisab_contracts.ids import DocumentId, HubCode, PriceClass, Sku, TenantId
 from hisab_contracts.units import instant_ms
+from invoicing.core.billing import FetchedCharge, FetchedEntry
 
 TIMEOUT_S: Final = 10
 PAGE_LIMIT: Final = 1_000
@@ -125,7 +110,7 @@ class LedgerClient:
             raise LedgerUnreachable(f"{answer.status_code} {problem.code}: {problem.detail}")
         return InvoicedRefused(problem.code, problem.detail)
 
-    async def entries_after(self, tenant_id: TenantId, seq: int) -> list[Entry]:
+    async def entries_after(self, tenant_id: TenantId, seq: int) -> list[FetchedEntry]:
         """Return the entries of a book after a position, ascending, one page of them."""
         try:
             answer = await self._client.get(
@@ -148,147 +133,53 @@ def _problem(answer: httpx2.Response) -> _Problem:
     return _Problem(problem.code, _CONTROL.sub(" ", problem.detail)[:500], problem.retryable)
 
 
-# A page of `GET /v1/tenants/{id}/entries`, as the ledger writes it. Members that are not named here
-# are passed over: a ledger that is newer than we are may add some.
-
-
-class _PagePosting(Struct, frozen=True):
-    account: str
-    posting_micro: str
-    balance_micro: str
+# A page of `GET /v1/tenants/{id}/entries`, as far as it is read here.
 
 
 class _PageCharge(Struct, frozen=True):
-    allocation_id: AllocationId
-    project_id: ProjectId
-    hold_id: HoldId | None
     hub: HubCode
-    node_id: NodeId
     sku: Sku
     price_class: PriceClass
     hour_at: str
-    gpu_ns: str
-    charge_micro: str
-    price_version: PriceVersion
-    bucket_id: BucketId
-    revision: int
-    over_limit: bool
-
-
-class _PageReserved(Struct, frozen=True):
-    place: str
-    reserved_micro: str
-
-
-class _PageHold(Struct, frozen=True):
-    hold_id: HoldId
-    hold_micro: str
-    open_micro: str
-    reserved: list[_PageReserved]
-    cause: str
-    allocation_id: AllocationId | None
-    expires_at: str
-
-
-class _PageGrant(Struct, frozen=True):
-    grant_id: GrantId
-    programme_id: ProgrammeId
-    grant_micro: str
-    priority: int
-    effective_at: str
-    expires_at: str | None
+    gpu_ns: int
+    charge_micro: int
 
 
 class _PageEntry(Struct, frozen=True):
-    seq: str
-    entry_id: EntryId
+    seq: int
     kind: str
-    effective_at: str
-    recorded_at: str
-    postings: list[_PagePosting]
-    caused_by: str
-    actor: str
-    prev_hash: str
     hash: str
+    postings: list[Posting]
     charge: _PageCharge | None = None
-    hold: _PageHold | None = None
-    grant: _PageGrant | None = None
 
 
 class _EntriesPage(Struct, frozen=True):
     items: list[_PageEntry]
 
 
-def entries_of_page(tenant_id: TenantId, page: bytes) -> list[Entry]:
-    """Read a page of a book's entries: the same facts as on the topic, hash for hash."""
+def entries_of_page(tenant_id: TenantId, page: bytes) -> list[FetchedEntry]:
+    """Read a page of a book's entries, as far as bills need them."""
+    # Not strict: the ledger's API writes whole numbers as text, which is then read as numbers.
+    read = msgspec.json.decode(page, type=_EntriesPage, strict=False)
     return [
-        _entry_of(tenant_id, item) for item in msgspec.json.decode(page, type=_EntriesPage).items
+        FetchedEntry(
+            tenant_id=tenant_id,
+            seq=item.seq,
+            kind=item.kind,
+            hash=item.hash,
+            postings=item.postings,
+            charge=None if item.charge is None else _charge_of(item.charge),
+        )
+        for item in read.items
     ]
 
 
-def _entry_of(tenant_id: TenantId, item: _PageEntry) -> Entry:
-    return Entry(
-        tenant_id=tenant_id,
-        seq=int(item.seq),
-        entry_id=item.entry_id,
-        kind=item.kind,
-        effective_ms=instant_ms(item.effective_at),
-        recorded_ms=instant_ms(item.recorded_at),
-        postings=[
-            Posting(
-                account=posting.account,
-                posting_micro=int(posting.posting_micro),
-                balance_micro=int(posting.balance_micro),
-            )
-            for posting in item.postings
-        ],
-        caused_by=item.caused_by,
-        actor=item.actor,
-        prev_hash=item.prev_hash,
-        hash=item.hash,
-        charge=None if item.charge is None else _charge_of(item.charge),
-        hold=None if item.hold is None else _hold_of(item.hold),
-        grant=None if item.grant is None else _grant_of(item.grant),
-    )
-
-
-def _charge_of(charge: _PageCharge) -> ChargeDetail:
-    return ChargeDetail(
-        bucket_id=charge.bucket_id,
-        allocation_id=charge.allocation_id,
-        project_id=charge.project_id,
-        hold_id=charge.hold_id,
+def _charge_of(charge: _PageCharge) -> FetchedCharge:
+    return FetchedCharge(
         hub=charge.hub,
-        node_id=charge.node_id,
         sku=charge.sku,
         price_class=charge.price_class,
-        price_version=charge.price_version,
         hour_ms=instant_ms(charge.hour_at),
-        revision=charge.revision,
-        gpu_ns=int(charge.gpu_ns),
-        charge_micro=int(charge.charge_micro),
-        over_limit=charge.over_limit,
-    )
-
-
-def _hold_of(hold: _PageHold) -> HoldDetail:
-    return HoldDetail(
-        hold_id=hold.hold_id,
-        hold_micro=int(hold.hold_micro),
-        open_micro=int(hold.open_micro),
-        reserved=[(part.place, int(part.reserved_micro)) for part in hold.reserved],
-        cause=hold.cause,
-        allocation_id=hold.allocation_id,
-        expires_ms=instant_ms(hold.expires_at),
-    )
-
-
-def _grant_of(grant: _PageGrant) -> GrantDetail:
-    return GrantDetail(
-        grant_id=grant.grant_id,
-        programme_id=grant.programme_id,
-        grant_micro=int(grant.grant_micro),
-        priority=grant.priority,
-        effective_ms=instant_ms(grant.effective_at),
-        expires_ms=None if grant.expires_at is None else instant_ms(grant.expires_at),
+        gpu_ns=charge.gpu_ns,
+        charge_micro=charge.charge_micro,
     )

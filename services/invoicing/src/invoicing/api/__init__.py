@@ -5,7 +5,8 @@ Order of checks, as everywhere: who calls (401, 403), what the path names (404),
 is told the key's tenant in every transaction.
 
 One module per resource, its bodies and answers in the same file. Amounts and seqs are strings,
-rates numbers. Refusals come from `core` as values and become problems here, and nowhere below.
+rates numbers. Writes act through `commands`, reads ask `store`. Refusals come from `core` as values
+and become problems here, and nowhere below.
 """
 
 from __future__ import annotations

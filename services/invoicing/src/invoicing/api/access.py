@@ -1,4 +1,4 @@
-"""Who may ask what of bills, whose name stands on a command, and which month a path names.
+"""Who may ask what of bills, and which month a path names.
 
 Money roles read everything here; a tenant reads its own invoices. Who may write is said at each
 endpoint.
@@ -10,7 +10,6 @@ from typing import Final
 
 from hisab_contracts.reference import Role
 from hisab_contracts.units import month_bounds_ms
-from runtime.auth import Principal
 from runtime.http import Problem
 
 MONEY_ROLES: Final = (Role.FINANCE, Role.AUDITOR, Role.OPERATOR)
@@ -18,11 +17,6 @@ MONEY_ROLES: Final = (Role.FINANCE, Role.AUDITOR, Role.OPERATOR)
 
 INVOICE_READERS: Final = (Role.TENANT, *MONEY_ROLES)
 """A tenant's key is among them: row-level security shows it its own invoices only."""
-
-
-def actor_of(principal: Principal) -> str:
-    """Return who did it, as it goes on the record."""
-    return f"key:{principal.key_id}"
 
 
 def require_month(month: str) -> None:

@@ -110,7 +110,12 @@ class Invoices(Resource):
             tax_rows = await closings.tax_rows(connection)
         if basis is None:
             raise Problem("not-found", "no such invoice")
-        given = RecomputeInput(basis.facts, basis.first_seq, tax_rows, basis.position)
+        given = RecomputeInput(
+            facts=basis.facts,
+            first_seq=basis.first_seq,
+            tax_rows=tax_rows,
+            position=basis.position,
+        )
         try:
             again = await self._pool.run(given, self._charges(basis.facts))
         except (RecomputeBusy, RenderFailed) as error:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, assert_never
 from fastapi import Request, Response
 from msgspec import Meta, Struct
 
-from hisab_contracts.ids import ID_PATTERN, LegalEntityId
+from hisab_contracts.ids import IdText, LegalEntityId
 from hisab_contracts.reference import Role
-from invoicing.api.access import MONEY_ROLES, actor_of
-from invoicing.core.sellers import SecondSeller, Seller, SellerNameDiffers, register_seller
+from invoicing.api.access import MONEY_ROLES
+from invoicing.commands import add_legal_entity
+from invoicing.core.sellers import SecondSeller, Seller, SellerNameDiffers
 from invoicing.store import reference
 from runtime.database import ALL_TENANTS
 from runtime.http import Model, Problem, Resource, get, page_of, page_response, post
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class LegalEntity(Model, frozen=True):
     """Who sells."""
 
-    legal_entity_id: Annotated[str, Meta(pattern=f"^{ID_PATTERN}$")]
+    legal_entity_id: IdText
     name: Annotated[str, Meta(min_length=1, max_length=200)]
 
 
@@ -58,22 +59,21 @@ class LegalEntities(Resource):
         legal_entity_id = LegalEntityId(command.body.legal_entity_id)
 
         async def run(connection: Connection) -> Answer:
-            await reference.lock_register(connection, "legal_entities")
-            sellers = await reference.sellers(connection)
-            decided = register_seller(sellers, legal_entity_id, command.body.name)
-            match decided:
+            registered = await add_legal_entity(
+                connection, legal_entity_id, command.body.name, actor=principal.actor
+            )
+            match registered:
                 case Seller():
-                    await reference.add_seller(connection, decided, actor=actor_of(principal))
-                    return Answer(201, _answer(decided))
+                    return Answer(201, _answer(registered))
                 case SecondSeller():
                     raise Problem("unsupported", "one legal entity sells in this version")
                 case SellerNameDiffers():
                     raise Problem("already-exists", "this legal entity has another name")
                 case _:
-                    assert_never(decided)
+                    assert_never(registered)
 
         return await run_command(
-            self._kit.api, command, run, scope=principal.role, tenant=ALL_TENANTS
+            self._kit.api, command, run, scope=principal.role_scope, tenant=ALL_TENANTS
         )
 
     @get("/v1/legal-entities", answer=LegalEntityAnswer, paged=True)
@@ -91,4 +91,6 @@ class LegalEntities(Resource):
 
 
 def _answer(seller: Seller) -> LegalEntityAnswer:
-    return LegalEntityAnswer(seller.legal_entity_id, seller.name, seller.series)
+    return LegalEntityAnswer(
+        legal_entity_id=seller.legal_entity_id, name=seller.name, series=seller.series
+    )

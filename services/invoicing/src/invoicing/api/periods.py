@@ -11,7 +11,8 @@ from msgspec import Meta, Struct
 
 from hisab_contracts.reference import Role
 from hisab_contracts.units import instant_text, ms_of
-from invoicing.api.access import MONEY_ROLES, actor_of, require_month
+from invoicing.api.access import MONEY_ROLES, require_month
+from invoicing.commands import close_month
 from invoicing.core.periods import (
     CloseRefused,
     Closing,
@@ -21,7 +22,6 @@ from invoicing.core.periods import (
     PeriodClosed,
     PeriodIncomplete,
     RecordedClosing,
-    close_period,
     close_request,
     describe,
     progress_of,
@@ -32,7 +32,7 @@ from invoicing.core.reconciliation import (
     receivable_waterfall,
     waterfall,
 )
-from invoicing.store import closings, periods, reference
+from invoicing.store import periods
 from runtime.database import ALL_TENANTS
 from runtime.http import Model, Problem, Resource, get, json_response, post
 from runtime.idempotency import Answer, read_command, run_command
@@ -145,24 +145,19 @@ class Periods(Resource):
             month,
             command.body.issued_on,
             None if override is None else override.reason,
-            actor_of(principal),
+            principal.actor,
         )
         if isinstance(wanted, IssuedTooEarly):
             raise Problem("malformed", "issued_on lies before the month's last day")
 
         async def run(connection: Connection) -> Answer:
-            # Of two commands at once the second sees that the month is closed already.
-            await reference.lock_register(connection, f"closing:{month}")
-            state = await periods.period_state(connection, month, self._kit.settings.partitions)
-            decided = close_period(state, wanted)
-            if not isinstance(decided, Closing):
-                raise _problem_of(decided)
-            await closings.record_closing(connection, decided)
-            await closings.add_bills(connection, month)
+            closing = await close_month(connection, wanted, self._kit.settings.partitions)
+            if not isinstance(closing, Closing):
+                raise _problem_of(closing)
             return Answer(202, await self._period(connection, month))
 
         return await run_command(
-            self._kit.api, command, run, scope=principal.role, tenant=ALL_TENANTS
+            self._kit.api, command, run, scope=principal.role_scope, tenant=ALL_TENANTS
         )
 
     @get("/v1/periods/{month}/reconciliation", answer=PeriodReconciliation)
@@ -209,7 +204,13 @@ def _described(blockers: tuple[PeriodBlocker, ...]) -> str:
 
 def _blocked_by(blockers: Iterable[PeriodBlocker]) -> list[BlockedBy]:
     return [
-        BlockedBy(blocker.kind, blocker.hub, blocker.source, blocker.tenant_id, blocker.detail)
+        BlockedBy(
+            kind=blocker.kind,
+            hub=blocker.hub,
+            source=blocker.source,
+            tenant_id=blocker.tenant_id,
+            detail=blocker.detail,
+        )
         for blocker in blockers
     ]
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, assert_never
 from fastapi import Request, Response
 from msgspec import Meta, Struct
 
-from hisab_contracts.ids import HUB_PATTERN, HubCode
+from hisab_contracts.ids import HubCode, HubText
 from hisab_contracts.reference import Role
-from invoicing.api.access import MONEY_ROLES, actor_of
-from invoicing.core.tax import TaxRow, TaxRowDiffers, record_tax_row
-from invoicing.store import closings, reference
+from invoicing.api.access import MONEY_ROLES
+from invoicing.commands import add_tax_row
+from invoicing.core.tax import TaxRow, TaxRowDiffers
+from invoicing.store import closings
 from runtime.database import ALL_TENANTS
 from runtime.http import Model, Position, Problem, Resource, get, page_of, page_response, post
 from runtime.idempotency import Answer, read_command, run_command
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 class TaxRate(Model, frozen=True):
     """From a Karachi date on, an authority asks so much of what a hub sells, by this law."""
 
-    hub: Annotated[str, Meta(pattern=f"^{HUB_PATTERN}$")]
+    hub: HubText
     authority: Annotated[str, Meta(min_length=1, max_length=200)]
     tax_bps: Annotated[int, Meta(ge=0, le=10_000)]
     valid_from: dt.date
@@ -69,22 +70,17 @@ class TaxRates(Resource):
         wanted = _row(command.body)
 
         async def run(connection: Connection) -> Answer:
-            # Rows are numbered one after another, so only one transaction at a time may add one.
-            await reference.lock_register(connection, "tax_rates")
-            rows = await closings.tax_rows(connection)
-            decided = record_tax_row(rows, wanted)
-            match decided:
+            recorded = await add_tax_row(connection, wanted, actor=principal.actor)
+            match recorded:
                 case TaxRow():
-                    if decided not in rows:
-                        await closings.add_tax_row(connection, decided, actor=actor_of(principal))
-                    return Answer(201, _answer(decided))
+                    return Answer(201, _answer(recorded))
                 case TaxRowDiffers():
                     raise Problem("already-exists", "this hub has another row from this date on")
                 case _:
-                    assert_never(decided)
+                    assert_never(recorded)
 
         return await run_command(
-            self._kit.api, command, run, scope=principal.role, tenant=ALL_TENANTS
+            self._kit.api, command, run, scope=principal.role_scope, tenant=ALL_TENANTS
         )
 
     @get("/v1/tax-rates", answer=TaxRateAnswer, paged=True)
@@ -112,5 +108,10 @@ def _row(body: TaxRate) -> TaxRow:
 
 def _answer(row: TaxRow) -> TaxRateAnswer:
     return TaxRateAnswer(
-        row.tax_version, row.hub, row.authority, row.tax_bps, row.valid_from, row.citation
+        tax_version=row.tax_version,
+        hub=row.hub,
+        authority=row.authority,
+        tax_bps=row.tax_bps,
+        valid_from=row.valid_from,
+        citation=row.citation,
     )

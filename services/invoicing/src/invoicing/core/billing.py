@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import msgspec
 
 from hisab_contracts.entries import ChargeDetail, Entry, Posting
-from hisab_contracts.ids import DocumentId, HubCode, PriceClass, Sku, TenantId
+from hisab_contracts.ids import DocumentId, HubCode, PriceClass, Sku, TenantId, entry_id
 from hisab_contracts.invariants import invariant
 from hisab_contracts.units import (
     MICRO_PER_MINOR,
@@ -97,6 +97,37 @@ class BookEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchedCharge:
+    """What bills need of a charge that was fetched: its line, its usage hour, time and amount.
+
+    The members are those of `ChargeDetail`, by the same names.
+    """
+
+    hub: HubCode
+    sku: Sku
+    price_class: PriceClass
+    hour_ms: int
+    gpu_ns: int
+    charge_micro: int
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedEntry:
+    """What bills need of an entry that was fetched over HTTP, where the topic brings an `Entry`.
+
+    The members are those of `Entry`, by the same names: `book_entry_of` reads both. What else an
+    entry may say (its hold, its grant) is no matter of bills, so it may grow without this service.
+    """
+
+    tenant_id: TenantId
+    seq: int
+    kind: str
+    hash: str
+    postings: Sequence[Posting]
+    charge: FetchedCharge | None
+
+
+@dataclass(frozen=True, slots=True)
 class Line:
     """One line of a bill: a month's usage of one SKU, in one price class, at one hub."""
 
@@ -134,18 +165,15 @@ class Bill:
     funded_micro: int
     receivable_micro: int
     """What the ledger moves from `receivable` to this document: exactly what it bills of it."""
-    unfunded_micro: int
 
 
 @dataclass(frozen=True, slots=True)
 class ZeroBill:
     """Nothing comes to a whole minor unit: no invoice, no number."""
 
-    net_micro: int
 
-
-def book_entry_of(entry: Entry) -> BookEntry:
-    """Read what bills need of an entry, whichever way it came.
+def book_entry_of(entry: Entry | FetchedEntry) -> BookEntry:
+    """Read what bills need of an entry: the same whether the topic or the ledger's API brought it.
 
     Raises `InvariantBroken` when a charge's payers do not add up to it, and `ValidationError` when
     an entry lacks what its kind promises: nobody may bill by guess.
@@ -153,17 +181,25 @@ def book_entry_of(entry: Entry) -> BookEntry:
     detail: BilledCharge | InvoicedReceivable | None = None
     if entry.kind == "charge":
         if entry.charge is None:
-            raise msgspec.ValidationError(f"{entry.entry_id}: a charge without its detail")
+            raise msgspec.ValidationError(
+                f"{entry_id(entry.tenant_id, entry.seq)}: a charge without its detail"
+            )
         usage = _usage_of(entry.charge, entry.postings)
         # The month is the usage hour's, not the booking's: usage that comes late still belongs to
         # the month in which it was used.
         detail = BilledCharge(month_of(entry.charge.hour_ms), entry.charge.hour_ms, usage)
     elif entry.kind == "invoiced":
         detail = _invoiced_by(entry)
-    return BookEntry(entry.tenant_id, entry.seq, entry.kind, bytes.fromhex(entry.hash), detail)
+    return BookEntry(
+        tenant_id=entry.tenant_id,
+        seq=entry.seq,
+        kind=entry.kind,
+        entry_hash=bytes.fromhex(entry.hash),
+        detail=detail,
+    )
 
 
-def _usage_of(charge: ChargeDetail, postings: Iterable[Posting]) -> RatedUsage:
+def _usage_of(charge: ChargeDetail | FetchedCharge, postings: Iterable[Posting]) -> RatedUsage:
     """Split a charge by who pays: lots, the tenant's credit, or nobody."""
     funded_micro = receivable_micro = unfunded_micro = 0
     for posting in postings:
@@ -186,13 +222,15 @@ def _usage_of(charge: ChargeDetail, postings: Iterable[Posting]) -> RatedUsage:
     return usage
 
 
-def _invoiced_by(entry: Entry) -> InvoicedReceivable:
+def _invoiced_by(entry: Entry | FetchedEntry) -> InvoicedReceivable:
     """Read which document took how much: `invoiced:<document>` takes what leaves `receivable`."""
     for posting in entry.postings:
         name, _, document_id = posting.account.partition(":")
         if name == "invoiced":
             return InvoicedReceivable(DocumentId(document_id), -posting.posting_micro)
-    raise msgspec.ValidationError(f"{entry.entry_id}: an invoiced entry that names no document")
+    raise msgspec.ValidationError(
+        f"{entry_id(entry.tenant_id, entry.seq)}: an invoiced entry that names no document"
+    )
 
 
 def bill(
@@ -210,7 +248,7 @@ def bill(
             return TaxMissing(group.hub, at_on)
     lines = tuple(_line(group, tax_rows[group.hub]) for group in groups)
     if not any(line.net_minor for line in lines):
-        return ZeroBill(sum(line.net_micro for line in lines))
+        return ZeroBill()
     whole = _total(lines, groups)
     _check(whole)
     return whole
@@ -226,7 +264,8 @@ def _grouped(usage: Iterable[RatedUsage]) -> list[RatedUsage]:
         total[1] += item.funded_micro
         total[2] += item.receivable_micro
         total[3] += item.unfunded_micro
-    return [RatedUsage(*key, *sums[key]) for key in sorted(sums) if any(sums[key])]
+    # Line and sums are in the order of the members of `RatedUsage`.
+    return [RatedUsage(*line, *sums[line]) for line in sorted(sums) if any(sums[line])]
 
 
 def _line(group: RatedUsage, tax_row: TaxRow) -> Line:
@@ -260,7 +299,6 @@ def _total(lines: tuple[Line, ...], groups: Sequence[RatedUsage]) -> Bill:
         due_minor=net_minor + tax_minor - tender_minor,
         funded_micro=funded_micro,
         receivable_micro=sum(group.receivable_micro for group in groups),
-        unfunded_micro=sum(group.unfunded_micro for group in groups),
     )
 
 
@@ -272,7 +310,10 @@ def _shares(lines: Iterable[Line]) -> tuple[TaxShare, ...]:
         shares[line.tax_row] = (net_minor + line.net_minor, tax_minor + line.tax_minor)
     # In order of authority, so that a breakdown does not depend on the order of the lines.
     in_order = sorted(shares, key=lambda row: (row.authority, row.hub))
-    return tuple(TaxShare(row, *shares[row]) for row in in_order)
+    return tuple(
+        TaxShare(tax_row=row, net_minor=shares[row][0], tax_minor=shares[row][1])
+        for row in in_order
+    )
 
 
 def _check(bill: Bill) -> None:

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -144,8 +144,8 @@ class Draft(Struct, frozen=True):
     """A bill computed and not yet numbered: the number in its content is empty."""
 
     content: Content
-    funded_micro: str
-    receivable_micro: str
+    funded_micro: int
+    receivable_micro: int
 
 
 class DocumentEvent(Struct, frozen=True):
@@ -167,7 +167,7 @@ class DocumentEvent(Struct, frozen=True):
 class OutstandingStep(Struct, frozen=True):
     """A step that a numbered invoice still waits for: `pdf`, or the entry in the `ledger`."""
 
-    step: str
+    step: InvoiceStep
     attempts: int
     reason: str | None
     """Why the last attempt failed; None while it is in progress."""
@@ -175,7 +175,7 @@ class OutstandingStep(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class NumberSeries:
-    """What counts its own numbers without a gap: a legal entity's series in one fiscal year."""
+    """A legal entity's series in one fiscal year: its numbers are 1, 2, 3 … without a gap."""
 
     legal_entity_id: LegalEntityId
     series: str
@@ -183,7 +183,10 @@ class NumberSeries:
 
     @classmethod
     def on(cls, legal_entity_id: LegalEntityId, series: str, issued_on: dt.date) -> NumberSeries:
-        """Return the one in which a document of this date is numbered, whenever that is done."""
+        """Return the series of a document issued on this date, also if it is numbered years later.
+
+        The fiscal year is that of the date of issue, never that of today.
+        """
         return cls(legal_entity_id, series, fiscal_year(issued_on))
 
 
@@ -218,7 +221,7 @@ class InvoiceFacts:
 
     @property
     def number_series(self) -> NumberSeries:
-        """Return what its number is taken from."""
+        """Return the series that its number is taken from."""
         return NumberSeries.on(self.legal_entity_id, self.series, self.issued_on)
 
 
@@ -242,6 +245,22 @@ class FinalisedInvoice:
     funded_micro: int
     receivable_micro: int
     """What the ledger is to move from `receivable` to this document."""
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedInvoice:
+    """A numbered invoice as others are told of it: what names it, its hashes, what it waits for."""
+
+    invoice_id: DocumentId
+    tenant_id: TenantId
+    period: str
+    number_series: NumberSeries
+    position: int
+    number: str
+    content_sha256: str
+    pdf_sha256: str | None
+    """None until the PDF is rendered."""
+    outstanding: tuple[InvoiceStep, ...]
 
 
 def document_id(legal_entity_id: LegalEntityId, tenant_id: TenantId, period: str) -> DocumentId:
@@ -269,7 +288,11 @@ def draft_of(
     if not isinstance(billed, Bill):
         return billed
     content = _content(facts, first_seq, billed, at_on)
-    return Draft(content, str(billed.funded_micro), str(billed.receivable_micro))
+    return Draft(
+        content=content,
+        funded_micro=billed.funded_micro,
+        receivable_micro=billed.receivable_micro,
+    )
 
 
 def number_draft(draft: Draft, at: SeriesPosition) -> Content:
@@ -284,8 +307,8 @@ def finalise(draft: Draft, at: SeriesPosition) -> FinalisedInvoice:
         at=at,
         content=content,
         content_sha256=content_sha256(content),
-        funded_micro=int(draft.funded_micro),
-        receivable_micro=int(draft.receivable_micro),
+        funded_micro=draft.funded_micro,
+        receivable_micro=draft.receivable_micro,
     )
 
 
@@ -294,21 +317,43 @@ def steps_of(invoice: FinalisedInvoice) -> tuple[InvoiceStep, ...]:
     return ("pdf", "ledger") if invoice.receivable_micro > 0 else ("pdf",)
 
 
-def finalising_event(invoice: FinalisedInvoice) -> DocumentEvent:
-    """Announce that an invoice has its number and its hash; its PDF is still to come."""
-    content, in_series = invoice.content, invoice.at.number_series
-    return DocumentEvent(
-        invoice_id=content.invoice_id,
-        tenant_id=content.tenant_id,
-        legal_entity=in_series.legal_entity_id,
-        series=in_series.series,
-        fiscal_year=in_series.fiscal_year,
+def issued_invoice(invoice: FinalisedInvoice) -> IssuedInvoice:
+    """Say of an invoice that was just numbered what others are told: all its steps are to come."""
+    return IssuedInvoice(
+        invoice_id=invoice.content.invoice_id,
+        tenant_id=invoice.content.tenant_id,
+        period=invoice.content.period,
+        number_series=invoice.at.number_series,
         position=invoice.at.position,
-        number=content.number,
-        period=content.period,
-        state="finalising",
+        number=invoice.content.number,
         content_sha256=invoice.content_sha256,
         pdf_sha256=None,
+        outstanding=steps_of(invoice),
+    )
+
+
+def invoice_state(outstanding: Collection[InvoiceStep | OutstandingStep]) -> InvoiceState:
+    """Return the state of a numbered invoice: it follows from what is outstanding, is not stored.
+
+    `finalising` while any step is to be done, `finalised` when none is.
+    """
+    return "finalising" if outstanding else "finalised"
+
+
+def document_event(invoice: IssuedInvoice) -> DocumentEvent:
+    """Announce an invoice in the state it is in."""
+    return DocumentEvent(
+        invoice_id=invoice.invoice_id,
+        tenant_id=invoice.tenant_id,
+        legal_entity=invoice.number_series.legal_entity_id,
+        series=invoice.number_series.series,
+        fiscal_year=invoice.number_series.fiscal_year,
+        position=invoice.position,
+        number=invoice.number,
+        period=invoice.period,
+        state=invoice_state(invoice.outstanding),
+        content_sha256=invoice.content_sha256,
+        pdf_sha256=invoice.pdf_sha256,
     )
 
 

@@ -32,11 +32,34 @@ from typing import Final, Literal
 from hisab_contracts.charges import OpenQuarantine, SourceBehind
 from hisab_contracts.ids import HubCode, LegalEntityId, TenantId
 from hisab_contracts.units import instant_text, month_bounds_ms
-from invoicing.core.document import OutstandingStep, default_issued_on
+from invoicing.core.document import InvoiceStep, default_issued_on
 from invoicing.core.sellers import Seller
 from invoicing.core.tax import TaxRow, rows_in_force, tax_point_on, version_of
 
-LASTING: Final = frozenset({"entry-gap", "tenant-unknown", "legal-entity-missing", "tax-missing"})
+BillStep = Literal["compute"] | InvoiceStep
+"""What a bill of a closing month still needs: to be computed, and then what an invoice needs."""
+
+BlockerKind = (
+    Literal[
+        "no-watermark",
+        "watermark",
+        "silent-hub",
+        "quarantine",
+        "entry-gap",
+        "tenant-unknown",
+        "legal-entity-missing",
+        "tax-missing",
+    ]
+    | BillStep
+)
+"""What keeps a month open; while it is closing, a step of a bill.
+
+Closings keep what they overrode for ever: a kind may be added here, and none is ever taken away.
+"""
+
+LASTING: Final[frozenset[BlockerKind]] = frozenset(
+    {"entry-gap", "tenant-unknown", "legal-entity-missing", "tax-missing"}
+)
 """Kinds of blockers that no override can help: nothing correct can be computed."""
 
 PeriodStatus = Literal["open", "closable", "closing", "closed"]
@@ -56,14 +79,14 @@ class PartitionWatermark:
     behind: tuple[SourceBehind, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeriodBlocker:
-    """One thing that keeps a month open, and where to look."""
+    """One thing that keeps a month open, and where to look: what it is not about is None."""
 
-    kind: str
-    hub: HubCode | None
-    source: str | None
-    tenant_id: TenantId | None
+    kind: BlockerKind
+    hub: HubCode | None = None
+    source: str | None = None
+    tenant_id: TenantId | None = None
     detail: str
 
 
@@ -103,10 +126,13 @@ class RecordedClosing:
 
 @dataclass(frozen=True, slots=True)
 class OutstandingBill:
-    """What one tenant's bill of a month that is being closed still needs."""
+    """What one tenant's bill of a month that is being closed still needs, and why."""
 
     tenant_id: TenantId
-    step: OutstandingStep
+    step: BillStep
+    attempts: int
+    reason: str | None
+    """Why the last attempt failed; None while it is in progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +160,7 @@ class PeriodState:
 
 @dataclass(frozen=True, slots=True)
 class PeriodProgress:
-    """How far a month is, and what it stands or waits for."""
+    """How far a month is, and what is in its way."""
 
     status: PeriodStatus
     blocked_by: tuple[PeriodBlocker, ...]
@@ -142,9 +168,7 @@ class PeriodProgress:
 
 @dataclass(frozen=True, slots=True)
 class IssuedTooEarly:
-    """Invoices cannot be dated before the service they bill is rendered."""
-
-    tax_point_on: dt.date
+    """Invoices cannot be dated before the service they bill is rendered: the tax point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +202,11 @@ def close_request(
 ) -> CloseRequest | IssuedTooEarly:
     """Complete what finance sent: without a date, invoices carry the first day after the month."""
     at_on = issued_on or default_issued_on(period)
-    point_on = tax_point_on(period)
-    if at_on < point_on:
-        return IssuedTooEarly(point_on)
-    return CloseRequest(period, at_on, override_reason, actor)
+    if at_on < tax_point_on(period):
+        return IssuedTooEarly()
+    return CloseRequest(
+        period=period, issued_on=at_on, override_reason=override_reason, actor=actor
+    )
 
 
 def close_period(state: PeriodState, request: CloseRequest) -> Closing | CloseRefused:
@@ -218,9 +243,8 @@ def progress_of(state: PeriodState) -> PeriodProgress:
 
 
 def _unfinished(bill: OutstandingBill) -> PeriodBlocker:
-    step = bill.step
-    detail = f"attempt {step.attempts}: {step.reason}" if step.reason else "in progress"
-    return PeriodBlocker(step.step, None, None, bill.tenant_id, detail)
+    detail = f"attempt {bill.attempts}: {bill.reason}" if bill.reason else "in progress"
+    return PeriodBlocker(kind=bill.step, tenant_id=bill.tenant_id, detail=detail)
 
 
 def describe(blocker: PeriodBlocker) -> str:
@@ -235,14 +259,20 @@ def blockers(state: PeriodState) -> tuple[PeriodBlocker, ...]:
         *_incomplete_hubs(state),
         *_open_quarantine(state),
         *(
-            PeriodBlocker("entry-gap", None, None, tenant, "entries are missing and being fetched")
-            for tenant in state.broken_books
+            PeriodBlocker(
+                kind="entry-gap",
+                tenant_id=tenant_id,
+                detail="entries are missing and being fetched",
+            )
+            for tenant_id in state.broken_books
         ),
         *(
             PeriodBlocker(
-                "tenant-unknown", None, None, tenant, "nothing says yet who this tenant is"
+                kind="tenant-unknown",
+                tenant_id=tenant_id,
+                detail="nothing says yet who this tenant is",
             )
-            for tenant in state.unknown_tenants
+            for tenant_id in state.unknown_tenants
         ),
         *_nothing_to_bill_by(state),
     )
@@ -274,7 +304,7 @@ def _by_hub(
 
 def _incomplete_hubs(state: PeriodState) -> Iterable[PeriodBlocker]:
     if not state.watermarks:
-        yield PeriodBlocker("no-watermark", None, None, None, "no hub has emitted anything yet")
+        yield PeriodBlocker(kind="no-watermark", detail="no hub has emitted anything yet")
         return
     end_ms = month_bounds_ms(state.period)[1]
     complete = complete_until(state.watermarks, state.partitions)
@@ -289,7 +319,7 @@ def _incomplete_hubs(state: PeriodState) -> Iterable[PeriodBlocker]:
 
 def _behind(mark: PartitionWatermark, until_ms: int | None, end_ms: int) -> Iterable[PeriodBlocker]:
     """Name the sources that hold a hub back; the hub itself when none is named."""
-    kind = "silent-hub" if mark.silent else "watermark"
+    kind: BlockerKind = "silent-hub" if mark.silent else "watermark"
     needed = f"complete until {_instant(until_ms)}, needed until {_instant(end_ms)}"
     named = [
         source
@@ -298,9 +328,9 @@ def _behind(mark: PartitionWatermark, until_ms: int | None, end_ms: int) -> Iter
     ]
     for source in named:
         detail = f"{source.reason}; its watermark is {_instant(source.watermark_ms)}; hub {needed}"
-        yield PeriodBlocker(kind, mark.hub, source.source, None, detail)
+        yield PeriodBlocker(kind=kind, hub=mark.hub, source=source.source, detail=detail)
     if not named:
-        yield PeriodBlocker(kind, mark.hub, None, None, f"hub {needed}")
+        yield PeriodBlocker(kind=kind, hub=mark.hub, detail=f"hub {needed}")
 
 
 def _open_quarantine(state: PeriodState) -> Iterable[PeriodBlocker]:
@@ -316,18 +346,18 @@ def _open_quarantine(state: PeriodState) -> Iterable[PeriodBlocker]:
     for (hub, tenant_id), quarantined_gpu_ns in sorted(most.items()):
         if quarantined_gpu_ns > 0:
             detail = f"{quarantined_gpu_ns} GPU-ns of this month wait in quarantine"
-            yield PeriodBlocker("quarantine", hub, None, tenant_id, detail)
+            yield PeriodBlocker(kind="quarantine", hub=hub, tenant_id=tenant_id, detail=detail)
 
 
 def _nothing_to_bill_by(state: PeriodState) -> Iterable[PeriodBlocker]:
     if not state.sellers:
         detail = "no legal entity that sells is registered"
-        yield PeriodBlocker("legal-entity-missing", None, None, None, detail)
+        yield PeriodBlocker(kind="legal-entity-missing", detail=detail)
     point_on = tax_point_on(state.period)
     taxed = rows_in_force(state.tax_rows, point_on, version_of(state.tax_rows))
     for hub in sorted(set(state.billed_hubs) - set(taxed)):
         detail = f"no tax row covers {point_on}"
-        yield PeriodBlocker("tax-missing", hub, None, None, detail)
+        yield PeriodBlocker(kind="tax-missing", hub=hub, detail=detail)
 
 
 def _instant(instant_ms: int | None) -> str:

@@ -16,7 +16,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from hisab_contracts.reference import TenantKind
 from hisab_contracts.units import MICRO_PER_MINOR
+from invoicing.core.document import BillState
 
 ChargePlace = Literal["non-commercial", "not-invoiced", "late", "skipped", "invoiced"]
 """Where a charge is, once its month is closed or not; each charge is in exactly one place."""
@@ -24,14 +26,14 @@ ChargePlace = Literal["non-commercial", "not-invoiced", "late", "skipped", "invo
 
 @dataclass(frozen=True, slots=True)
 class ChargeSums:
-    """Charges of a month that are in one place, whichever it is, and what they come to."""
+    """The sums of those charges of a month that agree in what decides about their place."""
 
-    tenant_kind: str | None
-    """None while nothing has said yet who the tenant is."""
-    bill_state: str | None
+    tenant_kind: TenantKind | None
+    """None while nothing says yet who the tenant is."""
+    bill_state: BillState | None
     """None where the close made no bill for the tenant."""
     before_cut: bool
-    """The bill's position is at or behind the charge: it was booked before the close."""
+    """The charge lies at or before the bill's position: it was booked before the close."""
     charge_micro: int
     unfunded_micro: int
 
@@ -66,11 +68,28 @@ class MonthFacts:
     net_minor: int
 
 
+WaterfallStepName = Literal[
+    "charged",
+    "non-commercial",
+    "unfunded",
+    "late",
+    "not-invoiced",
+    "skipped-zero-invoices",
+    "residue",
+    "invoiced",
+    "net",
+    "funded",
+    "awaited",
+    "moved",
+]
+"""The steps of both waterfalls, as the API names them."""
+
+
 @dataclass(frozen=True, slots=True)
 class WaterfallStep:
     """One named step of a waterfall; what it adds (or takes, when negative)."""
 
-    step: str
+    step: WaterfallStepName
     change_micro: int
 
 
@@ -139,9 +158,9 @@ class ReceivableFacts:
     net_micro: int
     funded_micro: int
     moved_micro: int
-    """`invoiced` entries of these documents, read back from the ledger's feed."""
+    """What the `invoiced` entries of these documents say, as the ledger published them."""
     awaited_micro: int
-    """Asked of the ledger, or still to be asked, and not yet seen in its feed."""
+    """Asked of the ledger, or still to be asked, while its entry is not here yet."""
 
 
 def receivable_waterfall(facts: ReceivableFacts) -> tuple[WaterfallStep, ...]:

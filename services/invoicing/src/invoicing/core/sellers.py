@@ -31,22 +31,22 @@ class Seller:
 class SecondSeller:
     """Another legal entity sells already."""
 
-    registered: Seller
-
 
 @dataclass(frozen=True, slots=True)
 class SellerNameDiffers:
     """This legal entity is registered under another name."""
 
-    registered: Seller
+
+SellerRefused = SecondSeller | SellerNameDiffers
+"""Why nobody is registered, in order of precedence."""
 
 
 def register_seller(
     sellers: Iterable[Seller], legal_entity_id: LegalEntityId, name: str
-) -> Seller | SecondSeller | SellerNameDiffers:
+) -> Seller | SellerRefused:
     """Decide what a registration comes to: a new seller, or the one that is registered already."""
     for seller in sellers:
         if seller.legal_entity_id != legal_entity_id:
-            return SecondSeller(seller)
-        return seller if seller.name == name else SellerNameDiffers(seller)
+            return SecondSeller()
+        return seller if seller.name == name else SellerNameDiffers()
     return Seller(legal_entity_id, name, INVOICE_SERIES)

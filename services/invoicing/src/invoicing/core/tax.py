@@ -58,8 +58,6 @@ class TaxMissing:
 class TaxRowDiffers:
     """This hub has another row from this date on; a row is never changed."""
 
-    recorded: TaxRow
-
 
 def record_tax_row(rows: Sequence[TaxRow], wanted: TaxRow) -> TaxRow | TaxRowDiffers:
     """Decide what recording a row comes to: the row under the next number, or the one there is.
@@ -70,7 +68,7 @@ def record_tax_row(rows: Sequence[TaxRow], wanted: TaxRow) -> TaxRow | TaxRowDif
     for row in rows:
         if (row.hub, row.valid_from) == (wanted.hub, wanted.valid_from):
             same = replace(wanted, tax_version=row.tax_version) == row
-            return row if same else TaxRowDiffers(row)
+            return row if same else TaxRowDiffers()
     return replace(wanted, tax_version=version_of(rows) + 1)
 
 

@@ -20,13 +20,12 @@ import msgspec
 from hisab_contracts.ids import DocumentId, TenantId
 from invoicing.core.document import (
     ComputedBill,
-    DocumentEvent,
     Draft,
     FinalisedInvoice,
     InvoiceFacts,
     InvoiceStep,
+    IssuedInvoice,
     NumberSeries,
-    OutstandingStep,
     content_bytes,
     steps_of,
 )
@@ -58,7 +57,9 @@ def _closing_from_row(row: asyncpg.Record) -> RecordedClosing:
         tax_version=row["tax_version"],
         actor=row["actor"],
     )
-    return RecordedClosing(closing, row["requested_at"], row["closed_at"])
+    return RecordedClosing(
+        closing=closing, requested_at=row["requested_at"], closed_at=row["closed_at"]
+    )
 
 
 _CLOSING = (
@@ -162,7 +163,10 @@ async def outstanding_bills(connection: Connection, period: str) -> tuple[Outsta
     """Return what the bills of a month that is being closed still need, and why."""
     return tuple(
         OutstandingBill(
-            row["tenant_id"], OutstandingStep(row["step"], row["attempts"], row["reason"])
+            tenant_id=row["tenant_id"],
+            step=row["step"],
+            attempts=row["attempts"],
+            reason=row["reason"],
         )
         for row in await connection.fetch(_OUTSTANDING, period)
     )
@@ -251,17 +255,25 @@ async def pending_bills(connection: Connection, period: str, limit: int) -> list
     return [facts_from_row(row) for row in await connection.fetch(_PENDING_BILLS, period, limit)]
 
 
-# The wait doubles from a quarter of a second to a minute. It is the server's clock that decides
-# what is due, so that processes with other clocks agree.
-_STORE_COMPUTED = """
-update bills b
-   set state = n.state, draft = n.draft, reason = n.reason, attempts = b.attempts + 1,
+# When a bill or a step that failed is due again: the wait doubles from a quarter of a second to a
+# minute. It is worked out in SQL, because the server's clock says what is due (processes may have
+# other clocks), and because one statement counts the attempts of many rows, each with its own.
+_COUNT_ATTEMPT = """attempts = attempts + 1,
        retry_at = clock_timestamp()
-         + least(60000, 250 * (1 << least(b.attempts, 8))) * interval '1 millisecond'
+         + least(60000, 250 * (1 << least(attempts, 8))) * interval '1 millisecond'"""
+
+# One that is still pending failed, and is tried again when its wait is over.
+_STORE_COMPUTED = (
+    """
+update bills b
+   set state = n.state, draft = n.draft, reason = n.reason, """
+    + _COUNT_ATTEMPT
+    + """
   from unnest($2::text[], $3::text[], $4::jsonb[], $5::text[])
        as n (tenant_id, state, draft, reason)
  where b.period = $1 and b.tenant_id = n.tenant_id and b.state = 'pending'
 """
+)
 
 
 async def store_computed(
@@ -452,14 +464,12 @@ async def due_steps(connection: Connection, step: InvoiceStep, limit: int) -> li
     ]
 
 
-# The wait doubles as it does for bills.
-_STEP_FAILED = """
-update invoice_steps
-   set reason = $3, attempts = attempts + 1,
-       retry_at = clock_timestamp()
-         + least(60000, 250 * (1 << least(attempts, 8))) * interval '1 millisecond'
- where invoice_id = $1 and step = $2 and done_at is null
-"""
+# A step that is done meanwhile stays done: another process had its answer.
+_STEP_FAILED = (
+    "update invoice_steps set reason = $3, "
+    + _COUNT_ATTEMPT
+    + " where invoice_id = $1 and step = $2 and done_at is null"
+)
 
 
 async def step_failed(
@@ -494,38 +504,43 @@ update invoice_steps
    set done_at = clock_timestamp(), outcome = $3, reason = null, attempts = attempts + 1
  where invoice_id = $1 and step = $2 and done_at is null
 """
-# What to announce of an invoice of which nothing remains to be done; no row before that.
-_COMPLETE_INVOICE = """
+# A numbered invoice, its PDF's hash and what is outstanding.
+_ISSUED_INVOICE = """
 select i.invoice_id, i.tenant_id, i.legal_entity_id, i.series, i.fiscal_year, i.position, i.number,
-       i.period, i.content_sha256, p.pdf_sha256
+       i.period, i.content_sha256, p.pdf_sha256,
+       array(select s.step from invoice_steps s
+              where s.invoice_id = i.invoice_id and s.done_at is null
+              order by s.step) as outstanding
   from invoices i
-  join invoice_pdfs p on p.invoice_id = i.invoice_id
+  left join invoice_pdfs p on p.invoice_id = i.invoice_id
  where i.invoice_id = $1
-   and not exists (select from invoice_steps s
-                    where s.invoice_id = i.invoice_id and s.done_at is null)
 """
+
+
+def _issued_from_row(row: asyncpg.Record) -> IssuedInvoice:
+    return IssuedInvoice(
+        invoice_id=row["invoice_id"],
+        tenant_id=row["tenant_id"],
+        period=row["period"],
+        number_series=NumberSeries(
+            legal_entity_id=row["legal_entity_id"],
+            series=row["series"],
+            fiscal_year=row["fiscal_year"],
+        ),
+        position=row["position"],
+        number=row["number"],
+        content_sha256=row["content_sha256"],
+        pdf_sha256=row["pdf_sha256"],
+        outstanding=tuple(row["outstanding"]),
+    )
 
 
 async def step_done(
     connection: Connection, invoice_id: DocumentId, step: InvoiceStep, outcome: str
-) -> DocumentEvent | None:
-    """Record a step's outcome; returns what to announce when the invoice is then complete."""
+) -> IssuedInvoice | None:
+    """Record a step's outcome; returns the invoice as it is then, None if it had one already."""
     await connection.fetch(_LOCK_STEPS, invoice_id)
     if await connection.execute(_STEP_DONE, invoice_id, step, outcome) != "UPDATE 1":
         return None
-    row = await connection.fetchrow(_COMPLETE_INVOICE, invoice_id)
-    if row is None:
-        return None
-    return DocumentEvent(
-        invoice_id=row["invoice_id"],
-        tenant_id=row["tenant_id"],
-        legal_entity=row["legal_entity_id"],
-        series=row["series"],
-        fiscal_year=row["fiscal_year"],
-        position=row["position"],
-        number=row["number"],
-        period=row["period"],
-        state="finalised",
-        content_sha256=row["content_sha256"],
-        pdf_sha256=row["pdf_sha256"],
-    )
+    row = await connection.fetchrow(_ISSUED_INVOICE, invoice_id)
+    return None if row is None else _issued_from_row(row)

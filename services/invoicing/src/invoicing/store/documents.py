@@ -14,6 +14,7 @@ from invoicing.core.document import (
     InvoiceFacts,
     InvoiceState,
     OutstandingStep,
+    invoice_state,
     read_content,
 )
 from invoicing.store.closings import facts_from_row
@@ -54,15 +55,16 @@ def _invoice_from_row(row: asyncpg.Record) -> StoredInvoice:
     return StoredInvoice(
         content=read_content(row["content"]),
         content_sha256=row["content_sha256"],
-        state="finalising" if waiting_for else "finalised",
+        state=invoice_state(waiting_for),
         waiting_for=waiting_for,
         pdf_sha256=row["pdf_sha256"],
         updated_at=row["updated_at"],
     )
 
 
-# Invoices with what each still waits for. State and last change are not stored but follow from the
-# steps, so they are worked out in the statement that filters by them.
+# Invoices with what each still waits for. The last change is not stored but follows from the steps,
+# so it is worked out in the statement that filters by it; so is whether any step is outstanding,
+# which decides about the state.
 _INVOICES = """
 select i.content, i.content_sha256, p.pdf_sha256, s.waiting_for,
        greatest(i.finalised_at, s.done_at) as updated_at
@@ -76,8 +78,7 @@ select i.content, i.content_sha256, p.pdf_sha256, s.waiting_for,
          from invoice_steps o where o.invoice_id = i.invoice_id) as s
  where ($1::text is null or i.period = $1)
    and ($2::text is null or i.tenant_id = $2)
-   and ($3::text is null
-        or $3 = case when s.waiting_for = '[]' then 'finalised' else 'finalising' end)
+   and ($3::boolean is null or $3 = (s.waiting_for <> '[]'))
    and ($4::timestamptz is null or greatest(i.finalised_at, s.done_at) >= $4)
    and ($5::text is null or i.invoice_id = $5)
    and ($6::text is null or (i.period, i.legal_entity_id, i.tenant_id) > ($6, $7, $8))
@@ -91,11 +92,12 @@ async def invoices(
 ) -> list[StoredInvoice]:
     """Return invoices in order of (period, legal entity, tenant)."""
     after: Sequence[str | None] = wanted.after or (None, None, None)
+    is_outstanding = None if wanted.state is None else wanted.state != invoice_state(())
     rows = await connection.fetch(
         _INVOICES,
         wanted.period,
         wanted.tenant_id,
-        wanted.state,
+        is_outstanding,
         wanted.updated_from,
         wanted.invoice_id,
         *after,

@@ -181,7 +181,11 @@ _BOOK_COLUMNS = "tenant_id, contiguous_seq, highest_seq"
 
 
 def _gap_from_row(row: asyncpg.Record) -> BookGap:
-    return BookGap(row["tenant_id"], row["contiguous_seq"], row["highest_seq"])
+    return BookGap(
+        tenant_id=row["tenant_id"],
+        contiguous_seq=row["contiguous_seq"],
+        highest_seq=row["highest_seq"],
+    )
 
 
 # In order of tenant, as everybody locks books: two batches with the same tenants cannot deadlock.
@@ -220,7 +224,7 @@ async def _move_books_on(connection: Connection, entries: Sequence[BookEntry]) -
     by_tenant = {book.tenant_id: book for book in books}
     contiguous, highest = [], []
     for tenant in tenants:
-        book = by_tenant.get(tenant) or BookGap(tenant, 0, 0)
+        book = by_tenant.get(tenant) or BookGap(tenant, contiguous_seq=0, highest_seq=0)
         present: Collection[int] = seqs[tenant]
         if book.contiguous_seq < book.highest_seq:
             # The batch may close a gap before entries that came earlier: they count as well.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hisab_contracts.ids import HubCode, TenantId
+from hisab_contracts.units import MICRO_PER_MINOR
 from invoicing.core.periods import PeriodState
 from invoicing.core.reconciliation import (
     ChargeSums,
@@ -146,14 +147,14 @@ async def facts_of_month(connection: Connection, period: str) -> MonthFacts:
         for row in rows
         if row["charge_micro"] is not None
     ]
-    documents = DocumentSums(rows[0]["residue_micro"], rows[0]["net_minor"])
+    documents = DocumentSums(residue_micro=rows[0]["residue_micro"], net_minor=rows[0]["net_minor"])
     return month_facts(charges, documents, closed=rows[0]["closed"])
 
 
 # What a month's invoices bill of the books, beside the `invoiced` entry that the ledger made for
 # each. An invoice without one is awaited: its step is open, or its entry is still on its way here.
 _RECEIVABLE_FACTS = """
-select coalesce(sum(i.net_minor * 10000 - i.residue_micro), 0) as net_micro,
+select coalesce(sum(i.net_minor * $2::bigint - i.residue_micro), 0) as net_micro,
        coalesce(sum(i.funded_micro), 0) as funded_micro,
        coalesce(sum(e.moved_micro), 0) as moved_micro,
        coalesce(sum(i.invoiced_micro) filter (where e.document_id is null), 0) as awaited_micro
@@ -165,7 +166,7 @@ select coalesce(sum(i.net_minor * 10000 - i.residue_micro), 0) as net_micro,
 
 async def receivable_facts(connection: Connection, period: str) -> ReceivableFacts:
     """Read what a month's invoices bill of the books, and what the ledger says it moved."""
-    (row,) = await connection.fetch(_RECEIVABLE_FACTS, period)
+    (row,) = await connection.fetch(_RECEIVABLE_FACTS, period, MICRO_PER_MINOR)
     return ReceivableFacts(
         net_micro=row["net_micro"],
         funded_micro=row["funded_micro"],

@@ -57,7 +57,7 @@ _SELLER_COLUMNS = "legal_entity_id, name, series"
 
 
 def _seller_from_row(row: asyncpg.Record) -> Seller:
-    return Seller(row["legal_entity_id"], row["name"], row["series"])
+    return Seller(legal_entity_id=row["legal_entity_id"], name=row["name"], series=row["series"])
 
 
 _SELLERS = "select " + _SELLER_COLUMNS + " from legal_entities order by legal_entity_id"
