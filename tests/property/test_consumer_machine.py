@@ -372,3 +372,46 @@ def test_no_progress_for_thirty_seconds_is_stuck() -> None:
     assert watch.is_stuck(31_000)
     watch.moved(31_000)
     assert not watch.is_stuck(60_999)
+
+
+def test_time_granted_for_a_rebalance_ends_with_it() -> None:
+    """Joining may take a minute; once partitions are assigned the bound is thirty seconds again."""
+    watch = Watch(1_000)
+    watch.moved(90_000)
+    assert not watch.is_stuck(100_000)
+    watch.assigned(50_000)
+    assert watch.is_stuck(80_000)
+
+
+def test_a_claim_of_a_partition_that_was_taken_away_is_passed_over() -> None:
+    """The claim was asked for before the rebalance: what it answers is not ours any more."""
+    machine = Machine()
+    machine.handle(Assigned((P0,)))
+    other = PartitionClaim(Partition("t", 1), 3, 5, 0, 0, 100, None)
+    actions = machine.handle(Claimed((other,)))
+    assert [] == [action for action in actions if isinstance(action, Seek)]
+    assert () == machine.ready
+
+
+@pytest.mark.defect("M6")
+def test_markers_after_two_deaths_are_passed_without_a_record() -> None:
+    """One by one, a fetch without records is still one step: the stored offset passes it."""
+    machine = Machine()
+    _claimed(machine, attempts=CAREFUL_ATTEMPT - 1)
+    (process,) = machine.handle(Fetched((Slice(P0, 0, 3, []),)))
+    assert isinstance(process, Process)
+    assert (3, 0) == (process.slices[0].until, len(process.slices[0].records))
+
+
+def test_a_failure_with_nothing_assigned_asks_for_nothing() -> None:
+    """Everything was revoked while work failed: there is nothing to claim again."""
+    assert [] == Machine().handle(Failed())
+    assert [] == Machine().handle(Fenced())
+
+
+def test_an_outcome_of_nothing_is_a_defect() -> None:
+    """Whoever reports a commit must have been handed work: anything else must be seen at once."""
+    machine = Machine()
+    _claimed(machine)
+    with pytest.raises(RuntimeError, match="nothing is in flight"):
+        machine.handle(Committed())

@@ -143,11 +143,9 @@ def _generate(
 
 
 def _refined(shape: Mapping[str, object]) -> JsonSchema:
-    """Add the grammar of ids, and leave out what only OpenAPI knows."""
+    """Add the grammar of ids."""
     refined: JsonSchema = {}
     for name, part in shape.items():
-        if name == "discriminator":
-            continue
         refined[name] = _refined_value(part)
         if name == "properties" and isinstance(part, Mapping):
             refined[name] = {member: _member(member, inner) for member, inner in part.items()}
@@ -172,10 +170,10 @@ def _member(name: str, part: Mapping[str, object]) -> JsonSchema:
         return refined
     if refined.get("type") == "string":
         return {**refined, "pattern": pattern}
-    choices = refined.get("anyOf")
-    if isinstance(choices, list):
-        refined["anyOf"] = [
-            {**choice, "pattern": pattern} if choice.get("type") == "string" else choice
-            for choice in choices
-        ]
+    # Text or null: there is no other kind of member by these names.
+    choices = msgspec.convert(refined["anyOf"], list[JsonSchema])
+    refined["anyOf"] = [
+        {**choice, "pattern": pattern} if choice.get("type") == "string" else choice
+        for choice in choices
+    ]
     return refined
