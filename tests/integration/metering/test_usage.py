@@ -179,6 +179,27 @@ def test_record_is_released_once_its_tenant_and_price_are_known(hub: Hub) -> Non
     assert ["released", "released"] == [item["state"] for item in hub.quarantined(count=2)]
 
 
+def test_billed_time_of_an_allocation_is_of_all_its_buckets_although_the_list_is_cut(
+    hub: Hub,
+) -> None:
+    """14 nodes for 31 days have 10 416 buckets: 10 000 are listed, all are added up and drawn."""
+    hours, nodes = 31 * 24, 14
+    for number in range(nodes):
+        hub.say(
+            interval(
+                NOON_MS - hours * HOUR_MS,
+                NOON_MS,
+                node_id=f"n{number}",
+                devices=[device(f"GPU-{number}")],
+            )
+        )
+    assert nodes * hours == hub.accounts(nodes)["buckets"]
+    found = hub.metering.get(f"/v1/allocations/{hub.code}/job-1")
+    assert 10_000 == len(found["buckets"])
+    assert str(nodes * hours * HOUR_MS) == found["billed_gpu_ms"]
+    assert nodes == len(found["intervals"])
+
+
 @pytest.mark.defect("M12", "M14", "M21", "F60", "F61")
 def test_interval_is_cut_at_hours_and_reconciled_by_usage_time(hub: Hub) -> None:
     """One millisecond on each side of an hour lands in its own bucket and window."""

@@ -168,14 +168,13 @@ def _reconciliation(sums: UsageSums, complete: Sequence[HubCompleteness]) -> Usa
 
 def _allocation(found: AllocationDetail) -> AllocationAnswer:
     """Show an allocation."""
-    billed_gpu_ns = sum(bucket.gpu_ns for bucket in found.buckets)
     return AllocationAnswer(
         tenant_id=found.tenant_id,
         intervals=[
             IntervalView(sold.start_ms, sold.end_ms, sold.slice_uuid, sold.share_ppm)
             for sold in found.intervals
         ],
-        billed_gpu_ms=str(floor_gpu_ms(billed_gpu_ns)),
+        billed_gpu_ms=str(floor_gpu_ms(found.billed_gpu_ns)),
         duplicate_gpu_ms=str(floor_gpu_ms(found.duplicate_gpu_ns)),
         quarantined=[
             QuarantinedUsage(

@@ -107,10 +107,14 @@ class AllocationQuarantine(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AllocationDetail:
-    """All that is known of one allocation, as far as the caller may see it."""
+    """All that is known of one allocation, as far as the caller may see it.
+
+    The sums are of all there is; the lists are cut.
+    """
 
     tenant_id: str
     intervals: list[CoveredStretch]
+    billed_gpu_ns: int
     duplicate_gpu_ns: int
     quarantined: list[AllocationQuarantine]
     buckets: list[BilledHour]
@@ -125,6 +129,14 @@ union
 select tenant_id from quarantine
  where allocation_id = $2 and hub = $1 and tenant_id is not null
  order by tenant_id
+"""
+
+# The billed time of all its buckets, and the nodes of all of them.
+_BILLED_OF = """
+select coalesce(sum(gpu_ns), 0) as billed_gpu_ns,
+       coalesce(array_agg(distinct node_id), '{}') as nodes
+  from buckets
+ where hub = $1 and allocation_id = $2 and tenant_id = $3
 """
 
 _BUCKETS_OF = """
@@ -172,11 +184,14 @@ async def find_allocation(
     buckets = [BilledHour(*row.values()) for row in await connection.fetch(_BUCKETS_OF, *key)]
     quarantined = await connection.fetch(_QUARANTINED_OF, *key)
     duplicate_gpu_ns = await connection.fetchval(_DUPLICATE_OF, *key)
-    nodes = sorted({bucket.node_id for bucket in buckets})
-    covered = await connection.fetch(_COVERED_BY, *key, nodes)
+    billed = await connection.fetchrow(_BILLED_OF, *key)
+    if billed is None:
+        raise LookupError("an aggregate has one row")
+    covered = await connection.fetch(_COVERED_BY, *key, billed["nodes"])
     return AllocationDetail(
         tenant_id=tenant_id,
         intervals=_join_days(CoveredStretch(*row.values()) for row in covered),
+        billed_gpu_ns=int(billed["billed_gpu_ns"]),
         duplicate_gpu_ns=int(duplicate_gpu_ns or 0),
         quarantined=[
             AllocationQuarantine(row[0], row[1], row[2], int(row[3])) for row in quarantined
