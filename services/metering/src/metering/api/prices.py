@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 from fastapi import Request, Response
 
-from hisab_contracts.ids import ID_PATTERN, PriceClass, Sku
+from hisab_contracts.ids import ID_PATTERN, PriceClass, Sku, TenantId
 from hisab_contracts.prices import PriceBook, PriceSeries
 from hisab_contracts.reference import PriceLine, Role
 from hisab_contracts.topics import PRICES
@@ -130,11 +130,13 @@ class Prices(Resource):
         body = await read_body(request, QuoteRequest)
         hour_ms = hour_floor_ms(now_ms())
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
-            currency = await prices.currency_of(connection, principal.tenant_id)
-            series = PriceSeries(
-                currency or DEFAULT_CURRENCY, Sku(body.sku), PriceClass(body.price_class)
-            )
-            lines = await prices.last_price_line(connection, series, hour_ms)
+            currency = DEFAULT_CURRENCY
+            if principal.tenant_id is not None:
+                tenant = TenantId(principal.tenant_id)
+                found = await prices.currencies_of(connection, [tenant])
+                currency = found.get(tenant, DEFAULT_CURRENCY)
+            series = PriceSeries(currency, Sku(body.sku), PriceClass(body.price_class))
+            lines = await prices.price_lines_at(connection, series, hour_ms)
         line = PriceBook(lines).line_at(series, hour_ms)
         if line is None:
             raise Problem("no-price", f"no price for {body.sku}, {body.price_class} now")
