@@ -179,6 +179,37 @@ def test_record_is_released_once_its_tenant_and_price_are_known(hub: Hub) -> Non
     assert ["released", "released"] == [item["state"] for item in hub.quarantined(count=2)]
 
 
+@pytest.mark.defect("M18")
+def test_record_that_cannot_be_released_is_left_to_an_operator(hub: Hub) -> None:
+    """Judging it again fails by itself: it stays open with what went wrong, others are released."""
+    tenant = f"refused-{hub.code}"
+    hub.say(interval(tenant_id=tenant))
+    hub.say(interval(NOON_MS + HOUR_MS, NOON_MS + 2 * HOUR_MS, tenant_id=tenant))
+    hub.accounts(2)
+    hub.metering.rows(
+        "alter table buckets add constraint refused check "
+        f"(tenant_id <> '{tenant}' or hour_ms <> {NOON_MS})"
+    )
+    try:
+        send_tenant(hub.metering.infrastructure, tenant)
+        found = eventually(
+            hub.quarantined,
+            lambda items: (
+                {"open", "released"} == {item["state"] for item in items}
+                and any(item["reason"] == "killed-process" for item in items)
+            ),
+        )
+    finally:
+        hub.metering.rows("alter table buckets drop constraint refused")
+    [item] = [item for item in found if item["state"] == "open"]
+    assert "killed-process" == item["reason"]
+    assert item["detail"].startswith("judging it again failed: CheckViolationError(")
+    path = f"/v1/quarantine/{item['quarantine_id']}/replay"
+    replayed = hub.metering.request("POST", path, json={})
+    assert (202, "released") == (replayed.status_code, replayed.json()["state"])
+    assert (2, 2, 0, 0) == records(hub.reconcile())
+
+
 def test_billed_time_of_an_allocation_is_of_all_its_buckets_although_the_list_is_cut(
     hub: Hub,
 ) -> None:
