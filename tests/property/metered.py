@@ -73,7 +73,7 @@ class Outcome(NamedTuple):
     charged: dict[oracle.Bucket, int]
     reported_gpu_ns: int
     duplicate_gpu_ns: int
-    waiting_gpu_ns: int
+    quarantined_gpu_ns: int
     rows: dict[tuple[str, str, str, str, int], tuple[int, Claim]]
     """(hub, node, device, slice, start_ms) → (end_ms, claim): the coverage as it is stored."""
     records: list[int]
@@ -120,7 +120,7 @@ class Metered:
                     waiting.had_new,
                     waiting.counts,
                     waiting.hour_ms,
-                    waiting.waiting_gpu_ns,
+                    waiting.quarantined_gpu_ns,
                 ),
             )
             for quarantine_id in quarantine_ids
@@ -132,23 +132,35 @@ class Metered:
         """What is committed about the only hub; every partition of it has been read."""
         waiting: dict[tuple[TenantId, str], int] = defaultdict(int)
         for record in self.open.values():
-            for hour_ms, gpu_ns in record.waiting_gpu_ns.items():
+            for hour_ms, gpu_ns in record.quarantined_gpu_ns.items():
                 waiting[record.tenant_id or TenantId(""), month_of(hour_ms)] += gpu_ns
         quarantined = [OpenQuarantine(*of, gpu_ns) for of, gpu_ns in sorted(waiting.items())]
         sources = list(self.sources.values())
-        view = HubView(HubCode("lhr"), 60_000, None, 0, sources, bool(sources), quarantined)
+        last, stated_ms = self.last
+        view = HubView(
+            hub=HubCode("lhr"),
+            heartbeat_ms=60_000,
+            watermark_ms=None,
+            last_seen_ms=0,
+            sources=sources,
+            emitted=bool(sources),
+            ever_seen=bool(sources),
+            quarantined=quarantined,
+            last_statement=last,
+            stated_ms=stated_ms,
+        )
         return replace(view, watermark_ms=candidate_ms(view, 0))
 
     def state_hub(self, now_ms: int) -> HubWatermark | None:
         """State downstream how far the hub is complete, if that must be stated now."""
-        statement = statement_due(self.view(), *self.last, now_ms)
+        statement = statement_due(self.view(), now_ms)
         if statement is not None:
             self.last = (statement, now_ms)
         return statement
 
     def outcome(self) -> Outcome:
         """Read it out."""
-        waiting = [sum(record.waiting_gpu_ns.values()) for record in self.open.values()]
+        waiting = [sum(record.quarantined_gpu_ns.values()) for record in self.open.values()]
         quarantined = sum(record.counts for record in self.open.values())
         return Outcome(
             {_name(total): total.total_gpu_ns for total in self.totals.values()},
@@ -167,7 +179,7 @@ class Metered:
             changes = engine.meter(batch, self._state_for(batch))
             self._apply(changes)
             stated += [bucket.total for bucket in changes.buckets]
-            records = records[batch.taken_records :]
+            records = records[batch.record_count :]
         return stated
 
     def _state_for(self, batch: MeteringBatch) -> MeteringState:

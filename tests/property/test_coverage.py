@@ -84,7 +84,7 @@ def test_everything_reported_has_exactly_one_account(said: list[Any], size: int)
     assert oracle.rate(expected.buckets) == outcome.charged
     assert expected.reported_gpu_ns == outcome.reported_gpu_ns
     assert expected.duplicate_gpu_ns == outcome.duplicate_gpu_ns
-    assert expected.conflict_gpu_ns == outcome.waiting_gpu_ns
+    assert expected.conflict_gpu_ns == outcome.quarantined_gpu_ns
     assert len(said) == outcome.records[0] == sum(outcome.records[1:])
 
 
@@ -108,7 +108,7 @@ def test_order_chunking_and_repetition_change_no_charge(
     assert expected.billed == outcome.billed
     assert expected.charged == outcome.charged
     assert expected.rows == outcome.rows
-    assert outcome.waiting_gpu_ns == 0
+    assert outcome.quarantined_gpu_ns == 0
 
 
 @settings(max_examples=40, deadline=None)

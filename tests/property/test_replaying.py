@@ -24,7 +24,7 @@ def must_agree(metered: Metered, records: int) -> None:
     """Reported = billed + duplicate + quarantined, and records likewise."""
     outcome = metered.outcome()
     billed = sum(outcome.billed.values())
-    explained = billed + outcome.duplicate_gpu_ns + outcome.waiting_gpu_ns
+    explained = billed + outcome.duplicate_gpu_ns + outcome.quarantined_gpu_ns
     assert outcome.reported_gpu_ns == explained
     assert records == outcome.records[0] == sum(outcome.records[1:])
 
@@ -71,4 +71,4 @@ def test_what_waited_for_its_tenant_is_billed_as_if_it_had_never_waited(
     expected, outcome = meter([reported]), metered.outcome()
     assert (expected.billed, expected.charged) == (outcome.billed, outcome.charged)
     assert expected.rows == outcome.rows
-    assert 0 == outcome.waiting_gpu_ns
+    assert 0 == outcome.quarantined_gpu_ns

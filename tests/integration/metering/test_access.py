@@ -91,7 +91,7 @@ def test_tenant_sees_its_own_time_of_an_allocation_id_that_two_tenants_use(hub: 
     assert ["ravi-health", "indus-foundry"] == [ravi["tenant_id"], indus["tenant_id"]]
     assert [1, 2] == [len(detail["buckets"]) for detail in (ravi, indus)]
     assert [[NOON_MS], [NOON_MS + HOUR_MS]] == [
-        [stretch["start_ms"] for stretch in detail["intervals"]] for detail in (ravi, indus)
+        [covered["start_ms"] for covered in detail["intervals"]] for detail in (ravi, indus)
     ]
     assert ["3600000", "0"] == [detail["duplicate_gpu_ms"] for detail in (ravi, indus)]
     assert [[], ["conflict"]] == [

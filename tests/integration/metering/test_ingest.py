@@ -116,7 +116,7 @@ async def taken(
                     connection, QuarantineFilter(None, None, None), 0, 100
                 ),
                 await hubs.list_sources(connection, LHR, "", 10),
-                [stated.view.quarantined for stated in await hubs.hub_statements(connection)],
+                [view.quarantined for view in await hubs.view_hubs(connection)],
             )
     infrastructure.drop_database(dsns)
     return found

@@ -28,13 +28,14 @@ QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("due allocations", allocations._DUE, (500,)),
     ("is hub", hubs._IS_HUB, ("lhr",)),
     ("completeness", hubs._COMPLETENESS, (None,)),
-    ("statements", hubs._STATEMENTS, (None,)),
+    ("views", hubs._VIEWS, (None,)),
     ("active sources", hubs._ACTIVE_SOURCES, (None,)),
     ("open time", hubs._OPEN_TIME, (None,)),
     ("sources named", hubs._SOURCES_NAMED, ("lhr", ["/hubs/lhr/nodes/n1/epochs/e1"])),
     ("lock a source", hubs._LOCK_SOURCE, ("lhr", "/hubs/lhr/nodes/n1/epochs/e1")),
     ("reconciliation", queries._SUMS, (["lhr"], 0, 3_600_000)),
-    ("buckets of an allocation", queries._BUCKETS_OF, ("lhr", "job-1", "ravi-health")),
+    ("buckets of an allocation", queries._BUCKETS_OF, ("lhr", "job-1", "ravi-health", 1)),
+    ("billed of an allocation", queries._BILLED_OF, ("lhr", "job-1", "ravi-health")),
 ]
 BIG = {
     "allocations",

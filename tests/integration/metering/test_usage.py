@@ -179,6 +179,58 @@ def test_record_is_released_once_its_tenant_and_price_are_known(hub: Hub) -> Non
     assert ["released", "released"] == [item["state"] for item in hub.quarantined(count=2)]
 
 
+@pytest.mark.defect("M18")
+def test_record_that_cannot_be_released_is_left_to_an_operator(hub: Hub) -> None:
+    """Judging it again fails by itself: it stays open with what went wrong, others are released."""
+    tenant = f"refused-{hub.code}"
+    hub.say(interval(tenant_id=tenant))
+    hub.say(interval(NOON_MS + HOUR_MS, NOON_MS + 2 * HOUR_MS, tenant_id=tenant))
+    hub.accounts(2)
+    hub.metering.rows(
+        "alter table buckets add constraint refused check "
+        f"(tenant_id <> '{tenant}' or hour_ms <> {NOON_MS})"
+    )
+    try:
+        send_tenant(hub.metering.infrastructure, tenant)
+        found = eventually(
+            hub.quarantined,
+            lambda items: (
+                {"open", "released"} == {item["state"] for item in items}
+                and any(item["reason"] == "killed-process" for item in items)
+            ),
+        )
+    finally:
+        hub.metering.rows("alter table buckets drop constraint refused")
+    [item] = [item for item in found if item["state"] == "open"]
+    assert "killed-process" == item["reason"]
+    assert item["detail"].startswith("judging it again failed: CheckViolationError(")
+    path = f"/v1/quarantine/{item['quarantine_id']}/replay"
+    replayed = hub.metering.request("POST", path, json={})
+    assert (202, "released") == (replayed.status_code, replayed.json()["state"])
+    assert (2, 2, 0, 0) == records(hub.reconcile())
+
+
+def test_billed_time_of_an_allocation_is_of_all_its_buckets_although_the_list_is_cut(
+    hub: Hub,
+) -> None:
+    """14 nodes for 31 days have 10 416 buckets: 10 000 are listed, all are added up and drawn."""
+    hours, nodes = 31 * 24, 14
+    for number in range(nodes):
+        hub.say(
+            interval(
+                NOON_MS - hours * HOUR_MS,
+                NOON_MS,
+                node_id=f"n{number}",
+                devices=[device(f"GPU-{number}")],
+            )
+        )
+    assert nodes * hours == hub.accounts(nodes)["buckets"]
+    found = hub.metering.get(f"/v1/allocations/{hub.code}/job-1")
+    assert 10_000 == len(found["buckets"])
+    assert str(nodes * hours * HOUR_MS) == found["billed_gpu_ms"]
+    assert nodes == len(found["intervals"])
+
+
 @pytest.mark.defect("M12", "M14", "M21", "F60", "F61")
 def test_interval_is_cut_at_hours_and_reconciled_by_usage_time(hub: Hub) -> None:
     """One millisecond on each side of an hour lands in its own bucket and window."""

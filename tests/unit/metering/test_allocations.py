@@ -46,5 +46,5 @@ def test_allocation_is_final_when_totals_match_or_its_hub_is_complete(
 
 def test_allocation_that_is_not_final_is_looked_at_ever_more_rarely() -> None:
     """After 1, 2, 4, 8, 16 seconds, and then every 30."""
-    waits = [check_allocation(ended(check_count=count)).next_check_ms for count in range(8)]
+    waits = [check_allocation(ended(check_count=count)).check_after_ms for count in range(8)]
     assert [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000] == waits

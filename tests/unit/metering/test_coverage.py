@@ -33,7 +33,7 @@ CLAIM = Claim(
 
 
 def test_row_that_holds_an_instant_starts_at_its_midnight_or_later() -> None:
-    """So whoever loads from the midnight before a stretch finds all that can touch it."""
+    """So whoever loads from the midnight before an interval finds all that can touch it."""
     assert MIDNIGHT_MS == day_floor_ms(MIDNIGHT_MS) == day_floor_ms(NOON_MS)
     coverage = DeviceCoverage(DeviceId("GPU-1"))
     coverage.cover(WHOLE, MIDNIGHT_MS - 1, MIDNIGHT_MS + DAY_MS + 1, CLAIM)

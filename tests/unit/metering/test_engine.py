@@ -15,7 +15,6 @@ from metering.core.batch import (
     EarlierVerdict,
     MeteringBatch,
     MeteringState,
-    QuarantineCause,
     QuarantinedRecord,
     Reference,
     StoredBucket,
@@ -23,6 +22,7 @@ from metering.core.batch import (
     UsageRecord,
 )
 from metering.core.coverage import CoveredInterval, DeviceKey
+from metering.core.quarantine import QuarantineCause
 from metering.core.sources import SourceProgress
 from property.metered import facts
 from unit.metering.hub_events import (
@@ -81,7 +81,7 @@ def verdict_of(waiting: QuarantinedRecord) -> EarlierVerdict:
         waiting.had_new,
         waiting.counts,
         waiting.hour_ms,
-        waiting.waiting_gpu_ns,
+        waiting.quarantined_gpu_ns,
     )
 
 
@@ -148,7 +148,7 @@ def test_quarantined_record_counts_in_its_sources_sequence() -> None:
 
 
 def test_batch_says_what_must_be_loaded() -> None:
-    """Nodes to lock, the stretch of each device, the buckets, and nodes whose sources count."""
+    """Nodes to lock, the span of each device, the buckets, and nodes whose sources count."""
     batch = prepare(
         event(interval(NOON_MS, NOON_MS + 2 * HOUR_MS), 1),
         event(interval(NOON_MS - HOUR_MS, NOON_MS), 2),
@@ -168,7 +168,7 @@ def test_interval_that_lacks_a_price_in_one_hour_waits_whole() -> None:
     changes = meter(prepare(event(interval(price_class="none"), 1)))
     [waiting] = changes.quarantined
     assert "no-price" == waiting.cause.reason
-    assert {NOON_MS: 3_600_000_000_000} == waiting.waiting_gpu_ns
+    assert {NOON_MS: 3_600_000_000_000} == waiting.quarantined_gpu_ns
     assert (3_600_000_000_000, 1) == (total(changes).reported_gpu_ns, total(changes).read_records)
 
 
@@ -224,7 +224,7 @@ def test_conflict_waits_with_both_claims_and_only_where_it_overlaps() -> None:
     )
     changes = meter(prepare(event(first, 1), event(second, 2)))
     [waiting] = changes.quarantined
-    assert {NOON_MS: 600_000_000_000} == waiting.waiting_gpu_ns
+    assert {NOON_MS: 600_000_000_000} == waiting.quarantined_gpu_ns
     assert ("conflict", True) == (waiting.cause.reason, waiting.had_new)
     assert "job-1 of ravi-health" in waiting.cause.detail
     assert "job-3 of indus-foundry" in waiting.cause.detail
@@ -242,7 +242,7 @@ def test_conflict_that_still_conflicts_moves_nothing() -> None:
     [waiting] = changes.quarantined
     assert "(and 1 more)" in waiting.cause.detail
     repeated = meter(judge_again(rival, verdict_of(waiting)), covered_by(changes))
-    assert waiting.waiting_gpu_ns == repeated.still_quarantined[0].waiting_gpu_ns
+    assert waiting.quarantined_gpu_ns == repeated.still_quarantined[0].quarantined_gpu_ns
     assert [] == repeated.released_ids
     assert {} == repeated.tallies
 
@@ -251,7 +251,7 @@ def test_conflict_whose_rival_is_gone_is_billed_for_the_part_that_waited() -> No
     """Of a record judged again only the part that waits is looked at; the rest stays billed."""
     rival = event(interval(NOON_MS, NOON_MS + 2 * HOUR_MS, allocation_id="job-3"), 2)
     [waiting] = meter(prepare(event(interval(), 1), rival)).quarantined
-    assert {NOON_MS: 3_600_000_000_000} == waiting.waiting_gpu_ns
+    assert {NOON_MS: 3_600_000_000_000} == waiting.quarantined_gpu_ns
     changes = meter(judge_again(rival, verdict_of(waiting)))
     assert [1] == changes.released_ids
     assert [NOON_MS] == [bucket.total.hour_ms for bucket in changes.buckets]
@@ -333,7 +333,7 @@ def test_record_set_aside_unread_counts_as_one_record() -> None:
     assert 1 == total(changes).read_records
 
 
-def test_released_lifecycle_event_is_taken_back_from_the_records() -> None:
+def test_released_lifecycle_event_is_counted_as_a_record_no_longer() -> None:
     """A record that could not be read turned out to be no usage."""
     earlier = EarlierVerdict(1, None, False, True, NOON_MS, {})
     started = interval() | {"started_ms": NOON_MS}
@@ -389,12 +389,12 @@ def test_vouched_watermark_is_accepted_or_waits_on() -> None:
     """An operator's replay of a watermark that was ahead of its time."""
     earlier = EarlierVerdict(1, None, False, False, NOON_MS, {})
     ahead = event(watermark(RECORD_MS + 2 * HOUR_MS), 1, "watermark")
-    early = judge_again(ahead, earlier, vouched_ms=RECORD_MS)
+    early = judge_again(ahead, earlier, replayed_ms=RECORD_MS)
     assert ["clock-skew"] == [rejected.cause.reason for rejected in early.rejected]
-    now = meter(judge_again(ahead, earlier, vouched_ms=RECORD_MS + 2 * HOUR_MS))
+    now = meter(judge_again(ahead, earlier, replayed_ms=RECORD_MS + 2 * HOUR_MS))
     assert [RECORD_MS + 2 * HOUR_MS] == [changed.watermark_ms for changed in now.sources]
     assert [1] == now.released_ids
-    back = judge_again(event(watermark(NOON_MS), 1, "watermark"), earlier, vouched_ms=RECORD_MS)
+    back = judge_again(event(watermark(NOON_MS), 1, "watermark"), earlier, replayed_ms=RECORD_MS)
     changes = meter(back, with_sources(*now.sources))
     assert ["watermark"] == [waiting.cause.reason for waiting in changes.still_quarantined]
     assert ([], []) == (changes.released_ids, changes.sources)
@@ -406,7 +406,7 @@ def test_vouched_watermark_jumps_no_gap() -> None:
     earlier = EarlierVerdict(1, None, False, False, NOON_MS, {})
     value = event(watermark(NOON_MS), 3, "watermark")
     changes = meter(
-        judge_again(value, earlier, vouched_ms=RECORD_MS), with_sources(source("e1", 1))
+        judge_again(value, earlier, replayed_ms=RECORD_MS), with_sources(source("e1", 1))
     )
     assert [(None, [(2, 3)])] == [
         (changed.watermark_ms, changed.gaps) for changed in changes.sources
@@ -422,6 +422,6 @@ def test_batch_is_full_by_what_its_records_touch() -> None:
         for sequence, sku in enumerate(("h100-sxm-80", "b300", "h100-sxm-80"), start=1)
     ]
     for max_rows, taken in ((1, 1), (4, 1), (5, 2), (8, 2), (9, 3)):
-        assert taken == engine.prepare(records, facts(), max_rows=max_rows).taken_records
+        assert taken == engine.prepare(records, facts(), max_rows=max_rows).record_count
     unread = [record(None, cause=QuarantineCause("killed-process", "unread"))] * 9
-    assert 9 == engine.prepare(unread, facts(), max_rows=1).taken_records
+    assert 9 == engine.prepare(unread, facts(), max_rows=1).record_count

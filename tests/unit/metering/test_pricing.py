@@ -5,17 +5,20 @@ from __future__ import annotations
 import pytest
 
 from hisab_contracts.ids import PriceClass, Sku
-from hisab_contracts.prices import PriceBook, PriceSeries
+from hisab_contracts.prices import PriceBook, PriceSeries, quote_micro
 from hisab_contracts.units import HOUR_MS
 from metering.core.engine import hours_of
 from metering.core.pricing import (
     DisplacedLine,
+    JobQuote,
+    JobRequest,
     ListedPrice,
+    NotPriced,
     PriceList,
     displaced_lines,
     price_lines_of,
     price_version,
-    quote_micro,
+    quote_job,
     reject_overlap,
     reject_rated,
 )
@@ -103,6 +106,15 @@ def test_quote_is_what_one_bucket_would_cost() -> None:
     line = price_lines_of(listed(0, None))[0]
     assert 6_720_000_000 == quote_micro(line, 8, HOUR_MS)
     assert 233 == quote_micro(line, 1, 1)
+
+
+def test_job_is_quoted_at_the_line_in_force_or_not_at_all() -> None:
+    """The price list that says so is named; an hour without a line has no price."""
+    prices = book(listed(0, 5))
+    job = JobRequest(SERIES, gpus=8, duration_ms=HOUR_MS)
+    version = price_version(listed(0, 5))
+    assert JobQuote(6_720_000_000, version) == quote_job(prices, job, NOON_MS)
+    assert NotPriced(SERIES) == quote_job(prices, job, NOON_MS + 5 * HOUR_MS)
 
 
 def test_hours_of_an_interval_are_those_it_touches() -> None:

@@ -11,6 +11,7 @@ from metering.core.sources import (
     MAX_RANGES,
     SequenceRange,
     SourceEvent,
+    SourceNotActive,
     SourceProgress,
     WatermarkRegression,
     accept_watermark,
@@ -165,8 +166,10 @@ def test_vouched_watermark_beyond_a_gap_fits_what_was_said_around_it() -> None:
 def test_only_an_active_source_is_retired_by_an_operator() -> None:
     """Unknown, closed and retired ones are refused; what is missing in it stays listed."""
     source, _ = observe(fresh(), said(1, 3))
-    retired = retire(source)
+    retired = retire(source.hub, source.path, source)
+    assert isinstance(retired, SourceProgress)
     assert retired is not None
     assert ("retired", source.gaps) == (retired.standing, retired.gaps)
-    assert retire(retired) is None
-    assert retire(None) is None
+    refused = SourceNotActive(source.hub, source.path)
+    assert refused == retire(source.hub, source.path, retired)
+    assert refused == retire(source.hub, source.path, None)

@@ -8,16 +8,18 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from hisab_contracts.charges import OpenQuarantine, read_charge
+from hisab_contracts.charges import HubWatermark, OpenQuarantine, read_charge
 from hisab_contracts.ids import HubCode, SourcePath, TenantId
 from metering.core.sources import SequenceRange, SourceProgress
 from metering.core.watermarks import (
     MAX_QUARANTINED,
     Barrier,
+    HubCompleteness,
     HubView,
     blocking_sources,
     bound_quarantined,
     candidate_ms,
+    complete_until_ms,
     has_passed,
     is_silent,
     passed_ms,
@@ -45,7 +47,23 @@ def view(
     *sources: SourceProgress, watermark_ms: int | None = None, emitted: bool = True
 ) -> HubView:
     """A hub with these active sources."""
-    return HubView(HubCode("lhr"), 60_000, watermark_ms, NOON_MS, sources, emitted, ())
+    return HubView(
+        hub=HubCode("lhr"),
+        heartbeat_ms=60_000,
+        watermark_ms=watermark_ms,
+        last_seen_ms=NOON_MS,
+        sources=sources,
+        emitted=emitted,
+        ever_seen=emitted,
+        quarantined=(),
+    )
+
+
+def due(
+    hub: HubView, last: HubWatermark | None, stated_ms: int, now_ms: int
+) -> HubWatermark | None:
+    """What must be stated of a hub of which `last` was stated last."""
+    return statement_due(replace(hub, last_statement=last, stated_ms=stated_ms), now_ms)
 
 
 def test_candidate_is_the_minimum_of_active_sources() -> None:
@@ -53,6 +71,15 @@ def test_candidate_is_the_minimum_of_active_sources() -> None:
     assert 5 == candidate_ms(view(source("a", 9), source("b", 5)), NOW_MS)
     assert candidate_ms(view(source("a", 9), source("b", None)), NOW_MS) is None
     assert candidate_ms(view(emitted=False), NOW_MS) is None
+
+
+def test_hubs_are_complete_up_to_the_least_of_those_that_have_emitted() -> None:
+    """One without a watermark leaves all incomplete; one that never emitted does not count."""
+    lhr, khi, isb = (HubCode(code) for code in ("lhr", "khi", "isb"))
+    nine, five = HubCompleteness(lhr, 9, emitted=True), HubCompleteness(khi, 5, emitted=True)
+    assert 5 == complete_until_ms([nine, five, HubCompleteness(isb, None, emitted=False)])
+    assert complete_until_ms([nine, HubCompleteness(isb, None, emitted=True)]) is None
+    assert complete_until_ms([]) is None
 
 
 def test_hub_without_active_sources_holds_nobody_up() -> None:
@@ -112,7 +139,7 @@ def test_blockers_are_named_with_their_reason() -> None:
 
 def test_statement_is_told_again_only_when_something_matters() -> None:
     """At once for the watermark and open time; throttled for the rest; never for nothing."""
-    first = statement_due(view(source("a", None)), None, 0, NOW_MS)
+    first = due(view(source("a", None)), None, 0, NOW_MS)
     assert first is not None
     assert (NOW_MS, None, "no watermark yet") == (
         first.revision,
@@ -120,8 +147,8 @@ def test_statement_is_told_again_only_when_something_matters() -> None:
         first.behind[0].reason,
     )
     same = view(source("a", None))
-    assert statement_due(same, first, NOW_MS, NOW_MS + 9_999) is None
-    moved = statement_due(view(source("a", 5), watermark_ms=5), first, NOW_MS, NOW_MS)
+    assert due(same, first, NOW_MS, NOW_MS + 9_999) is None
+    moved = due(view(source("a", 5), watermark_ms=5), first, NOW_MS, NOW_MS)
     assert moved is not None
     assert (NOW_MS + 1, 5, ["the furthest behind"]) == (
         moved.revision,
@@ -129,26 +156,26 @@ def test_statement_is_told_again_only_when_something_matters() -> None:
         [behind.reason for behind in moved.behind],
     )
     waiting = replace(same, quarantined=[OpenQuarantine(TenantId("t"), "2025-07", 1)])
-    assert statement_due(waiting, first, NOW_MS, NOW_MS) is not None
+    assert due(waiting, first, NOW_MS, NOW_MS) is not None
     other = view(source("b", None))
-    assert statement_due(other, first, NOW_MS, NOW_MS + 999) is None
-    assert statement_due(other, first, NOW_MS, NOW_MS + 1_000) is not None
-    assert statement_due(view(emitted=False), None, 0, NOW_MS) is None
+    assert due(other, first, NOW_MS, NOW_MS + 999) is None
+    assert due(other, first, NOW_MS, NOW_MS + 1_000) is not None
+    assert due(view(emitted=False), None, 0, NOW_MS) is None
 
 
 @pytest.mark.defect("F22")
 def test_what_restored_metering_tells_is_newer_than_all_it_has_forgotten() -> None:
     """Readers take only a higher revision; it follows the clock, and counts up if that stands."""
-    before = statement_due(view(source("a", 5), watermark_ms=5), None, 0, NOW_MS)
-    forgotten = statement_due(view(source("a", 6), watermark_ms=6), before, NOW_MS, NOW_MS + 500)
-    restored = statement_due(view(source("a", 7), watermark_ms=7), before, NOW_MS, NOW_MS + 1_000)
-    rebuilt = statement_due(view(source("a", 7), watermark_ms=7), None, 0, NOW_MS + 1_000)
+    before = due(view(source("a", 5), watermark_ms=5), None, 0, NOW_MS)
+    forgotten = due(view(source("a", 6), watermark_ms=6), before, NOW_MS, NOW_MS + 500)
+    restored = due(view(source("a", 7), watermark_ms=7), before, NOW_MS, NOW_MS + 1_000)
+    rebuilt = due(view(source("a", 7), watermark_ms=7), None, 0, NOW_MS + 1_000)
     assert before is not None
     assert forgotten is not None
     assert restored is not None
     assert rebuilt is not None
     assert before.revision < forgotten.revision < restored.revision == rebuilt.revision
-    clock_went_back = statement_due(view(source("a", 8), watermark_ms=8), restored, NOW_MS, NOW_MS)
+    clock_went_back = due(view(source("a", 8), watermark_ms=8), restored, NOW_MS, NOW_MS)
     assert clock_went_back is not None
     assert restored.revision + 1 == clock_went_back.revision
 
@@ -162,7 +189,7 @@ def test_statement_fits_a_message_however_much_waits() -> None:
         for tenant in range(200)
         for month in months
     ]
-    statement = statement_due(replace(view(), quarantined=waiting), None, 0, NOW_MS)
+    statement = due(replace(view(), quarantined=waiting), None, 0, NOW_MS)
     assert statement is not None
     assert MAX_QUARANTINED == len(statement.quarantined)
     value = msgspec.json.encode(statement)

@@ -8,8 +8,8 @@ transaction. So whatever is published was stored, and whatever was read is store
 
 Reading order: `core/engine.py` (the decisions and their order), `core/coverage.py` and
 `core/sources.py` (what it decides by), `ingest.py` (load, decide, save), `store/state.py` (the SQL
-of that), `replay.py` (the same out of quarantine), `jobs.py` (watermarks, finals, releases). Then
-`api/`, one module per resource.
+of that), `replay.py` (the same out of quarantine), `jobs.py` (watermarks, finals, releases),
+`commands.py` (what operators ask for). Then `api/`, one module per resource.
 """
 
 from __future__ import annotations

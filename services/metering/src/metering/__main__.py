@@ -33,7 +33,11 @@ def build(kit: Kit) -> Parts:
         kit.kafka,
         kit.writer,
         Subscription(
-            "metering", (), ingest.handle, on_unread=ingest.set_aside, max_records=MAX_RECORDS
+            "metering",
+            (),
+            ingest.handle,
+            on_unread=ingest.quarantine_unread,
+            max_records=MAX_RECORDS,
         ),
     )
     reference = Consumer(

@@ -3,7 +3,7 @@
 `meter_records` is the one way for all records: those new from Kafka come through `Ingest`, those
 out of quarantine through `metering.replay`. It loads, has the engine decide, saves, and writes what
 is published to the outbox: one `BucketTotal` per bucket that was filled, one notice per record that
-begins to wait. A record that changes nothing leaves nothing.
+is new in quarantine. A record that changes nothing leaves nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import msgspec
 from hisab_contracts.ids import HubCode
 from hisab_contracts.topics import CHARGES, QUARANTINE, hub_of_topic
 from metering.core import engine
-from metering.core.batch import MeteredBucket, QuarantineCause, Reference, UsageRecord
+from metering.core.batch import MeteredBucket, Reference, UsageRecord
+from metering.core.quarantine import ESCAPED_HEADER, UNREAD_RECORD
 from metering.store import quarantine, state
 from metering.store.quarantine import OpenedQuarantine
 from metering.store.state import ReferenceCache
@@ -36,15 +37,9 @@ T = TypeVar("T")
 THREAD_ABOVE_RECORDS: Final = 500
 """Batches up to this size are decided on the event loop: they hold it for a few milliseconds."""
 
-KILLED: Final = QuarantineCause(
-    "killed-process",
-    "reading or metering this record ended the process: it was set aside unread",
-)
-ESCAPED: Final = QuarantineCause("undecodable", "a header's name is not UTF-8; it is shown escaped")
-
 
 class QuarantineNotice(msgspec.Struct, frozen=True):
-    """`metering.quarantine.v1`: a record waits. Its bytes stay in metering's database."""
+    """`metering.quarantine.v1`: a record was quarantined. Its bytes stay in our database."""
 
     quarantine_id: str
     reason: str
@@ -66,13 +61,13 @@ class Ingest:
 
     async def handle(self, batch: Batch, connection: Connection) -> None:
         """Meter a batch of hub records."""
-        await self._take(connection, batch.records, unread=False)
+        await self._ingest(connection, batch.records, unread=False)
 
-    async def set_aside(self, record: Record, connection: Connection) -> None:
+    async def quarantine_unread(self, record: Record, connection: Connection) -> None:
         """Quarantine a record that killed the process, without reading it."""
-        await self._take(connection, (record,), unread=True)
+        await self._ingest(connection, (record,), unread=True)
 
-    async def _take(
+    async def _ingest(
         self, connection: Connection, received: Sequence[Record], *, unread: bool
     ) -> None:
         records = _usage_records(received, unread=unread)
@@ -80,8 +75,8 @@ class Ingest:
         reference = await state.load_reference(connection, self._cache)
         await state.note_seen(connection, seen)
         before = await state.quarantined_offsets(connection, ranges)
-        # Offsets that come again although they wait in quarantine: whatever became of them there
-        # counts. What was not quarantined needs no such look: coverage makes it a duplicate.
+        # Offsets that come again although they were quarantined: what became of them there counts.
+        # What was not quarantined needs no such look: coverage makes it a duplicate.
         if before:
             records = [
                 record
@@ -107,7 +102,7 @@ async def meter_records(
 
     `reference` was loaded in this transaction, from the cache. `because` is why records out of
     quarantine are judged again. What becomes of each of them stands in the quarantine afterwards:
-    it is released, or it waits on.
+    it is released, or it stays open.
     """
     # All rounds in one transaction: progress is stored for the whole Kafka batch, so a part of it
     # that was stored alone would be read, and counted, again.
@@ -118,9 +113,9 @@ async def meter_records(
             more = await state.look_up_tenants(connection, cache, reference, batch.unknown_tenants)
             if more is not reference:
                 reference = more
-                continue  # Prepare again: what would wait for these tenants can be rated now.
+                continue  # Prepare again: what these tenants used can be rated now.
         stored = await state.load_state(connection, batch)
-        changes = await _decide(partial(engine.meter, batch, stored), batch.taken_records)
+        changes = await _decide(partial(engine.meter, batch, stored), batch.record_count)
         await state.save_changes(connection, changes)
         messages = [_total_message(bucket) for bucket in changes.buckets]
         if changes.quarantined or changes.still_quarantined or changes.released_ids:
@@ -129,7 +124,7 @@ async def meter_records(
             )
             messages += map(_notice_message, opened)
         await outbox.write(connection, messages)
-        records = records[batch.taken_records :]
+        records = records[batch.record_count :]
 
 
 async def _decide(decide: Callable[[], T], record_count: int) -> T:
@@ -155,25 +150,25 @@ def _usage_records(received: Sequence[Record], *, unread: bool) -> Sequence[Usag
             hub = hubs[record.topic] = _hub_of(record.topic)
         cause, trace = None, own_trace
         if unread:
-            cause = KILLED  # Not even its headers are looked at.
+            cause = UNREAD_RECORD  # Not even its headers are looked at.
         else:
             traceparent = trace_of(record)
             if traceparent is not None:
                 trace = trace_headers(traceparent)
             if record.is_escaped:
-                cause = ESCAPED
+                cause = ESCAPED_HEADER
         records.append(
             UsageRecord(
-                hub,
-                record.topic,
-                record.partition,
-                record.offset,
-                record.timestamp_ms,
-                record.key,
-                record.value,
-                record.headers,
-                trace,
-                cause,
+                hub=hub,
+                topic=record.topic,
+                partition=record.partition,
+                offset=record.offset,
+                record_ms=record.timestamp_ms,
+                key=record.key,
+                value=record.value,
+                headers=record.headers,
+                trace=trace,
+                cause=cause,
             )
         )
     return records
@@ -208,10 +203,10 @@ def _total_message(bucket: MeteredBucket) -> Message:
 
 
 def _notice_message(opened: OpenedQuarantine) -> Message:
-    record = opened.waiting.record
+    record = opened.quarantined.record
     notice = QuarantineNotice(
         quarantine_id=str(opened.quarantine_id),
-        reason=opened.waiting.cause.reason,
+        reason=opened.quarantined.cause.reason,
         hub=record.hub,
         topic=record.topic,
         partition=record.partition,

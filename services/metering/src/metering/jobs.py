@@ -3,12 +3,13 @@
 Watermarks: a hub's candidate is taken, then the broker is asked how far its topic reaches, and the
 candidate counts once all of that has been metered (`metering.core.watermarks`). What downstream
 must know is written to every partition of the charges topic, after the charges it covers. Finals:
-allocations that have ended are declared final once nothing more can come. Releases: what waited for
-a tenant or a price is judged again when it has arrived.
+allocations that have ended are declared final once nothing more can come. Releases: records that
+lacked a tenant or a price are judged again when it has arrived.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -19,9 +20,10 @@ from hisab_contracts.charges import AllocationFinal, HubWatermark
 from hisab_contracts.ids import HubCode
 from hisab_contracts.topics import CHARGES, hub_topic
 from metering.core.allocations import AllocationCheck, check_allocation
+from metering.core.quarantine import failed_release
 from metering.core.watermarks import (
     Barrier,
-    HubStatement,
+    HubView,
     candidate_ms,
     has_passed,
     passed_ms,
@@ -33,8 +35,10 @@ from metering.store.state import ReferenceCache
 from runtime.clock import now_ms
 from runtime.database import transaction_on
 from runtime.kafka import Kafka, Message
+from runtime.machine import Partition
 from runtime.outages import is_outage
 from runtime.outbox import Outbox
+from runtime.progress import stored_progress
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -73,30 +77,31 @@ class Watermarks:
         if present_ms - self._folded_ms >= FOLD_EVERY_MS:
             await quarantine.fold_open_time(connection)
             self._folded_ms = present_ms
-        statements = await hubs.hub_statements(connection)
-        await self._raise_barriers(statements, present_ms)
-        for stated in statements:
-            hub = stated.view.hub
+        views = await hubs.view_hubs(connection)
+        await self._raise_barriers(views, present_ms)
+        progress: Mapping[Partition, int] = {}
+        if self._barriers:
+            # After the barriers were raised: what is read here can only be behind what is metered.
+            topics = [hub_topic(hub) for hub in self._barriers]
+            progress = await stored_progress(connection, topics)
+        for view in views:
+            hub = view.hub
             barrier = self._barriers.get(hub)
-            passed = barrier is not None and has_passed(
-                barrier, await hubs.read_progress(connection, hub_topic(hub))
-            )
-            due = statement_due(stated.view, stated.last, stated.stated_ms, present_ms)
-            if passed or due is not None:
+            passed = barrier is not None and has_passed(barrier, _offsets_of(hub, progress))
+            if passed or statement_due(view, present_ms) is not None:
                 await self._state(connection, hub, barrier if passed else None, present_ms)
             if passed:
                 del self._barriers[hub]
 
-    async def _raise_barriers(self, statements: list[HubStatement], present_ms: int) -> None:
+    async def _raise_barriers(self, views: Sequence[HubView], present_ms: int) -> None:
         """Ask how far topics reach whose candidate is ahead of what has passed."""
         ahead: dict[HubCode, int] = {}
-        for stated in statements:
-            hub, behind_ms = stated.view.hub, stated.view.watermark_ms
-            ahead_ms = candidate_ms(stated.view, present_ms)
-            if ahead_ms is None or hub in self._barriers:
+        for view in views:
+            ahead_ms = candidate_ms(view, present_ms)
+            if ahead_ms is None or view.hub in self._barriers:
                 continue
-            if behind_ms is None or ahead_ms > behind_ms:
-                ahead[hub] = ahead_ms
+            if view.watermark_ms is None or ahead_ms > view.watermark_ms:
+                ahead[view.hub] = ahead_ms
         if not ahead:
             return
         # Asked after the candidates were read as committed: whatever was in the topic when the
@@ -111,17 +116,16 @@ class Watermarks:
     async def _state(
         self, connection: Connection, hub: HubCode, barrier: Barrier | None, present_ms: int
     ) -> None:
-        """Note what has passed and state it downstream, after every charge that it covers."""
+        """Store what has passed and state it downstream, after every charge that it covers."""
         async with transaction_on(connection):
             # Read again inside the transaction: sources first seen since then may hold the hub.
-            [stated] = await hubs.hub_statements(connection, hub)
-            view = stated.view
+            [view] = await hubs.view_hubs(connection, hub)
             if barrier is not None:
                 reached_ms = passed_ms(view, barrier, present_ms)
                 if reached_ms is not None and reached_ms != view.watermark_ms:
                     await hubs.save_watermark(connection, hub, reached_ms)
                     view = replace(view, watermark_ms=reached_ms)
-            statement = statement_due(view, stated.last, stated.stated_ms, present_ms)
+            statement = statement_due(view, present_ms)
             if statement is None:
                 return
             await hubs.save_statement(connection, statement, present_ms)
@@ -129,7 +133,20 @@ class Watermarks:
 
     def _messages(self, statement: HubWatermark) -> list[Message]:
         value = msgspec.json.encode(statement)
-        return [Message(CHARGES, None, value, (), place) for place in range(self._partitions)]
+        return [
+            Message(CHARGES, key=None, value=value, partition=partition)
+            for partition in range(self._partitions)
+        ]
+
+
+def _offsets_of(hub: HubCode, progress: Mapping[Partition, int]) -> dict[int, int]:
+    """Return how far each partition of a hub's topic has been metered."""
+    topic = hub_topic(hub)
+    return {
+        partition.number: next_offset
+        for partition, next_offset in progress.items()
+        if partition.topic == topic
+    }
 
 
 class Finals:
@@ -153,7 +170,12 @@ class Finals:
 
 def _final_message(check: AllocationCheck) -> Message:
     key = check.key
-    final = AllocationFinal(key.tenant_id, key.hub, key.allocation_id, check.ended_ms)
+    final = AllocationFinal(
+        tenant_id=key.tenant_id,
+        hub=key.hub,
+        allocation_id=key.allocation_id,
+        ended_ms=check.ended_ms,
+    )
     return Message(CHARGES, key.tenant_id.encode(), msgspec.json.encode(final))
 
 
@@ -182,15 +204,17 @@ class Releases:
 
     async def _release(self, connection: Connection, quarantine_ids: list[int]) -> None:
         async with transaction_on(connection):
-            because = "what it waited for has arrived"
+            because = "what it lacked has arrived"
             await replay_quarantined(connection, self._outbox, self._cache, quarantine_ids, because)
 
     async def _release_singly(self, connection: Connection, quarantine_ids: list[int]) -> None:
-        """One record that we cannot judge must not keep the others waiting."""
+        """Release records one by one: one that we fail to judge must not keep the others back."""
         for quarantine_id in quarantine_ids:
             try:
                 await self._release(connection, [quarantine_id])
             except Exception as error:
                 if is_outage(error):
                     raise
-                await quarantine.give_up(connection, quarantine_id, repr(error))
+                # Left to an operator: under this cause no tenant or price releases it any more.
+                cause = failed_release(repr(error))
+                await quarantine.save_cause(connection, quarantine_id, cause)

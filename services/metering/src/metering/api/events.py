@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 from fastapi import Request, Response
@@ -45,6 +45,8 @@ MEDIA_TYPES: Final = (
 )
 
 _STRUCTURED: Final = (("content-type", b"application/cloudevents+json"),)
+
+_Outcome = Literal["accepted", "duplicate", "rejected"]
 
 _TITLES: Final = {
     "undecodable": "The event is not JSON",
@@ -161,18 +163,24 @@ def _judge_event(event: bytes, hub: HubCode, trace: Headers) -> _Verdict:
     if isinstance(read, HubEvent) and len(event) > MAX_EVENT_BYTES:
         read = Refused("schema", f"an event has at most {MAX_EVENT_BYTES} bytes")
     if isinstance(read, Refused):
-        return _Verdict(_id_of(event), read, None, None, 0)
+        return _Verdict(_id_of(event), refused=read, message=None, path=None, sequence=0)
     key = read.source.node_path.encode()
     message = Message(hub_topic(hub), key, event, (*_STRUCTURED, *trace))
-    return _Verdict(read.event_id, None, message, read.source.path, read.sequence)
+    return _Verdict(
+        read.event_id,
+        refused=None,
+        message=message,
+        path=read.source.path,
+        sequence=read.sequence,
+    )
 
 
 def _outcomes(
     verdicts: Sequence[_Verdict], sources: Mapping[SourcePath, SourceProgress]
-) -> list[str]:
-    """Say accepted, duplicate or rejected for each event, in order."""
+) -> list[_Outcome]:
+    """Say what becomes of each event, in order."""
     seen: set[tuple[SourcePath | None, int]] = set()
-    outcomes = []
+    outcomes: list[_Outcome] = []
     for verdict in verdicts:
         place = (verdict.path, verdict.sequence)
         source = None if verdict.path is None else sources.get(verdict.path)
@@ -191,7 +199,9 @@ def _problem_of(refused: Refused | None) -> EventProblem | None:
     if refused is None:
         return None
     reason = refused.reason
-    return EventProblem(f"/problems/{reason}", reason, _TITLES[reason], refused.detail)
+    return EventProblem(
+        type=f"/problems/{reason}", code=reason, title=_TITLES[reason], detail=refused.detail
+    )
 
 
 def _id_of(event: bytes) -> str | None:

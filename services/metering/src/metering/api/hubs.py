@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from fastapi import Request, Response
 
-from hisab_contracts.ids import HUB_PATTERN, HubCode
+from hisab_contracts.ids import HubCode, HubText
 from hisab_contracts.reference import HubRecord, Role
-from hisab_contracts.topics import HUBS, hub_topic
+from hisab_contracts.topics import hub_topic
 from hisab_contracts.units import instant_text
+from metering.api.problems import problem_of
 from metering.api.requests import find_hub, optional_instant_text, require_own_hub
-from metering.core.watermarks import HubStatement, blocking_sources, is_silent
+from metering.commands import register_hub
+from metering.core.watermarks import HubView, blocking_sources, is_silent
 from metering.store import hubs
 from runtime.clock import now_ms
-from runtime.http import Model, Problem, Resource, get, json_response, post
+from runtime.http import Model, Resource, get, json_response, post
 from runtime.idempotency import Answer, read_command, run_command
-from runtime.kafka import Message, Topic
+from runtime.kafka import Topic
 from runtime.outbox import Outbox
 from runtime.service import Kit
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 class NewHub(Model, frozen=True, kw_only=True):
     """A hub to register."""
 
-    hub: Annotated[str, msgspec.Meta(pattern=rf"^{HUB_PATTERN}$")]
+    hub: HubText
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     heartbeat_ms: Annotated[int, msgspec.Meta(ge=1_000, le=86_400_000)] = 60_000
 
@@ -79,8 +81,8 @@ class Hubs(Resource):
         require_own_hub(principal, hub)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             code = await find_hub(connection, hub)
-            [statement] = await hubs.hub_statements(connection, code)
-        return json_response(_hub_state(statement, now_ms()))
+            [view] = await hubs.view_hubs(connection, code)
+        return json_response(_hub_state(view, now_ms()))
 
     @post(
         "/v1/hubs",
@@ -102,28 +104,26 @@ class Hubs(Resource):
         )
 
         async def run(connection: Connection) -> Answer:
-            if not await hubs.add_hub(connection, hub, body.name, body.heartbeat_ms):
-                raise Problem("already-exists", f"hub {hub} is registered")
             record = HubRecord(hub, body.heartbeat_ms)
-            message = Message(HUBS, hub.encode(), msgspec.json.encode(record))
-            await self._outbox.write(connection, [message])
+            refused = await register_hub(connection, self._outbox, record, body.name)
+            if refused is not None:
+                raise problem_of(refused)
             return Answer(201, HubAnswer(hub, body.name, body.heartbeat_ms, hub_topic(hub)))
 
         response = await run_command(
-            self._kit.api, command, run, scope=principal.role, tenant=principal.sees
+            self._kit.api, command, run, scope=principal.role_scope, tenant=principal.sees
         )
         self._follow(hub)
         return response
 
 
-def _hub_state(statement: HubStatement, present_ms: int) -> HubState:
+def _hub_state(view: HubView, present_ms: int) -> HubState:
     """Show how far a hub is complete."""
-    view = statement.view
     return HubState(
         hub=view.hub,
         complete_until=optional_instant_text(view.watermark_ms),
         silent=is_silent(view, present_ms),
-        last_seen_at=instant_text(view.last_seen_ms) if statement.ever_seen else None,
+        last_seen_at=instant_text(view.last_seen_ms) if view.ever_seen else None,
         blocked_by=[
             BlockedSource(behind.source, behind.reason)
             for behind in blocking_sources(view, present_ms)

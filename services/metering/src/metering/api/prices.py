@@ -5,57 +5,44 @@ A list is refused with 409 `price-overlap` or `price-past`, a quote with 409 `no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from fastapi import Request, Response
 
-from hisab_contracts.ids import ID_PATTERN, PriceClass, Sku
-from hisab_contracts.prices import PriceBook, PriceSeries
-from hisab_contracts.reference import PriceLine, Role
-from hisab_contracts.topics import PRICES
-from hisab_contracts.units import hour_floor_ms
+from hisab_contracts.ids import CurrencyText, IdText, PriceClass, Sku
+from hisab_contracts.reference import Role
+from metering.api.problems import problem_of
 from metering.api.requests import FIRST_HOUR_MS, read_whole_hour
+from metering.commands import add_price_list, quote
 from metering.core.pricing import (
     MAX_MICRO_PER_GPU_HOUR,
     ListedPrice,
+    NotPriced,
     PriceList,
     PriceListRefused,
-    displaced_lines,
-    price_lines_of,
-    quote_micro,
-    reject_overlap,
-    reject_rated,
 )
-from metering.store import prices
-from runtime.clock import now_ms
 from runtime.http import IntegerText, Model, Problem, Resource, json_response, post, read_body
 from runtime.idempotency import Answer, read_command, run_command
-from runtime.kafka import Message
 from runtime.outbox import Outbox
 from runtime.service import Kit
 
 if TYPE_CHECKING:
     from runtime.database import Connection
 
-DEFAULT_CURRENCY: Final = "PKR"
-"""Of quotes for keys that are no tenant's."""
-
-_ID = Annotated[str, msgspec.Meta(pattern=rf"^{ID_PATTERN}$")]
-
 
 class PriceView(Model, frozen=True, kw_only=True):
     """One price of a list."""
 
-    sku: _ID
-    price_class: _ID
+    sku: IdText
+    price_class: IdText
     micro_per_gpu_hour: IntegerText
 
 
 class ProposedPrices(Model, frozen=True, kw_only=True):
     """A price list."""
 
-    currency: Annotated[str, msgspec.Meta(pattern=r"^[A-Z]{3}$")]
+    currency: CurrencyText
     valid_from: str | None
     valid_until: str | None
     prices: Annotated[list[PriceView], msgspec.Meta(min_length=1, max_length=1_000)]
@@ -70,8 +57,8 @@ class PriceVersionAnswer(msgspec.Struct, frozen=True):
 class QuoteRequest(Model, frozen=True, kw_only=True):
     """What a job would take: whole devices for a duration."""
 
-    sku: _ID
-    price_class: _ID
+    sku: IdText
+    price_class: IdText
     gpus: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
     duration_ms: Annotated[int, msgspec.Meta(ge=1, le=366 * 86_400_000)]
 
@@ -103,22 +90,16 @@ class Prices(Resource):
         """Add a price list; its lines are in force from their start on, for ever unchanged."""
         principal = await self._kit.access.authorise(request, Role.OPERATOR)
         command = await read_command(request, ProposedPrices)
-        lines = price_lines_of(_price_list(command.body))
+        price_list = _price_list(command.body)
 
         async def run(connection: Connection) -> Answer:
-            refused = await _refusal(connection, lines)
-            if refused is not None:
-                raise Problem(refused.code, refused.detail)
-            await prices.add_price_list(connection, lines, principal.key_id)
-            messages = [
-                Message(PRICES, line.rate_line_id.encode(), msgspec.json.encode(line))
-                for line in lines
-            ]
-            await self._outbox.write(connection, messages)
-            return Answer(201, PriceVersionAnswer(lines[0].price_version))
+            version = await add_price_list(connection, self._outbox, price_list, principal.key_id)
+            if isinstance(version, PriceListRefused):
+                raise problem_of(version)
+            return Answer(201, PriceVersionAnswer(version))
 
         return await run_command(
-            self._kit.api, command, run, scope=principal.role, tenant=principal.sees
+            self._kit.api, command, run, scope=principal.role_scope, tenant=principal.sees
         )
 
     @post("/v1/quotes", body=QuoteRequest, answer=Quote, problems=("no-price",))
@@ -128,29 +109,18 @@ class Prices(Resource):
             request, Role.OPERATOR, Role.AUDITOR, Role.SCHEDULER, Role.TENANT
         )
         body = await read_body(request, QuoteRequest)
-        hour_ms = hour_floor_ms(now_ms())
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
-            currency = await prices.currency_of(connection, principal.tenant_id)
-            series = PriceSeries(
-                currency or DEFAULT_CURRENCY, Sku(body.sku), PriceClass(body.price_class)
+            quoted = await quote(
+                connection,
+                principal.tenant_id,
+                Sku(body.sku),
+                PriceClass(body.price_class),
+                gpus=body.gpus,
+                duration_ms=body.duration_ms,
             )
-            lines = await prices.last_price_line(connection, series, hour_ms)
-        line = PriceBook(lines).line_at(series, hour_ms)
-        if line is None:
-            raise Problem("no-price", f"no price for {body.sku}, {body.price_class} now")
-        amount = quote_micro(line, body.gpus, body.duration_ms)
-        return json_response(Quote(str(amount), line.price_version))
-
-
-async def _refusal(connection: Connection, lines: list[PriceLine]) -> PriceListRefused | None:
-    """Return why a list cannot be added; prices are locked from here on, whatever the answer."""
-    await prices.lock_prices(connection)
-    book = PriceBook(await prices.load_price_lines(connection))
-    refused = reject_overlap(book, lines)
-    if refused is not None:
-        return refused
-    displaced = displaced_lines(book, lines)
-    return reject_rated(await prices.rated_hours(connection, displaced), displaced)
+        if isinstance(quoted, NotPriced):
+            raise problem_of(quoted)
+        return json_response(Quote(str(quoted.quoted_micro), quoted.price_version))
 
 
 def _price_list(body: ProposedPrices) -> PriceList:

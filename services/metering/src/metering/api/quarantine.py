@@ -1,4 +1,4 @@
-"""`/v1/quarantine`: records that wait; an operator has them judged again, or leaves them for good.
+"""`/v1/quarantine`: an operator has records judged again, or leaves them there for good.
 
 Both commands answer 409 `quarantine-closed` for a record that is no longer open.
 """
@@ -13,12 +13,13 @@ import msgspec
 from fastapi import Request, Response
 
 from hisab_contracts.reference import Role
+from metering.api.problems import problem_of
 from metering.api.requests import Reason, require_own_hub
-from metering.replay import QuarantineClosed, dismiss_quarantined, replay_quarantined
+from metering.commands import dismiss_record, replay_record
+from metering.core.quarantine import QuarantineClosed
 from metering.store import quarantine
 from metering.store.quarantine import ListedQuarantine, QuarantineFilter
 from metering.store.state import ReferenceCache
-from runtime.clock import now_ms
 from runtime.database import ALL_TENANTS
 from runtime.http import (
     Model,
@@ -61,8 +62,8 @@ class QuarantineItem(msgspec.Struct, frozen=True):
     state: str
 
 
-class QuarantineState(msgspec.Struct, frozen=True):
-    """What became of a command on a quarantined record."""
+class QuarantineAnswer(msgspec.Struct, frozen=True):
+    """The state of a quarantined record after a command."""
 
     quarantine_id: str
     state: str
@@ -108,7 +109,7 @@ class Quarantine(Resource):
     @post(
         "/v1/quarantine/{quarantine_id}/replay",
         body=NoBody,
-        answer=QuarantineState,
+        answer=QuarantineAnswer,
         status=202,
         idempotent=True,
         problems=("quarantine-closed",),
@@ -120,23 +121,20 @@ class Quarantine(Resource):
         command = await read_command(request, NoBody)
 
         async def run(connection: Connection) -> Answer:
-            because = f"replayed by key:{principal.key_id}"
-            closed = await replay_quarantined(
-                connection, self._outbox, self._cache, [number], because, now_ms()
-            )
-            if closed:
-                raise _problem_of(closed[0])
-            state = await quarantine.quarantine_state(connection, number) or ""
-            return Answer(202, QuarantineState(quarantine_id, state))
+            because = f"replayed by {principal.actor}"
+            state = await replay_record(connection, self._outbox, self._cache, number, because)
+            if isinstance(state, QuarantineClosed):
+                raise problem_of(state)
+            return Answer(202, QuarantineAnswer(quarantine_id, state))
 
         return await run_command(
-            self._kit.api, command, run, scope=principal.role, tenant=principal.sees
+            self._kit.api, command, run, scope=principal.role_scope, tenant=principal.sees
         )
 
     @post(
         "/v1/quarantine/{quarantine_id}/dismiss",
         body=Dismissal,
-        answer=QuarantineState,
+        answer=QuarantineAnswer,
         idempotent=True,
         problems=("quarantine-closed",),
     )
@@ -147,14 +145,14 @@ class Quarantine(Resource):
         command = await read_command(request, Dismissal)
 
         async def run(connection: Connection) -> Answer:
-            because = f"dismissed by key:{principal.key_id}: {command.body.reason}"
-            closed = await dismiss_quarantined(connection, number, because)
-            if closed is not None:
-                raise _problem_of(closed)
-            return Answer(200, QuarantineState(quarantine_id, "dismissed"))
+            because = f"dismissed by {principal.actor}: {command.body.reason}"
+            state = await dismiss_record(connection, number, because)
+            if isinstance(state, QuarantineClosed):
+                raise problem_of(state)
+            return Answer(200, QuarantineAnswer(quarantine_id, state))
 
         return await run_command(
-            self._kit.api, command, run, scope=principal.role, tenant=principal.sees
+            self._kit.api, command, run, scope=principal.role_scope, tenant=principal.sees
         )
 
     async def _existing_id(self, quarantine_id: str) -> int:
@@ -165,10 +163,6 @@ class Quarantine(Resource):
             if state is not None:
                 return int(quarantine_id)
         raise Problem("not-found", f"there is no quarantined record {quarantine_id}")
-
-
-def _problem_of(closed: QuarantineClosed) -> Problem:
-    return Problem("quarantine-closed", f"the record is {closed.state}")
 
 
 def _item(record: ListedQuarantine) -> QuarantineItem:

@@ -12,10 +12,12 @@ from fastapi import Request, Response
 
 from hisab_contracts.ids import SourcePath
 from hisab_contracts.reference import Role
+from metering.api.problems import problem_of
 from metering.api.requests import Reason, find_hub, optional_instant_text, require_own_hub
-from metering.core.sources import SourceProgress, retire
+from metering.commands import retire_source
+from metering.core.sources import SourceProgress
 from metering.store import hubs
-from runtime.http import Model, Problem, Resource, get, page_of, page_response, post
+from runtime.http import Model, Resource, get, page_of, page_response, post
 from runtime.idempotency import Answer, read_command, run_command
 from runtime.service import Kit
 
@@ -41,7 +43,7 @@ class SourceView(msgspec.Struct, frozen=True):
 
 
 class Retirement(Model, frozen=True, kw_only=True):
-    """A source that counts no longer."""
+    """A source to retire: its hub's completeness hangs on it no longer."""
 
     source: str
     reason: Reason
@@ -82,7 +84,7 @@ class Sources(Resource):
         problems=("source-unknown",),
     )
     async def retire(self, request: Request, hub: str) -> Response:
-        """Have a source count no longer for its hub's completeness."""
+        """Retire a source: it no longer counts for its hub's completeness."""
         principal = await self._kit.access.authorise(request, Role.OPERATOR)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             code = await find_hub(connection, hub)
@@ -90,16 +92,14 @@ class Sources(Resource):
         body = command.body
 
         async def run(connection: Connection) -> Answer:
-            source = await hubs.lock_source(connection, code, SourcePath(body.source))
-            retired = retire(source)
-            if retired is None:
-                raise Problem("source-unknown", f"{hub} has no active source {body.source}")
-            because = f"key:{principal.key_id}: {body.reason}"
-            await hubs.save_retirement(connection, retired, because)
+            because = f"{principal.actor}: {body.reason}"
+            retired = await retire_source(connection, code, SourcePath(body.source), because)
+            if not isinstance(retired, SourceProgress):
+                raise problem_of(retired)
             return Answer(200, RetirementAnswer(body.source, retired.standing))
 
         return await run_command(
-            self._kit.api, command, run, scope=principal.role, tenant=principal.sees
+            self._kit.api, command, run, scope=principal.role_scope, tenant=principal.sees
         )
 
 

@@ -18,8 +18,8 @@ from metering.api.requests import (
     read_whole_hour,
     require_own_hub,
 )
+from metering.core.watermarks import HubCompleteness, complete_until_ms
 from metering.store import hubs, queries
-from metering.store.hubs import HubCompleteness
 from metering.store.queries import AllocationDetail, BilledHour, UsageSums
 from runtime.http import Problem, Resource, get, json_response
 from runtime.service import Kit
@@ -50,7 +50,7 @@ class UsageReconciliation(msgspec.Struct, frozen=True):
 
 
 class IntervalView(msgspec.Struct, frozen=True):
-    """A stretch of a slice that is sold to the allocation."""
+    """An interval of a slice that is covered by the allocation."""
 
     start_ms: int
     end_ms: int
@@ -83,7 +83,7 @@ class BucketView(msgspec.Struct, frozen=True):
 
 
 class AllocationAnswer(msgspec.Struct, frozen=True):
-    """All that is known of an allocation."""
+    """An allocation: sums of all that is known; lists are cut (10 000 items, 100 000 intervals)."""
 
     tenant_id: str
     intervals: list[IntervalView]
@@ -142,10 +142,7 @@ def _hour_in_query(request: Request, name: str, default_ms: int) -> int:
 
 
 def _reconciliation(sums: UsageSums, complete: Sequence[HubCompleteness]) -> UsageReconciliation:
-    """Show the accounts of hubs; complete while every one that has emitted is."""
-    watermarks = [hub.watermark_ms for hub in complete if hub.emitted]
-    known = [watermark_ms for watermark_ms in watermarks if watermark_ms is not None]
-    until_ms = min(known) if known and len(known) == len(watermarks) else None
+    """Show the accounts of hubs, and up to when they are complete."""
     explained_gpu_ns = sums.billed_gpu_ns + sums.duplicate_gpu_ns + sums.quarantined_gpu_ns
     return UsageReconciliation(
         reported_gpu_ns=str(sums.reported_gpu_ns),
@@ -155,31 +152,38 @@ def _reconciliation(sums: UsageSums, complete: Sequence[HubCompleteness]) -> Usa
         voided_gpu_ns="0",
         difference_gpu_ns=str(sums.reported_gpu_ns - explained_gpu_ns),
         records=RecordCounts(
-            sums.read_records,
-            sums.accepted_records,
-            sums.duplicate_records,
-            sums.quarantined_records,
+            read=sums.read_records,
+            accepted=sums.accepted_records,
+            duplicate=sums.duplicate_records,
+            quarantined=sums.quarantined_records,
         ),
         buckets=sums.buckets,
         charge_micro=str(sums.charge_micro),
-        complete_until=optional_instant_text(until_ms),
+        complete_until=optional_instant_text(complete_until_ms(complete)),
     )
 
 
 def _allocation(found: AllocationDetail) -> AllocationAnswer:
     """Show an allocation."""
-    billed_gpu_ns = sum(bucket.gpu_ns for bucket in found.buckets)
     return AllocationAnswer(
         tenant_id=found.tenant_id,
         intervals=[
-            IntervalView(sold.start_ms, sold.end_ms, sold.slice_uuid, sold.share_ppm)
-            for sold in found.intervals
+            IntervalView(
+                start_ms=covered.start_ms,
+                end_ms=covered.end_ms,
+                slice_uuid=covered.slice_uuid,
+                share_ppm=covered.share_ppm,
+            )
+            for covered in found.intervals
         ],
-        billed_gpu_ms=str(floor_gpu_ms(billed_gpu_ns)),
+        billed_gpu_ms=str(floor_gpu_ms(found.billed_gpu_ns)),
         duplicate_gpu_ms=str(floor_gpu_ms(found.duplicate_gpu_ns)),
         quarantined=[
             QuarantinedUsage(
-                str(record.quarantine_id), record.reason, record.state, str(record.waiting_gpu_ns)
+                quarantine_id=str(record.quarantine_id),
+                reason=record.reason,
+                state=record.state,
+                gpu_ns=str(record.quarantined_gpu_ns),
             )
             for record in found.quarantined
         ],

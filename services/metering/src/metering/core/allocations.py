@@ -3,7 +3,7 @@
 Theory. `AllocationFinal` tells the ledger that nothing more will be reported for an allocation, so
 that its hold may be released. Two things can show it: the GPU time billed is exactly what the end
 event says was reserved, or the hub is complete past the end, whatever was billed. Nothing is final
-for a tenant that nobody knows yet: its usage waits in quarantine, and the ledger has no book of it.
+for a tenant that nobody knows yet: its usage is in quarantine, and the ledger has no book of it.
 
 Refuses nothing: an allocation that is not final is looked at again, later each time.
 """
@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from hisab_contracts.ids import AllocationId, HubCode, TenantId
 from hisab_contracts.units import floor_gpu_ms
 
-LONGEST_WAIT_MS: Final = 30_000
+LONGEST_CHECK_AFTER_MS: Final = 30_000
 
 
 class AllocationKey(NamedTuple):
@@ -47,8 +47,8 @@ class AllocationCheck(NamedTuple):
     key: AllocationKey
     ended_ms: int
     is_final: bool
-    next_check_ms: int
-    """How long to wait before the next look, if it is not final."""
+    check_after_ms: int
+    """How long from now until the next look, if it is not final."""
 
 
 def check_allocation(allocation: EndedAllocation) -> AllocationCheck:
@@ -58,8 +58,13 @@ def check_allocation(allocation: EndedAllocation) -> AllocationCheck:
     their end, but a hub that has stopped for days must not make us add up the buckets of all its
     allocations twice a second.
     """
-    wait_ms = min(LONGEST_WAIT_MS, 1_000 << min(allocation.check_count, 5))
-    return AllocationCheck(allocation.key, allocation.ended_ms, _is_final(allocation), wait_ms)
+    check_after_ms = min(LONGEST_CHECK_AFTER_MS, 1_000 << min(allocation.check_count, 5))
+    return AllocationCheck(
+        key=allocation.key,
+        ended_ms=allocation.ended_ms,
+        is_final=_is_final(allocation),
+        check_after_ms=check_after_ms,
+    )
 
 
 def _is_final(allocation: EndedAllocation) -> bool:

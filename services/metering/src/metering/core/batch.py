@@ -23,7 +23,6 @@ from hisab_contracts.events import (
     Ended,
     HubFact,
     Interval,
-    QuarantineReason,
     Started,
 )
 from hisab_contracts.ids import (
@@ -39,6 +38,7 @@ from hisab_contracts.prices import PriceBook
 from hisab_contracts.reference import PriceLine
 from metering.core.allocations import AllocationKey
 from metering.core.coverage import CoverageChanges, CoveredInterval, DeviceKey
+from metering.core.quarantine import QuarantineCause
 from metering.core.sources import SourceEvent, SourceProgress, SourceReport
 
 RecordHeaders = Sequence[tuple[str, bytes | None]]
@@ -48,15 +48,8 @@ RecordHeaders = Sequence[tuple[str, bytes | None]]
 # What comes in.
 
 
-class QuarantineCause(NamedTuple):
-    """Why a record waits in quarantine: the reason, and a sentence about this record."""
-
-    reason: QuarantineReason
-    detail: str
-
-
 class UsagePart(NamedTuple):
-    """A reported stretch `[start_ms, end_ms)` of one device slice."""
+    """A part `[start_ms, end_ms)` of a reported interval, on one device slice."""
 
     device: Device
     start_ms: int
@@ -68,14 +61,14 @@ class EarlierVerdict(NamedTuple):
 
     quarantine_id: int
     parts: tuple[UsagePart, ...] | None
-    """What of it waits; None: the whole record."""
+    """What of it is in quarantine; None: the whole record."""
     had_new: bool
     """Whether another part of it was billed already."""
     counts: bool
     """Whether it was counted among the records, in the UTC hour `hour_ms`."""
     hour_ms: int
-    waiting_gpu_ns: Mapping[int, int]
-    """Per UTC hour, the GPU time of it that waits."""
+    quarantined_gpu_ns: Mapping[int, int]
+    """Per UTC hour, the GPU time of it that is in quarantine."""
 
 
 class UsageRecord(Struct, frozen=True, gc=False):
@@ -96,9 +89,9 @@ class UsageRecord(Struct, frozen=True, gc=False):
     cause: QuarantineCause | None = None
     """Why it goes to quarantine without being read, if it must."""
     earlier: EarlierVerdict | None = None
-    """Set when it waited in quarantine before."""
-    vouched_ms: int | None = None
-    """The present, when an operator vouches that what it says of the future has come to pass."""
+    """Set when it comes out of quarantine."""
+    replayed_ms: int | None = None
+    """When an operator has it judged again: up to then it may speak, too. None otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +149,7 @@ class RequeuedWatermark(NamedTuple):
 
 
 class DeviceSpan(NamedTuple):
-    """The stretch of a device that a batch can touch; both ends count, because rows merge there."""
+    """The span of a device that a batch can touch; both ends count, because rows merge there."""
 
     from_day_ms: int
     """The UTC midnight before it: no row that reaches into it starts earlier."""
@@ -168,8 +161,8 @@ class DeviceSpan(NamedTuple):
 class MeteringBatch:
     """Records that were read and validated, and what must be loaded to meter them."""
 
-    taken_records: int
-    """So many records from the first on are in it."""
+    record_count: int
+    """How many records are in it, from the first that was given on."""
     usages: Sequence[RatedInterval]
     rejected: Sequence[RejectedRecord]
     reports: Mapping[SourcePath, SourceReport]
@@ -178,17 +171,17 @@ class MeteringBatch:
     """By source and sequence: the record that states a watermark there first."""
     requeued_watermarks: Sequence[RequeuedWatermark]
     requeued_without_usage: Sequence[UsageRecord]
-    """Records judged again that turn out to be no usage: they wait no more."""
+    """Records judged again that turn out to be no usage: nothing of them is in quarantine."""
     requeued_ids: Sequence[int]
     """The quarantine ids of all records judged again."""
     started: Mapping[AllocationKey, Started]
     ended: Mapping[AllocationKey, Ended]
     """The latest end that was reported, by allocation."""
     unknown_tenants: frozenset[TenantId]
-    """Tenants for which usage waits: prepare again if a look-up finds any of them."""
+    """Tenants that usage names and nobody knows: prepare again if a look-up finds any of them."""
     watermarks: Mapping[HubCode, int | None]
     device_spans: Mapping[DeviceKey, DeviceSpan]
-    """Per device, the stretch whose coverage must be loaded."""
+    """Per device, the span whose coverage must be loaded."""
     bucket_ids: Sequence[BucketId]
 
     @property
@@ -255,7 +248,7 @@ class Tally(NamedTuple):
 
 
 class QuarantinedRecord(NamedTuple):
-    """What of a record waits from now on."""
+    """What of a record is in quarantine from now on."""
 
     record: UsageRecord
     cause: QuarantineCause
@@ -267,7 +260,7 @@ class QuarantinedRecord(NamedTuple):
     """Whether another part of it is billed."""
     parts: tuple[UsagePart, ...] | None
     """None: the whole record."""
-    waiting_gpu_ns: Mapping[int, int]
+    quarantined_gpu_ns: Mapping[int, int]
     """Per UTC hour."""
 
 
@@ -286,8 +279,8 @@ class Changes:
     started: Mapping[AllocationKey, Started]
     ended: Mapping[AllocationKey, Ended]
     quarantined: Sequence[QuarantinedRecord]
-    """Records that begin to wait: stored with their bytes, and a notice of each is published."""
+    """Records new in quarantine: stored with their bytes, and a notice of each is published."""
     still_quarantined: Sequence[QuarantinedRecord]
-    """Records judged again of which something waits on."""
+    """Records judged again of which something stays in quarantine."""
     released_ids: Sequence[int]
-    """Records judged again of which nothing waits any more."""
+    """Records judged again of which nothing is left in quarantine."""

@@ -179,17 +179,19 @@ class DeviceCoverage:
         conflicts: list[CoverageConflict] = []
         duplicates: list[tuple[int, int]] = []
         cursor_ms = start_ms
-        for sold in sorted(self._sold(slice_uuid, start_ms, end_ms), key=_by_start):
-            until_ms = min(sold.end_ms, end_ms)
+        for covered in sorted(self._covered_within(slice_uuid, start_ms, end_ms), key=_by_start):
+            until_ms = min(covered.end_ms, end_ms)
             if until_ms <= cursor_ms:
-                continue  # Sold on two slices at once: the earlier one has named the conflict.
-            if cursor_ms < sold.start_ms:
-                fresh.append((cursor_ms, sold.start_ms))
-                cursor_ms = sold.start_ms
-            if sold.slice_uuid == slice_uuid and sold.claim == claim:
+                continue  # Covered on two slices at once: the earlier one has named the conflict.
+            if cursor_ms < covered.start_ms:
+                fresh.append((cursor_ms, covered.start_ms))
+                cursor_ms = covered.start_ms
+            if covered.slice_uuid == slice_uuid and covered.claim == claim:
                 duplicates.append((cursor_ms, until_ms))
             else:
-                conflicts.append(CoverageConflict(cursor_ms, until_ms, sold.slice_uuid, sold.claim))
+                conflicts.append(
+                    CoverageConflict(cursor_ms, until_ms, covered.slice_uuid, covered.claim)
+                )
             cursor_ms = until_ms
         if cursor_ms < end_ms:
             fresh.append((cursor_ms, end_ms))
@@ -210,8 +212,10 @@ class DeviceCoverage:
             changes.removed.extend((slice_uuid, start_ms) for start_ms in left)
         return changes
 
-    def _sold(self, slice_uuid: SliceId, start_ms: int, end_ms: int) -> Iterator[CoveredInterval]:
-        """Yield what is sold in `[start_ms, end_ms)` on every slice that excludes this one."""
+    def _covered_within(
+        self, slice_uuid: SliceId, start_ms: int, end_ms: int
+    ) -> Iterator[CoveredInterval]:
+        """Yield what is covered in `[start_ms, end_ms)` on every slice that excludes this one."""
         whole = slice_uuid == self._device_uuid
         for other_uuid, track in self._tracks.items():
             if whole or other_uuid in (slice_uuid, self._device_uuid):

@@ -4,17 +4,17 @@ Theory. Metering a batch takes two pure steps, with a look into the database bet
 `prepare` reads and rates the records and says what must be loaded, `meter` decides and says what
 has changed. Records new from Kafka and records out of quarantine, released by the service or
 replayed by an operator, all come this way, and `meter` fixes the order for all of them: the
-validated intervals are covered and counted one after another, then what sources report is taken in,
-then records that were rejected are quarantined, and last what is no usage after all is taken back.
+validated intervals are covered and counted one after another, then the events of each source are
+folded into its progress, then records that were rejected are quarantined, and last the counts of
+records that turn out to be no usage are undone.
 
 Every reported GPU-nanosecond ends in exactly one account of its UTC hour: *billed* (its bucket),
-*duplicate*, or *quarantined* (waiting or dismissed). What was *reported* is counted from the events
+*duplicate*, or *quarantined* (open or dismissed). What was *reported* is counted from the events
 themselves, not from where their parts went, so that the identity
 `reported = billed + duplicate + quarantined` can fail if we err; it is checked per batch. Records
-are counted likewise: each read record is quarantined while any part of it waits, else accepted if
-any part was new, else a duplicate. A record that is judged again is first taken back from the
-accounts as it was counted, then counted as it is now: so a release moves what it must and nothing
-else.
+are counted likewise: each read record is quarantined while any part of it is, else accepted if any
+part was new, else a duplicate. When a record is judged again, the count of its earlier verdict is
+undone first, then it is counted as it is now: so a release moves what it must and nothing else.
 
 Whatever becomes of a record, it counts in the sequence of its source if its envelope could be read.
 
@@ -22,13 +22,13 @@ Reasons for quarantine, in order of precedence. `prepare` decides: those of `rea
 (`undecodable`, `unknown-type`, `schema`, `hub-mismatch`), `unknown-tenant`, `unknown-sku`,
 `no-price`, `clock-skew`; and `killed-process` for what must not be read. `meter` decides: `schema`
 (more device time in one hour of one node than can be), `too-late` (on its first arrival a record
-brings new time further behind the hub's watermark than the horizon), `conflict` (only the
-overlapping part waits), `watermark` (a source's watermark goes back).
+brings new time further behind the hub's watermark than the horizon), `conflict` (only the parts
+that overlap are quarantined), `watermark` (a source's watermark goes back).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
@@ -63,7 +63,6 @@ from metering.core.batch import (
     MeteredBucket,
     MeteringBatch,
     MeteringState,
-    QuarantineCause,
     QuarantinedRecord,
     RatedHour,
     RatedInterval,
@@ -83,6 +82,7 @@ from metering.core.coverage import (
     day_floor_ms,
     days_touched_count,
 )
+from metering.core.quarantine import QuarantineCause
 from metering.core.sources import (
     SourceEvent,
     SourceProgress,
@@ -110,8 +110,8 @@ UNDECODED: Final = frozenset({"undecodable", "unknown-type", "schema", "killed-p
 
 _FULL_BUCKET_GPU_NS: Final = MAX_DEVICES_PER_HOUR * GPU_NS_PER_GPU_HOUR
 
-_Spans = dict[tuple[int, int], int]
-"""[start_ms, end_ms) → the sum of the shares that were reported for exactly this stretch."""
+_ShareSums = dict[tuple[int, int], int]
+"""[start_ms, end_ms) → the sum of the shares of the parts that have exactly these ends."""
 
 
 def prepare(
@@ -119,12 +119,12 @@ def prepare(
 ) -> MeteringBatch:
     """Read, validate and rate records in order of arrival; say what must be loaded for them.
 
-    Takes records until they touch `max_rows` device-days and bucket-hours, one at least: the caller
-    meters what was taken, then goes on with the rest.
+    Reads records until they touch `max_rows` device-days and bucket-hours, one at least: the caller
+    meters the batch, then goes on with the rest.
     """
     draft = _Draft(reference)
     for record in records:
-        draft.take(record)
+        draft.read_record(record)
         if draft.rows >= max_rows:
             break
     return draft.batch()
@@ -139,11 +139,11 @@ def meter(batch: MeteringBatch, state: MeteringState) -> Changes:
     accounts = _Accounts(batch, state)
     for usage in batch.usages:
         accounts.cover(usage)
-    sources = _take_reports(batch, state.sources, accounts)
+    sources = _update_sources(batch, state.sources, accounts)
     for rejected in batch.rejected:
         accounts.quarantine(rejected)
     for record in batch.requeued_without_usage:
-        accounts.take_back(record)
+        accounts.undo_count(record)
     return accounts.changes(batch, sources)
 
 
@@ -170,7 +170,7 @@ class _Draft:
     def __init__(self, reference: Reference) -> None:
         self.rows = 0
         self._reference = reference
-        self._taken_records = 0
+        self._record_count = 0
         self._usages: list[RatedInterval] = []
         self._rejected: list[RejectedRecord] = []
         self._reports: dict[SourcePath, _ReportDraft] = {}
@@ -181,14 +181,14 @@ class _Draft:
         self._started: dict[AllocationKey, Started] = {}
         self._ended: dict[AllocationKey, Ended] = {}
         self._unknown_tenants: set[TenantId] = set()
-        self._spans: dict[DeviceKey, list[int]] = {}
-        # Usage comes in short stretches: of each bucket there are dozens of records in a batch, and
+        self._device_spans: dict[DeviceKey, list[int]] = {}
+        # Usage comes in short intervals: of each bucket there are dozens of records in a batch, and
         # naming it (a hash) and rating it is worth doing once.
         self._rated: dict[tuple[str | int, ...], RatedHour | QuarantineCause] = {}
 
     def batch(self) -> MeteringBatch:
         return MeteringBatch(
-            taken_records=self._taken_records,
+            record_count=self._record_count,
             usages=self._usages,
             rejected=self._rejected,
             reports={
@@ -205,16 +205,16 @@ class _Draft:
             watermarks=self._reference.watermarks,
             device_spans={
                 key: DeviceSpan(day_floor_ms(from_ms), from_ms, until_ms)
-                for key, (from_ms, until_ms) in self._spans.items()
+                for key, (from_ms, until_ms) in self._device_spans.items()
             },
             bucket_ids=[
                 rated.bucket_id for rated in self._rated.values() if isinstance(rated, RatedHour)
             ],
         )
 
-    def take(self, record: UsageRecord) -> None:
-        """Read one record; it goes to the usages, to the rejected, or it speaks of other things."""
-        self._taken_records += 1
+    def read_record(self, record: UsageRecord) -> None:
+        """Read one record: add it to the usages, to the rejected, or note what else it says."""
+        self._record_count += 1
         if record.earlier is not None:
             self._requeued_ids.append(record.earlier.quarantine_id)
         if record.cause is not None:
@@ -224,38 +224,38 @@ class _Draft:
         if isinstance(event, Refused):
             # It has arrived, so it is no gap: what is wrong with it must not hold the hub back.
             if event.source is not None and event.sequence is not None:
-                self._report(event.source, SourceEvent(event.sequence), record)
+                self._add_source_event(event.source, SourceEvent(event.sequence), record)
             self._reject(record, QuarantineCause(event.reason, event.detail), event.data)
             return
         reported, data = SourceEvent(event.sequence), event.data
         match data:
             case Interval():
-                self._take_interval(record, data)
+                self._read_interval(record, data)
             case Watermark():
-                reported = self._take_watermark(record, data, event.source, event.sequence)
+                reported = self._read_watermark(record, data, event.source, event.sequence)
             case Retired():
                 reported = SourceEvent(event.sequence, retires=True)
-                self._take_lifecycle(record)
+                self._note_requeued_without_usage(record)
             case Started():
                 self._started[_allocation_of(data)] = data
-                self._take_lifecycle(record)
+                self._note_requeued_without_usage(record)
             case Ended():
                 # The latest end counts; of two equal ones the later event corrects the earlier.
                 known = self._ended.get(_allocation_of(data))
                 if known is None or known.ended_ms <= data.ended_ms:
                     self._ended[_allocation_of(data)] = data
-                self._take_lifecycle(record)
+                self._note_requeued_without_usage(record)
             case _:
                 assert_never(data)
-        self._report(event.source, reported, record)
+        self._add_source_event(event.source, reported, record)
 
-    def _take_watermark(
+    def _read_watermark(
         self, record: UsageRecord, data: Watermark, source: ids.Source, sequence: int
     ) -> SourceEvent:
-        """Take a watermark; return how it stands in its source's sequence.
+        """Read a watermark; return the event that it is in its source's sequence.
 
-        One that is rejected, or that is judged again, takes its place in the sequence without the
-        watermark: the first must not count, and the second is taken in by `accept_watermark`.
+        If it is rejected, or judged again, the event has the sequence but no watermark: a rejected
+        one must not count, and one that is judged again is added later, by `accept_watermark`.
         """
         self._watermark_records.setdefault((source.path, sequence), record)
         until_ms = _latest_ms(record)
@@ -268,21 +268,21 @@ class _Draft:
         self._requeued_watermarks.append(RequeuedWatermark(record, source.path, event))
         return SourceEvent(sequence)
 
-    def _take_lifecycle(self, record: UsageRecord) -> None:
+    def _note_requeued_without_usage(self, record: UsageRecord) -> None:
         if record.earlier is not None:
             self._requeued_without_usage.append(record)
 
-    def _take_interval(self, record: UsageRecord, interval: Interval) -> None:
+    def _read_interval(self, record: UsageRecord, interval: Interval) -> None:
         hours: list[RatedHour] = []
         cause: QuarantineCause | None = None
         touched = hours_of(interval.start_ms, interval.end_ms)
-        # Counted whether it can be rated or not: what waits is kept per hour, too.
+        # Counted whether it can be rated or not: quarantined time is stored per hour, too.
         self.rows += len(touched)
         self.rows += len(interval.devices) * days_touched_count(interval.start_ms, interval.end_ms)
         for hour_ms in touched:
             rated = self._rate(interval, hour_ms)
             if isinstance(rated, QuarantineCause):
-                # All of it waits: an interval billed in part would need its rest to be kept apart.
+                # All of it is rejected: one that was billed in part would need its rest kept apart.
                 cause = rated
                 break
             hours.append(rated)
@@ -293,7 +293,7 @@ class _Draft:
             self._reject(record, cause, interval)
             return
         self._usages.append(RatedInterval(record, interval, hours))
-        spans, hub, node_id = self._spans, interval.hub, interval.node_id
+        spans, hub, node_id = self._device_spans, interval.hub, interval.node_id
         for device in interval.devices:
             key = (hub, node_id, device.device_uuid)
             span = spans.get(key)
@@ -325,7 +325,9 @@ class _Draft:
             self._rated[key] = rated
         return rated
 
-    def _report(self, source: ids.Source, event: SourceEvent, record: UsageRecord) -> None:
+    def _add_source_event(
+        self, source: ids.Source, event: SourceEvent, record: UsageRecord
+    ) -> None:
         draft = self._reports.get(source.path)
         if draft is None:
             draft = self._reports[source.path] = _ReportDraft(source, record.record_ms)
@@ -375,14 +377,27 @@ def _allocation_of(data: Interval | Started | Ended) -> AllocationKey:
     return AllocationKey(data.hub, data.allocation_id, data.tenant_id)
 
 
+def _allocation_named_by(data: HubFact | None) -> AllocationKey | None:
+    """Return the allocation that a rejected record speaks of, as far as it could be read."""
+    match data:
+        case Interval() | Started() | Ended():
+            # Not only intervals: an end that was sent under another hub's name is rejected, too.
+            return _allocation_of(data)
+        case Watermark() | Retired() | None:
+            return None
+        case _:
+            assert_never(data)
+
+
 def _latest_ms(record: UsageRecord) -> int:
-    """Return up to which instant a record may speak."""
+    """Return the last instant of which a record may speak."""
     # Judged against Kafka's timestamp, never the wall clock alone: replaying old months is legal,
     # and a hub cannot date its own future.
-    spoken_ms = record.record_ms
-    if record.vouched_ms is not None:
-        spoken_ms = max(spoken_ms, record.vouched_ms)
-    return spoken_ms + CLOCK_SKEW_MS
+    present_ms = record.record_ms
+    if record.replayed_ms is not None:
+        # An operator may replay what was in the future when it came and has come to pass since.
+        present_ms = max(present_ms, record.replayed_ms)
+    return present_ms + CLOCK_SKEW_MS
 
 
 def _skewed(member: str, instant_ms: int, until_ms: int) -> QuarantineCause:
@@ -434,76 +449,80 @@ class _Accounts:
         self._tallies: dict[tuple[HubCode, int, int], _TallySum] = {}
         self._duplicates: dict[AllocationKey, int] = {}
         self._quarantined: list[QuarantinedRecord] = []
-        self._waiting_gpu_ns = 0
+        self._quarantined_gpu_ns = 0
 
     def cover(self, usage: RatedInterval) -> None:
         """Split an interval against the coverage and count every part of it."""
-        buckets = [self._bucket(hour) for hour in usage.hours]
-        cause = self._refusal(usage, buckets)
+        buckets = [self._bucket_sum(hour) for hour in usage.hours]
+        cause = self._cause_of_rejection(usage, buckets)
         if cause is not None:
             self.quarantine(RejectedRecord(usage.record, cause, usage.interval, counts=True))
             return
-        self.take_back(usage.record)
+        self.undo_count(usage.record)
         interval = usage.interval
-        fresh: _Spans = {}
-        duplicate: _Spans = {}
-        waiting: list[UsagePart] = []
+        fresh: _ShareSums = {}
+        duplicate: _ShareSums = {}
+        conflicting_parts: list[UsagePart] = []
         conflicts: list[CoverageConflict] = []
         parts = _parts_of(usage.record, interval)
         for device, start_ms, end_ms in parts:
-            split = self._device(interval, device).cover(
+            split = self._device_coverage(interval, device).cover(
                 device.slice_uuid, start_ms, end_ms, _claim_of(interval, device)
             )
-            for stretch in split.fresh:
-                fresh[stretch] = fresh.get(stretch, 0) + device.share_ppm
-            for stretch in split.duplicates:
-                duplicate[stretch] = duplicate.get(stretch, 0) + device.share_ppm
+            for ends in split.fresh:
+                fresh[ends] = fresh.get(ends, 0) + device.share_ppm
+            for ends in split.duplicates:
+                duplicate[ends] = duplicate.get(ends, 0) + device.share_ppm
             for conflict in split.conflicts:
-                waiting.append(UsagePart(device, conflict.start_ms, conflict.end_ms))
+                conflicting_parts.append(UsagePart(device, conflict.start_ms, conflict.end_ms))
                 conflicts.append(conflict)
         if fresh:
             _bill(usage, buckets, fresh)
-        self._count(usage, parts, has_new=bool(fresh), duplicate=duplicate, waiting=waiting)
-        if waiting:
-            self._quarantine_conflict(usage, waiting, conflicts, has_new=bool(fresh))
+        self._count(
+            usage, parts, has_new=bool(fresh), duplicate=duplicate, conflicting=bool(conflicts)
+        )
+        if conflicts:
+            self._quarantine_conflict(usage, conflicting_parts, conflicts, has_new=bool(fresh))
 
     def quarantine(self, rejected: RejectedRecord) -> None:
-        """Have a whole record wait; its GPU time counts as reported and quarantined."""
+        """Quarantine a whole record; its GPU time counts as reported and as quarantined."""
         record, data = rejected.record, rejected.data
-        self.take_back(record)
+        self.undo_count(record)
         earlier = record.earlier
         usage = data if isinstance(data, Interval) else None
         hour_ms = hour_floor_ms(record.record_ms if usage is None else usage.start_ms)
-        waiting_gpu_ns = {} if usage is None else _by_hour(_spans_of(_parts_of(record, usage)))
-        for usage_hour_ms, gpu_ns in waiting_gpu_ns.items():
-            self._tally(record, usage_hour_ms).reported_gpu_ns += gpu_ns
+        quarantined_gpu_ns = (
+            {} if usage is None else _by_hour(_share_sums(_parts_of(record, usage)))
+        )
+        for usage_hour_ms, gpu_ns in quarantined_gpu_ns.items():
+            self._tally_sum(record, usage_hour_ms).reported_gpu_ns += gpu_ns
         if rejected.counts:
-            self._tally(record, hour_ms).read_records += 1
-        self._set_aside(
+            self._tally_sum(record, hour_ms).read_records += 1
+        allocation = _allocation_named_by(data)
+        self._add_quarantined(
             QuarantinedRecord(
                 record=record,
                 cause=rejected.cause,
-                # Not only intervals name a tenant: an end sent under another hub's name does, too.
-                tenant_id=getattr(data, "tenant_id", None),
-                allocation_id=getattr(data, "allocation_id", None),
+                tenant_id=None if allocation is None else allocation.tenant_id,
+                allocation_id=None if allocation is None else allocation.allocation_id,
                 counts=rejected.counts,
                 hour_ms=hour_ms,
                 had_new=earlier is not None and earlier.had_new,
                 parts=None if earlier is None else earlier.parts,
-                waiting_gpu_ns=waiting_gpu_ns,
+                quarantined_gpu_ns=quarantined_gpu_ns,
             )
         )
 
-    def take_back(self, record: UsageRecord) -> None:
+    def undo_count(self, record: UsageRecord) -> None:
         """Undo how a record that is judged again was counted, before it is counted as it is now."""
         earlier = record.earlier
         if earlier is None:
             return
-        for hour_ms, gpu_ns in earlier.waiting_gpu_ns.items():
-            self._tally(record, hour_ms).reported_gpu_ns -= gpu_ns
-            self._waiting_gpu_ns -= gpu_ns
+        for hour_ms, gpu_ns in earlier.quarantined_gpu_ns.items():
+            self._tally_sum(record, hour_ms).reported_gpu_ns -= gpu_ns
+            self._quarantined_gpu_ns -= gpu_ns
         if earlier.counts:
-            self._tally(record, earlier.hour_ms).read_records -= 1
+            self._tally_sum(record, earlier.hour_ms).read_records -= 1
 
     def changes(self, batch: MeteringBatch, sources: Sequence[SourceProgress]) -> Changes:
         """Read out what has changed."""
@@ -531,23 +550,27 @@ class _Accounts:
         self._require_identity()
         still_ids = {
             earlier.quarantine_id
-            for waiting in self._quarantined
-            if (earlier := waiting.record.earlier) is not None
+            for quarantined in self._quarantined
+            if (earlier := quarantined.record.earlier) is not None
         }
         return Changes(
             coverage={key: changes for key, changes in coverage.items() if any(changes)},
             buckets=buckets,
-            # A record that waits on as before was taken back and counted again: that is no change.
+            # A record that stays as it was had its count undone and made again: that is no change.
             tallies={key: tally for key, tally in tallies.items() if any(tally)},
             duplicates=self._duplicates,
             sources=sources,
             started=batch.started,
             ended=batch.ended,
             quarantined=[
-                waiting for waiting in self._quarantined if waiting.record.earlier is None
+                quarantined
+                for quarantined in self._quarantined
+                if quarantined.record.earlier is None
             ],
             still_quarantined=[
-                waiting for waiting in self._quarantined if waiting.record.earlier is not None
+                quarantined
+                for quarantined in self._quarantined
+                if quarantined.record.earlier is not None
             ],
             released_ids=[number for number in batch.requeued_ids if number not in still_ids],
         )
@@ -560,7 +583,7 @@ class _Accounts:
             bucket.gpu_ns - (bucket.stored_gpu_ns or 0) for bucket in self._buckets.values()
         )
         invariant(
-            reported_gpu_ns == billed_gpu_ns + duplicate_gpu_ns + self._waiting_gpu_ns,
+            reported_gpu_ns == billed_gpu_ns + duplicate_gpu_ns + self._quarantined_gpu_ns,
             "reported = billed + duplicate + quarantined",
         )
 
@@ -570,20 +593,23 @@ class _Accounts:
         parts: Sequence[UsagePart],
         *,
         has_new: bool,
-        duplicate: _Spans,
-        waiting: Sequence[UsagePart],
+        duplicate: _ShareSums,
+        conflicting: bool,
     ) -> None:
-        """Count an interval as reported, and the record as accepted, duplicate or neither yet."""
+        """Count an interval as reported, and its record as accepted or duplicate.
+
+        A record with a part in conflict is neither: it counts as quarantined, until it is released.
+        """
         record, interval, earlier = usage.record, usage.interval, usage.record.earlier
-        for hour_ms, gpu_ns in _by_hour(_spans_of(parts)).items():
-            self._tally(record, hour_ms).reported_gpu_ns += gpu_ns
+        for hour_ms, gpu_ns in _by_hour(_share_sums(parts)).items():
+            self._tally_sum(record, hour_ms).reported_gpu_ns += gpu_ns
         for hour_ms, gpu_ns in _by_hour(duplicate).items():
-            self._tally(record, hour_ms).duplicate_gpu_ns += gpu_ns
+            self._tally_sum(record, hour_ms).duplicate_gpu_ns += gpu_ns
             key = _allocation_of(interval)
             self._duplicates[key] = self._duplicates.get(key, 0) + gpu_ns
-        tally = self._tally(record, usage.hours[0].hour_ms)
+        tally = self._tally_sum(record, usage.hours[0].hour_ms)
         tally.read_records += 1
-        if waiting:
+        if conflicting:
             return
         if has_new or (earlier is not None and earlier.had_new):
             tally.accepted_records += 1
@@ -593,35 +619,36 @@ class _Accounts:
     def _quarantine_conflict(
         self,
         usage: RatedInterval,
-        waiting: Sequence[UsagePart],
+        conflicting_parts: Sequence[UsagePart],
         conflicts: Sequence[CoverageConflict],
         *,
         has_new: bool,
     ) -> None:
-        """Have the overlapping parts of an interval wait; the rest of it is billed."""
+        """Quarantine the parts of an interval that are in conflict; the rest of it is billed."""
         record, interval, earlier = usage.record, usage.interval, usage.record.earlier
-        self._set_aside(
+        detail = _conflict_text(interval, conflicting_parts[0], conflicts)
+        self._add_quarantined(
             QuarantinedRecord(
                 record=record,
-                cause=QuarantineCause("conflict", _conflict_text(interval, waiting, conflicts)),
+                cause=QuarantineCause("conflict", detail),
                 tenant_id=interval.tenant_id,
                 allocation_id=interval.allocation_id,
                 counts=True,
                 hour_ms=usage.hours[0].hour_ms,
                 had_new=has_new or (earlier is not None and earlier.had_new),
-                parts=tuple(waiting),
-                waiting_gpu_ns=_by_hour(_spans_of(waiting)),
+                parts=tuple(conflicting_parts),
+                quarantined_gpu_ns=_by_hour(_share_sums(conflicting_parts)),
             )
         )
 
-    def _set_aside(self, quarantined: QuarantinedRecord) -> None:
+    def _add_quarantined(self, quarantined: QuarantinedRecord) -> None:
         self._quarantined.append(quarantined)
-        self._waiting_gpu_ns += sum(quarantined.waiting_gpu_ns.values())
+        self._quarantined_gpu_ns += sum(quarantined.quarantined_gpu_ns.values())
 
-    def _refusal(
+    def _cause_of_rejection(
         self, usage: RatedInterval, buckets: Sequence[_BucketSum]
     ) -> QuarantineCause | None:
-        """Return why an interval must wait whole, before anything of it is covered."""
+        """Return why an interval is quarantined whole, before anything of it is covered."""
         for bucket in buckets:
             # Looked at before the record is added: one record more stays far inside 64 bits.
             if bucket.gpu_ns > _FULL_BUCKET_GPU_NS:
@@ -631,7 +658,7 @@ class _Accounts:
                     f"the hour from {instant_text(bucket.hour.hour_ms)}",
                 )
         watermark_ms = self._watermarks.get(usage.interval.hub)
-        # Lateness is judged once, on first arrival: whoever judges a record again wants it taken.
+        # Lateness is judged once, on first arrival: whoever judges a record again wants it billed.
         if watermark_ms is None or usage.record.earlier is not None:
             return None
         # Only new time is late: a replay of what is covered stays a duplicate for ever.
@@ -650,28 +677,33 @@ class _Accounts:
         return any(
             start_ms < horizon_ms
             for device in interval.devices
-            for start_ms, _ in self._device(interval, device)
+            for start_ms, _ in self._device_coverage(interval, device)
             .split(
                 device.slice_uuid, interval.start_ms, interval.end_ms, _claim_of(interval, device)
             )
             .fresh
         )
 
-    def _device(self, interval: Interval, device: Device) -> DeviceCoverage:
+    def _device_coverage(self, interval: Interval, device: Device) -> DeviceCoverage:
         return self._coverage[interval.hub, interval.node_id, device.device_uuid]
 
-    def _bucket(self, hour: RatedHour) -> _BucketSum:
+    def _bucket_sum(self, hour: RatedHour) -> _BucketSum:
         bucket = self._buckets.get(hour.bucket_id)
         if bucket is None:
             stored = self._stored.get(hour.bucket_id)
             if stored is None:
-                bucket = _BucketSum(hour, 0, None, None)
+                bucket = _BucketSum(hour, gpu_ns=0, hold_id=None, stored_gpu_ns=None)
             else:
-                bucket = _BucketSum(hour, stored.gpu_ns, stored.hold_id, stored.gpu_ns)
+                bucket = _BucketSum(
+                    hour,
+                    gpu_ns=stored.gpu_ns,
+                    hold_id=stored.hold_id,
+                    stored_gpu_ns=stored.gpu_ns,
+                )
             self._buckets[hour.bucket_id] = bucket
         return bucket
 
-    def _tally(self, record: UsageRecord, hour_ms: int) -> _TallySum:
+    def _tally_sum(self, record: UsageRecord, hour_ms: int) -> _TallySum:
         key = (record.hub, record.partition, hour_ms)
         tally = self._tallies.get(key)
         if tally is None:
@@ -679,10 +711,10 @@ class _Accounts:
         return tally
 
 
-def _take_reports(
+def _update_sources(
     batch: MeteringBatch, stored: Sequence[SourceProgress], accounts: _Accounts
 ) -> list[SourceProgress]:
-    """Take in what sources report and return the sources that changed.
+    """Fold the events of a batch into the progress of their sources; return those that changed.
 
     A watermark that goes back is quarantined; its record still counts in the source's sequence.
     """
@@ -699,7 +731,7 @@ def _take_reports(
             accounts.quarantine(RejectedRecord(requeued.record, cause, None, counts=False))
         else:
             progress[requeued.path] = accepted
-            accounts.take_back(requeued.record)
+            accounts.undo_count(requeued.record)
     before = {source.path: source for source in stored}
     return [source for path, source in progress.items() if before.get(path) != source]
 
@@ -726,7 +758,7 @@ def _total_of(bucket: _BucketSum) -> BucketTotal:
     )
 
 
-def _bill(usage: RatedInterval, buckets: Sequence[_BucketSum], fresh: _Spans) -> None:
+def _bill(usage: RatedInterval, buckets: Sequence[_BucketSum], fresh: _ShareSums) -> None:
     # An interval touches every hour between its first and its last: the distance is the index.
     first_hour_ms = usage.hours[0].hour_ms
     for hour_ms, gpu_ns in _by_hour(fresh).items():
@@ -739,23 +771,24 @@ def _bill(usage: RatedInterval, buckets: Sequence[_BucketSum], fresh: _Spans) ->
 
 
 def _parts_of(record: UsageRecord, interval: Interval) -> Sequence[UsagePart]:
-    """Return what of an interval is judged: of a record judged again only the parts that wait."""
+    """Return the parts to judge: of a record out of quarantine only those that are in it."""
     if record.earlier is not None and record.earlier.parts is not None:
         return record.earlier.parts
     return [UsagePart(device, interval.start_ms, interval.end_ms) for device in interval.devices]
 
 
-def _spans_of(parts: Iterable[UsagePart]) -> _Spans:
-    spans: _Spans = {}
+def _share_sums(parts: Iterable[UsagePart]) -> _ShareSums:
+    """Add up the shares of parts with the same ends: they are cut at hours once, not per device."""
+    sums: _ShareSums = {}
     for device, start_ms, end_ms in parts:
-        spans[start_ms, end_ms] = spans.get((start_ms, end_ms), 0) + device.share_ppm
-    return spans
+        sums[start_ms, end_ms] = sums.get((start_ms, end_ms), 0) + device.share_ppm
+    return sums
 
 
-def _by_hour(spans: Mapping[tuple[int, int], int]) -> dict[int, int]:
-    """Split stretches at UTC hours and add up their GPU-ns per hour; conserves the sum exactly."""
+def _by_hour(sums: _ShareSums) -> dict[int, int]:
+    """Split parts at UTC hours and add up their GPU-ns per hour; conserves the sum exactly."""
     hours: dict[int, int] = {}
-    for (start_ms, end_ms), share_ppm in spans.items():
+    for (start_ms, end_ms), share_ppm in sums.items():
         cursor_ms = start_ms
         while cursor_ms < end_ms:
             hour_ms = hour_floor_ms(cursor_ms)
@@ -777,10 +810,10 @@ def _claim_of(interval: Interval, device: Device) -> Claim:
 
 
 def _conflict_text(
-    interval: Interval, waiting: Sequence[UsagePart], conflicts: Sequence[CoverageConflict]
+    interval: Interval, part: UsagePart, conflicts: Sequence[CoverageConflict]
 ) -> str:
-    """Name both claims of the first overlap, and how many there are."""
-    part, conflict = waiting[0], conflicts[0]
+    """Name both claims of the first conflict, whose part this is, and how many more there are."""
+    conflict = conflicts[0]
     claim = conflict.claim
     more = f" (and {len(conflicts) - 1} more)" if len(conflicts) > 1 else ""
     return (

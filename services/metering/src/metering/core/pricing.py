@@ -10,9 +10,9 @@ A list is added in two steps, because the second needs rows that only the first 
 `reject_overlap` and `displaced_lines` look at the lines alone, then `reject_rated` at the hours
 that are rated on the lines to be displaced.
 
-Refusals of a price list, in order of precedence: `price-overlap` (a start that the series has
-already, or windows with fixed ends that overlap), `price-past` (it begins before an hour already
-rated on the line it would cut short).
+Refusals of a price list (`PriceListRefused`), in order of precedence: `price-overlap` (a start that
+the series has already, or windows with fixed ends that overlap), `price-past` (it begins before an
+hour already rated on the line it would cut short). Of a quote: `NotPriced`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from typing import Final, Literal, NamedTuple
 
 from hisab_contracts.canonical import Canonical, content_sha256
 from hisab_contracts.ids import PriceClass, PriceVersion, Sku
-from hisab_contracts.prices import PriceBook, PriceSeries, series_of
+from hisab_contracts.prices import PriceBook, PriceSeries, quote_micro, series_of
 from hisab_contracts.reference import PriceLine
-from hisab_contracts.units import instant_text, rated_micro
+from hisab_contracts.units import instant_text
 
 MAX_MICRO_PER_GPU_HOUR: Final = 10**12
 """A million units of currency: keeps every bucket's amount far inside 64 bits."""
+
+DEFAULT_CURRENCY: Final = "PKR"
+"""Of quotes for keys that are no tenant's: they have no book whose currency it could be."""
 
 
 class ListedPrice(NamedTuple):
@@ -57,6 +60,29 @@ class PriceListRefused:
 
     code: Literal["price-overlap", "price-past"]
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """What a job would take: whole devices of one SKU and class for a duration."""
+
+    series: PriceSeries
+    gpus: int
+    duration_ms: int
+
+
+class JobQuote(NamedTuple):
+    """What a job would cost, and the price list that says so."""
+
+    quoted_micro: int
+    price_version: PriceVersion
+
+
+@dataclass(frozen=True, slots=True)
+class NotPriced:
+    """A quote is refused: no line of the series is in force."""
+
+    series: PriceSeries
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +170,15 @@ def reject_rated(
     return None
 
 
-def quote_micro(line: PriceLine, gpus: int, duration_ms: int) -> int:
-    """Price whole devices for a duration at one line: what a single bucket of it would cost."""
-    return rated_micro(gpus * duration_ms * 1_000_000, line.micro_per_gpu_hour)
+def quote_job(book: PriceBook, job: JobRequest, hour_ms: int) -> JobQuote | NotPriced:
+    """Price a job at what is in force in the UTC hour that begins at `hour_ms`.
+
+    It is what a single bucket of the whole job would cost, rounded down once.
+    """
+    line = book.line_at(job.series, hour_ms)
+    if line is None:
+        return NotPriced(job.series)
+    return JobQuote(quote_micro(line, job.gpus, job.duration_ms), line.price_version)
 
 
 def _rate_line_id(version: PriceVersion, listed: ListedPrice) -> str:

@@ -2,8 +2,8 @@
 
 Theory. A source numbers all its events 1, 2, 3 …. We keep the length of the unbroken beginning
 (the *contiguous* sequence) and, beyond the first gap, the ranges seen. A watermark counts once all
-before it in the source's own order was seen: until then it waits in its range. Of a range only the
-first and the last watermark matter: the last is what counts once the gap before it closes, and
+before it in the source's own order was seen: until then it is kept in its range. Of a range only
+the first and the last watermark matter: the last is what counts once the gap before it closes, and
 both say whether another watermark goes back. A retirement takes effect in the same order, so
 nothing that is still missing before it is forgotten; it contradicts no watermark, wherever it lies.
 
@@ -11,8 +11,8 @@ Epochs of one node are ordered by first arrival. A new one closes the older ones
 count for completeness, and what is missing in them stays listed as a gap of the hub. Their usage is
 billed all the same: completeness never decides about billing.
 
-Refusals: `WatermarkRegression` for a watermark at a new sequence that contradicts another one;
-`retire` refuses a source that is not active.
+Refusals: `WatermarkRegression` for a watermark at a new sequence that contradicts another one,
+`SourceNotActive` for the retirement of a source that is closed, retired or was never seen.
 """
 
 from __future__ import annotations
@@ -73,6 +73,14 @@ class WatermarkRegression:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceNotActive:
+    """Only a source that counts for its hub's completeness can be retired."""
+
+    hub: HubCode
+    path: SourcePath
+
+
+@dataclass(frozen=True, slots=True)
 class SourceProgress:
     """All that is known of one source: which of its events arrived, and its watermark."""
 
@@ -103,7 +111,7 @@ class SourceProgress:
 
 
 class FoldedSources(NamedTuple):
-    """The sources of a batch after its events were taken into them."""
+    """The sources of a batch after its events were folded into them."""
 
     progress: dict[SourcePath, SourceProgress]
     """Those that were stored first, then new ones in order of first arrival."""
@@ -113,7 +121,7 @@ class FoldedSources(NamedTuple):
 def fold_reports(
     stored: Iterable[SourceProgress], reports: Iterable[SourceReport]
 ) -> FoldedSources:
-    """Take what the sources of a batch reported into what is stored of them.
+    """Fold what the sources of a batch reported into what is stored of them.
 
     `stored` holds every source that has a report, and all active ones of the same nodes: a source
     seen for the first time closes the older epochs of its node.
@@ -126,7 +134,7 @@ def fold_reports(
             siblings = [other for other in progress.values() if other.node_path == who.node_path]
             progress |= {closed.path: closed for closed in closed_by_newer(siblings, who.path)}
             progress[who.path] = SourceProgress(who.hub, who.path, who.node_path)
-        # A closed epoch's events are taken in, too: its gaps close, although it counts no longer.
+        # A closed epoch's events are folded in, too: its gaps close, although it counts no longer.
         source, refused = observe(progress[who.path], report.events)
         last_seen_ms = max(source.last_seen_ms, report.last_seen_ms)
         progress[who.path] = replace(source, last_seen_ms=last_seen_ms)
@@ -137,7 +145,7 @@ def fold_reports(
 def observe(
     source: SourceProgress, events: Iterable[SourceEvent]
 ) -> tuple[SourceProgress, list[WatermarkRegression]]:
-    """Take a source's events in the order they arrived; return what it is then, and refusals.
+    """Fold a source's events in the order they arrived; return its new progress, and refusals.
 
     A sequence seen before changes nothing. The sequence of a refused watermark counts as seen.
     """
@@ -163,7 +171,11 @@ def observe(
         _insert(
             beyond,
             SequenceRange(
-                event.sequence, event.sequence + 1, claimed_ms, claimed_ms, event.retires
+                first_sequence=event.sequence,
+                until_sequence=event.sequence + 1,
+                first_watermark_ms=claimed_ms,
+                last_watermark_ms=claimed_ms,
+                retires=event.retires,
             ),
         )
         if beyond[0].first_sequence == contiguous + 1:
@@ -188,11 +200,12 @@ def observe(
 def accept_watermark(
     source: SourceProgress, event: SourceEvent
 ) -> SourceProgress | WatermarkRegression:
-    """Take a watermark again that waited in quarantine, now that an operator vouches for it.
+    """Add a watermark out of quarantine to its source, or refuse it.
 
-    Its sequence was seen when it first arrived. Beyond the first gap it waits there, as it would
-    have then. Which side of other watermarks of its range it lies on is not kept: while the gap is
-    open, it is taken only if it lies between them and so changes nothing.
+    Its sequence was seen when it first arrived. If that lies beyond the first gap, the watermark is
+    kept in its range, as it would have been then. The range no longer says which of its other
+    watermarks came before this one: while the gap is open, a watermark is accepted only if it lies
+    between the first and the last of them, because then it changes nothing.
     """
     places = range(len(source.beyond))
     own = [place for place in places if _holds(source.beyond[place : place + 1], event.sequence)]
@@ -220,13 +233,15 @@ def closed_by_newer(sources: Sequence[SourceProgress], newest: SourcePath) -> li
     ]
 
 
-def retire(source: SourceProgress | None) -> SourceProgress | None:
-    """Return the source as an operator retires it; None unless it is known and active.
+def retire(
+    hub: HubCode, path: SourcePath, source: SourceProgress | None
+) -> SourceProgress | SourceNotActive:
+    """Return the source of this path as an operator retires it; `source` is None if never seen.
 
     From then on it no longer counts for its hub's completeness. What is missing in it stays listed.
     """
     if source is None or source.standing != "active":
-        return None
+        return SourceNotActive(hub, path)
     return replace(source, standing="retired")
 
 
@@ -280,9 +295,9 @@ def _join(lower: SequenceRange, upper: SequenceRange) -> SequenceRange:
     first_ms = lower.first_watermark_ms
     last_ms = upper.last_watermark_ms
     return SequenceRange(
-        lower.first_sequence,
-        upper.until_sequence,
-        upper.first_watermark_ms if first_ms is None else first_ms,
-        lower.last_watermark_ms if last_ms is None else last_ms,
-        lower.retires or upper.retires,
+        first_sequence=lower.first_sequence,
+        until_sequence=upper.until_sequence,
+        first_watermark_ms=upper.first_watermark_ms if first_ms is None else first_ms,
+        last_watermark_ms=lower.last_watermark_ms if last_ms is None else last_ms,
+        retires=lower.retires or upper.retires,
     )

@@ -10,18 +10,18 @@ What passes never goes back. Lateness, month close and grant expiry hang on the 
 A hub none of whose sources is active any more (all retired) holds nobody up: it is complete up to
 the present hour. Undecodable records belong to no source and block nobody.
 
-What is stated downstream is a `HubWatermark`; it is stated again when the watermark or the open
-quarantined time changes, and otherwise at most every second. Readers take only a higher revision
-than they know, so revisions follow the clock: metering that was restored from a backup, or rebuilt,
-has forgotten the latest ones, and what it states must be taken all the same.
+A *statement* is a `HubWatermark`, the message downstream. A hub is stated again when its watermark
+or its open quarantined time changes, and otherwise at most every second. Readers ignore a revision
+that is not higher than the last, so revisions follow the clock: metering that was restored from a
+backup, or rebuilt, has forgotten the latest ones, and its statements must count all the same.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from hisab_contracts.charges import HubWatermark, OpenQuarantine, SourceBehind
 from hisab_contracts.ids import HubCode
@@ -30,7 +30,7 @@ from metering.core.sources import SourceProgress
 
 MAX_BEHIND: Final = 20
 MAX_QUARANTINED: Final = 2_000
-"""Items of open quarantined time in one statement: what surely fits a message of the broker."""
+"""Items of open quarantined time in one statement: they surely fit a message of the broker."""
 RESTATE_AFTER_MS: Final = 1_000
 SILENT_HEARTBEATS: Final = 2
 
@@ -58,20 +58,33 @@ class HubView:
     """Its active sources."""
     emitted: bool
     """Whether any source of it was ever seen: only then does it count."""
+    ever_seen: bool
+    """Whether any record of it was ever read, even one that belongs to no source."""
     quarantined: Sequence[OpenQuarantine]
     """Open quarantined time per tenant we know and billing month, in order."""
-
-
-@dataclass(frozen=True, slots=True)
-class HubStatement:
-    """What is committed about a hub, and what was stated last downstream about it."""
-
-    view: HubView
-    last: HubWatermark | None
-    stated_ms: int
+    last_statement: HubWatermark | None = None
+    """What was stated downstream last; None: nothing yet."""
+    stated_ms: int = 0
     """When that was stated, by our clock."""
-    ever_seen: bool
-    """Whether any record of it was ever read."""
+
+
+class HubCompleteness(NamedTuple):
+    """Up to when a hub is complete, and whether it counts: only once it has emitted."""
+
+    hub: HubCode
+    watermark_ms: int | None
+    emitted: bool
+
+
+def least_watermark_ms(watermarks: Collection[int | None]) -> int | None:
+    """Return the least of these watermarks; None while one is missing, or if there is none."""
+    known = [watermark_ms for watermark_ms in watermarks if watermark_ms is not None]
+    return min(known) if known and len(known) == len(watermarks) else None
+
+
+def complete_until_ms(hubs: Iterable[HubCompleteness]) -> int | None:
+    """Return up to when all these hubs are complete; those that never emitted do not count."""
+    return least_watermark_ms([hub.watermark_ms for hub in hubs if hub.emitted])
 
 
 def candidate_ms(view: HubView, now_ms: int) -> int | None:
@@ -80,9 +93,7 @@ def candidate_ms(view: HubView, now_ms: int) -> int | None:
         return None
     if not view.sources:
         return hour_floor_ms(now_ms)
-    watermarks = [source.watermark_ms for source in view.sources]
-    known = [watermark_ms for watermark_ms in watermarks if watermark_ms is not None]
-    return min(known) if len(known) == len(watermarks) else None
+    return least_watermark_ms([source.watermark_ms for source in view.sources])
 
 
 def has_passed(barrier: Barrier, next_offsets: Mapping[int, int]) -> bool:
@@ -96,7 +107,7 @@ def has_passed(barrier: Barrier, next_offsets: Mapping[int, int]) -> bool:
 def passed_ms(view: HubView, barrier: Barrier, now_ms: int) -> int | None:
     """Return the hub's watermark after a barrier was passed.
 
-    Sources first seen while it was waited for count too: they can hold the hub where it is.
+    Sources that were first seen since the barrier was raised count, too: they can hold the hub.
     """
     now_candidate_ms = candidate_ms(view, now_ms)
     if now_candidate_ms is None:
@@ -111,16 +122,14 @@ def is_silent(view: HubView, now_ms: int) -> bool:
     return now_ms - view.last_seen_ms > SILENT_HEARTBEATS * view.heartbeat_ms
 
 
-def statement_due(
-    view: HubView, last: HubWatermark | None, stated_ms: int, now_ms: int
-) -> HubWatermark | None:
+def statement_due(view: HubView, now_ms: int) -> HubWatermark | None:
     """Return what must be stated downstream now, or None when nothing that matters has changed.
 
-    `last` is what was stated last, at `stated_ms`. The revision is above every one stated before,
-    those that a restored database forgot included.
+    The revision is above every one stated before, those that a restored database forgot included.
     """
     if not view.emitted:
         return None
+    last = view.last_statement
     statement = HubWatermark(
         hub=view.hub,
         revision=now_ms if last is None else max(last.revision + 1, now_ms),
@@ -135,18 +144,19 @@ def statement_due(
     if last is None:
         return statement
     if (statement.watermark_ms, statement.quarantined) != (last.watermark_ms, last.quarantined):
-        return statement  # Months wait for these two: they are stated at once.
+        return statement  # The close of months hangs on these two: they are stated at once.
     if (statement.silent, statement.behind) == (last.silent, last.behind):
         return None
-    return statement if now_ms - stated_ms >= RESTATE_AFTER_MS else None
+    return statement if now_ms - view.stated_ms >= RESTATE_AFTER_MS else None
 
 
 def bound_quarantined(quarantined: Sequence[OpenQuarantine]) -> list[OpenQuarantine]:
-    """Return at most `MAX_QUARANTINED` items that hold the same months open for the same sums.
+    """Return at most `MAX_QUARANTINED` items, with the same sum for every month.
 
-    Conserves the time of every month: what is left out is added to the first tenant of its month,
-    so that the month waits until all of it is settled. A pure function of the items and their
-    order, of which there are fewer months (2020 to 2100) than may be stated.
+    The time of tenants that are left out is added to the first tenant of the same month. So each
+    month stays open until all of its time is released or dismissed. Every month keeps an item:
+    there are fewer months from 2020 to 2100 than items that may be stated. Equal items in equal
+    order give an equal result, so nothing is stated again that has not changed.
     """
     if len(quarantined) <= MAX_QUARANTINED:
         return list(quarantined)

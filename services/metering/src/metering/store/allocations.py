@@ -1,10 +1,15 @@
-"""Allocations that have ended: which are due to be looked at, and what was decided."""
+"""Allocations: what lifecycle events say of them, which are due to be looked at, what was decided.
+
+Whoever meters writes here last, in the order of the keys (`metering.store.state` has the order of
+all locks).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
+from hisab_contracts.events import Ended, Started
 from hisab_contracts.ids import AllocationId, HubCode, TenantId
 from metering.core.allocations import AllocationCheck, AllocationKey, EndedAllocation
 
@@ -12,6 +17,86 @@ if TYPE_CHECKING:
     from asyncpg import Record as Row
 
     from runtime.database import Connection
+
+# What a batch says of allocations.
+
+_STARTED_COLUMNS: Final = "hub, allocation_id, tenant_id, project_id, started_ms"
+_ENDED_COLUMNS: Final = (
+    "hub, allocation_id, tenant_id, project_id, ended_ms, cause, reserved_gpu_ms"
+)
+
+# GPU time that was reported twice, per allocation: sums may pass 64 bits and travel as text.
+_ADD_DUPLICATES = """
+insert into allocation_duplicates as d (hub, allocation_id, tenant_id, duplicate_gpu_ns)
+select k.hub, k.allocation_id, k.tenant_id, k.duplicate_gpu_ns::numeric
+  from unnest($1::text[], $2::text[], $3::text[], $4::text[])
+       as k (hub, allocation_id, tenant_id, duplicate_gpu_ns)
+ order by k.hub, k.allocation_id, k.tenant_id
+on conflict (hub, allocation_id, tenant_id) do update
+   set duplicate_gpu_ns = d.duplicate_gpu_ns + excluded.duplicate_gpu_ns
+"""
+
+
+async def add_duplicates(connection: Connection, duplicates: Mapping[AllocationKey, int]) -> None:
+    """Add to the GPU time that was reported twice."""
+    rows = [(*key, str(gpu_ns)) for key, gpu_ns in duplicates.items()]
+    await connection.execute(_ADD_DUPLICATES, *zip(*rows, strict=True))
+
+
+# The earliest start that was reported counts.
+_SAVE_STARTED = (
+    "insert into allocations as a ("
+    + _STARTED_COLUMNS
+    + ") select "
+    + _STARTED_COLUMNS
+    + """
+  from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[]) as k ("""
+    + _STARTED_COLUMNS
+    + """)
+ order by hub, allocation_id, tenant_id
+on conflict (hub, allocation_id, tenant_id) do update
+   set started_ms = least(a.started_ms, excluded.started_ms)
+"""
+)
+
+
+async def save_started(connection: Connection, started: Mapping[AllocationKey, Started]) -> None:
+    """Store when allocations started."""
+    rows = [(*key, data.project_id, data.started_ms) for key, data in started.items()]
+    await connection.execute(_SAVE_STARTED, *zip(*rows, strict=True))
+
+
+# The latest end that was reported counts, and is looked at at once. It stays in SQL, like the
+# earliest start, because a rule of one comparison needs no look at the row beforehand.
+_SAVE_ENDED = (
+    "insert into allocations as a ("
+    + _ENDED_COLUMNS
+    + ") select "
+    + _ENDED_COLUMNS
+    + """
+  from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::text[],
+              $7::bigint[]) as k ("""
+    + _ENDED_COLUMNS
+    + """)
+ order by hub, allocation_id, tenant_id
+on conflict (hub, allocation_id, tenant_id) do update
+   set ended_ms = excluded.ended_ms, cause = excluded.cause,
+       reserved_gpu_ms = excluded.reserved_gpu_ms, checks = 0, check_at = clock_timestamp()
+ where a.ended_ms is null or a.ended_ms <= excluded.ended_ms
+"""
+)
+
+
+async def save_ended(connection: Connection, ended: Mapping[AllocationKey, Ended]) -> None:
+    """Store how allocations ended; each is looked at at once."""
+    rows = [
+        (*key, data.project_id, data.ended_ms, data.cause, data.reserved_gpu_ms)
+        for key, data in ended.items()
+    ]
+    await connection.execute(_SAVE_ENDED, *zip(*rows, strict=True))
+
+
+# Which have ended, and are final.
 
 # Rows that another process looks at are skipped: it decides about them. The sums are taken after
 # the limit, of the due ones only.
@@ -59,14 +144,14 @@ def _ended_from_row(row: Row) -> EndedAllocation:
 _SAVE_CHECKS = """
 update allocations a
    set final = k.final, checks = a.checks + 1,
-       check_at = clock_timestamp() + k.wait_ms * interval '1 millisecond'
+       check_at = clock_timestamp() + k.check_after_ms * interval '1 millisecond'
   from unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::bigint[])
-       as k (hub, allocation_id, tenant_id, final, wait_ms)
+       as k (hub, allocation_id, tenant_id, final, check_after_ms)
  where a.hub = k.hub and a.allocation_id = k.allocation_id and a.tenant_id = k.tenant_id
 """
 
 
 async def save_checks(connection: Connection, checks: Sequence[AllocationCheck]) -> None:
     """Store what was decided about allocations that were looked at, and when to look again."""
-    rows = [(*check.key, check.is_final, check.next_check_ms) for check in checks]
+    rows = [(*check.key, check.is_final, check.check_after_ms) for check in checks]
     await connection.execute(_SAVE_CHECKS, *zip(*rows, strict=True))

@@ -1,34 +1,26 @@
 """Hubs: the registry, their sources, and what is stated about them.
 
-`hub_statements` takes several statements, each on what is committed when it runs. It reads sources
-before the open time: whatever a source's watermark covers was committed with it or before it, so
-that none of it is missed.
+`view_hubs` runs several queries, each on what is committed when it runs. It reads sources before
+the open time: whatever a source's watermark covers was committed with it or before it, so that none
+of it is missed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from hisab_contracts.charges import HubWatermark, OpenQuarantine
 from hisab_contracts.ids import HubCode, SourcePath, TenantId
 from metering.core.sources import SourceProgress
-from metering.core.watermarks import HubStatement, HubView
+from metering.core.watermarks import HubCompleteness, HubView
 from metering.store.state import SELECT_SOURCES, source_from_row
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
 
     from runtime.database import Connection
-
-
-class HubCompleteness(NamedTuple):
-    """Up to when a hub is complete, and whether it counts: only once it has emitted."""
-
-    hub: HubCode
-    watermark_ms: int | None
-    emitted: bool
 
 
 # The registry.
@@ -49,7 +41,7 @@ _HUBS = "select hub from hubs order by hub"
 
 async def list_hubs(connection: Connection) -> list[HubCode]:
     """Return every registered hub."""
-    return [HubCode(row[0]) for row in await connection.fetch(_HUBS)]
+    return [HubCode(row["hub"]) for row in await connection.fetch(_HUBS)]
 
 
 _IS_HUB = "select exists (select from hubs where hub = $1)"
@@ -73,7 +65,13 @@ async def list_completeness(
 ) -> list[HubCompleteness]:
     """Return up to when hubs are complete: of one hub, or of all."""
     rows = await connection.fetch(_COMPLETENESS, hub)
-    return [HubCompleteness(*row.values()) for row in rows]
+    return [_completeness_from_row(row) for row in rows]
+
+
+def _completeness_from_row(row: Row) -> HubCompleteness:
+    return HubCompleteness(
+        hub=HubCode(row["hub"]), watermark_ms=row["watermark_ms"], emitted=row["emitted"]
+    )
 
 
 # Sources.
@@ -130,7 +128,7 @@ async def count_batches(connection: Connection) -> int:
     return int(await connection.fetchval(_BATCHES))
 
 
-_STATEMENTS = """
+_VIEWS = """
 select h.hub, h.heartbeat_ms, h.watermark_ms, h.statement, h.stated_ms,
        coalesce((select max(p.last_seen_ms) from hub_partitions p where p.hub = h.hub),
                 floor(extract(epoch from h.created_at) * 1000)::bigint) as last_seen_ms,
@@ -142,13 +140,13 @@ select h.hub, h.heartbeat_ms, h.watermark_ms, h.statement, h.stated_ms,
 """
 
 
-async def hub_statements(connection: Connection, hub: HubCode | None = None) -> list[HubStatement]:
+async def view_hubs(connection: Connection, hub: HubCode | None = None) -> list[HubView]:
     """Look at a hub, or at all of them: their active sources, then their open time."""
-    rows = await connection.fetch(_STATEMENTS, hub)
+    rows = await connection.fetch(_VIEWS, hub)
     active = await _active_sources(connection, hub)
-    waiting = await _open_time(connection, hub)
+    open_time = await _open_time(connection, hub)
     return [
-        _statement_from_row(row, active.get(row["hub"], []), waiting.get(row["hub"], []))
+        _view_from_row(row, active.get(row["hub"], []), open_time.get(row["hub"], []))
         for row in rows
     ]
 
@@ -156,20 +154,21 @@ async def hub_statements(connection: Connection, hub: HubCode | None = None) -> 
 _WATERMARK: Final = msgspec.json.Decoder(HubWatermark)
 
 
-def _statement_from_row(
-    row: Row, active: list[SourceProgress], waiting: list[OpenQuarantine]
-) -> HubStatement:
-    view = HubView(
+def _view_from_row(
+    row: Row, active: list[SourceProgress], open_time: list[OpenQuarantine]
+) -> HubView:
+    return HubView(
         hub=HubCode(row["hub"]),
         heartbeat_ms=row["heartbeat_ms"],
         watermark_ms=row["watermark_ms"],
         last_seen_ms=row["last_seen_ms"],
         sources=active,
         emitted=row["emitted"],
-        quarantined=waiting,
+        ever_seen=row["ever_seen"],
+        quarantined=open_time,
+        last_statement=None if row["statement"] is None else _WATERMARK.decode(row["statement"]),
+        stated_ms=row["stated_ms"],
     )
-    last = None if row["statement"] is None else _WATERMARK.decode(row["statement"])
-    return HubStatement(view, last, row["stated_ms"], row["ever_seen"])
 
 
 # The sources that count for completeness, of one hub or of all.
@@ -191,9 +190,10 @@ async def _active_sources(
     return found
 
 
-# Open quarantined time per hub, tenant and billing month. Unknown tenants block nobody.
+# Open quarantined time per hub, tenant and billing month. Unknown tenants block nobody: nobody will
+# be billed for their time, so no month has to stay open for it.
 _OPEN_TIME = """
-select o.hub, o.tenant_id, o.month, sum(o.waiting_gpu_ns) as waiting_gpu_ns
+select o.hub, o.tenant_id, o.month, sum(o.waiting_gpu_ns) as quarantined_gpu_ns
   from open_time o
   join tenants known on known.tenant_id = o.tenant_id
  where $1::text is null or o.hub = $1
@@ -208,11 +208,16 @@ async def _open_time(
 ) -> dict[str, list[OpenQuarantine]]:
     found: dict[str, list[OpenQuarantine]] = {}
     for row in await connection.fetch(_OPEN_TIME, hub):
-        waiting = OpenQuarantine(
-            TenantId(row["tenant_id"]), row["month"], int(row["waiting_gpu_ns"])
-        )
-        found.setdefault(row["hub"], []).append(waiting)
+        found.setdefault(row["hub"], []).append(_open_quarantine_from_row(row))
     return found
+
+
+def _open_quarantine_from_row(row: Row) -> OpenQuarantine:
+    return OpenQuarantine(
+        tenant_id=TenantId(row["tenant_id"]),
+        month=row["month"],
+        quarantined_gpu_ns=int(row["quarantined_gpu_ns"]),
+    )
 
 
 # The comparison is a guard, not the decision (`metering.core.watermarks` never lowers it): a former
@@ -223,22 +228,14 @@ update hubs set watermark_ms = $2 where hub = $1 and coalesce(watermark_ms < $2,
 
 
 async def save_watermark(connection: Connection, hub: HubCode, watermark_ms: int) -> None:
-    """Note how far a hub is complete; never lower."""
+    """Store how far a hub is complete; never lower."""
     await connection.execute(_SAVE_WATERMARK, hub, watermark_ms)
 
 
 _SAVE_STATEMENT = "update hubs set statement = $2::jsonb, stated_ms = $3 where hub = $1"
 
 
-async def save_statement(connection: Connection, stated: HubWatermark, stated_ms: int) -> None:
-    """Note what was stated downstream about a hub."""
-    text = msgspec.json.encode(stated).decode()
-    await connection.execute(_SAVE_STATEMENT, stated.hub, text, stated_ms)
-
-
-_PROGRESS = "select partition, next_offset from consumer_progress where topic = $1"
-
-
-async def read_progress(connection: Connection, topic: str) -> dict[int, int]:
-    """Return how far each partition of a topic has been taken in."""
-    return {row[0]: row[1] for row in await connection.fetch(_PROGRESS, topic)}
+async def save_statement(connection: Connection, statement: HubWatermark, stated_ms: int) -> None:
+    """Store what was stated downstream about a hub."""
+    text = msgspec.json.encode(statement).decode()
+    await connection.execute(_SAVE_STATEMENT, statement.hub, text, stated_ms)

@@ -1,8 +1,12 @@
-"""Prices and the currencies of tenants, as operators add them and quotes ask for them."""
+"""Prices, and the currencies of the tenants' books, which say which prices apply.
+
+Operators add price lists, the ledger says which tenants there are; whoever rates or quotes reads
+both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from hisab_contracts.ids import PriceClass, PriceVersion, Sku, TenantId
@@ -42,10 +46,13 @@ _LAST_LINE = (
 )
 
 
-async def last_price_line(
+async def price_lines_at(
     connection: Connection, series: PriceSeries, at_ms: int
 ) -> list[PriceLine]:
-    """Read the line of a series that began last by then, if any; it may have ended since."""
+    """Read what can rate an hour of a series: the line that began last by then, or nothing.
+
+    It may have ended since: that is for `PriceBook` to say.
+    """
     rows = await connection.fetch(_LAST_LINE, *series, at_ms)
     return [_line_from_row(row) for row in rows]
 
@@ -90,7 +97,7 @@ async def rated_hours(connection: Connection, displaced: Sequence[DisplacedLine]
         [line.rate_line_id for line in displaced],
         [line.from_ms for line in displaced],
     )
-    return {row[0]: row[1] for row in rows if row[1] is not None}
+    return {row["rate_line_id"]: row["hour_ms"] for row in rows if row["hour_ms"] is not None}
 
 
 _ADD_LIST = """
@@ -149,10 +156,12 @@ async def save_tenants(connection: Connection, currencies: Mapping[TenantId, str
     await connection.execute(_SAVE_TENANTS, list(currencies), list(currencies.values()))
 
 
-_CURRENCY = "select currency from tenants where tenant_id = $1"
+_CURRENCIES = "select tenant_id, currency from tenants where tenant_id = any($1::text[])"
 
 
-async def currency_of(connection: Connection, tenant_id: str | None) -> str | None:
-    """Return the currency of a tenant's book, if there is such a tenant."""
-    currency = await connection.fetchval(_CURRENCY, tenant_id)
-    return None if currency is None else str(currency)
+async def currencies_of(
+    connection: Connection, tenants: Collection[TenantId]
+) -> dict[TenantId, str]:
+    """Return the currency of the book of each of these tenants that is known."""
+    rows = await connection.fetch(_CURRENCIES, list(tenants))
+    return {TenantId(row["tenant_id"]): row["currency"] for row in rows}

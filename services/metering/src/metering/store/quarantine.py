@@ -1,11 +1,13 @@
-"""Quarantine: records that wait, whole or in part, with their original bytes; nothing is deleted.
+"""Quarantine: records kept, whole or in part, with their original bytes; nothing is deleted.
 
-Theory. A record is *open* while something of it waits, then *released* (all of it was taken after
-all) or *dismissed* (an operator left it for good). Beside it `quarantine_time` has the GPU time
-that waits or was dismissed, per UTC hour; a release deletes those rows, because the time is then
-billed or a duplicate. `open_time` adds up what is open per hub, tenant and billing month: whoever
-changes `quarantine_time` inserts the difference there and waits for nobody, and a leased task puts
-the rows together. So stating the open time of a hub never reads record by record.
+Theory. `metering.core.quarantine` says in which states a record can be. Beside it `quarantine_time`
+has the GPU time that is open or was dismissed, per UTC hour; a release deletes those rows, because
+the time is then billed or a duplicate. `open_time` adds up what is open per hub, tenant and billing
+month: whoever changes `quarantine_time` inserts the difference there, which no lock can delay, and
+a leased task puts the rows together. So stating the open time of a hub never reads record by
+record.
+
+The tables call GPU time in quarantine `waiting_gpu_ns`; everywhere else it is `quarantined_gpu_ns`.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from metering.core.batch import (
     UsagePart,
     UsageRecord,
 )
+from metering.core.quarantine import QuarantineCause, QuarantineState
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
@@ -39,10 +42,10 @@ MAX_DETAIL_LENGTH: Final = 2_000
 
 
 class OpenedQuarantine(NamedTuple):
-    """A record that has just begun to wait, and the number it was given."""
+    """A record that is new in quarantine, and the number it was given."""
 
     quarantine_id: int
-    waiting: QuarantinedRecord
+    quarantined: QuarantinedRecord
     value_sha256: str
 
 
@@ -51,7 +54,7 @@ class LockedQuarantine(NamedTuple):
 
     quarantine_id: int
     record: UsageRecord
-    state: str
+    state: QuarantineState
 
 
 class ListedQuarantine(NamedTuple):
@@ -63,7 +66,7 @@ class ListedQuarantine(NamedTuple):
     offset: int
     reason: str
     detail: str
-    state: str
+    state: QuarantineState
     payload: bytes | None
     headers: list[tuple[str, bytes | None]]
 
@@ -77,19 +80,26 @@ class QuarantineFilter:
     state: str | None
 
 
-# Metering a batch: records begin to wait, wait on, or are released.
+# Metering a batch: records are quarantined, stay in quarantine, or are released.
+
+_RECORD_COLUMNS: Final = (
+    "hub, topic, partition, record_offset, record_ms, message_key, message_value, message_headers"
+)
+_VERDICT_COLUMNS: Final = (
+    "reason, detail, tenant_id, allocation_id, counts, hour_ms, had_new, parts"
+)
 
 
 async def save_quarantine(
     connection: Connection, changes: Changes, generation: int, because: str
 ) -> list[OpenedQuarantine]:
-    """Store what a batch changes in quarantine; return the records that begin to wait.
+    """Store what a batch changes in quarantine; return the records that are new in it.
 
     `generation` is the newest price line the batch was judged by: what lacks a price is released
     once there is a newer one. `because` says why records were judged again, if any were.
     """
     if changes.still_quarantined:
-        await _keep_waiting(connection, changes.still_quarantined, generation)
+        await _keep_quarantined(connection, changes.still_quarantined, generation)
     opened = []
     if changes.quarantined:
         opened = await _open_quarantine(connection, changes.quarantined, generation)
@@ -98,42 +108,49 @@ async def save_quarantine(
     return opened
 
 
-_OPEN = """
-insert into quarantine (hub, topic, partition, record_offset, record_ms, message_key, message_value,
-                        message_headers, value_sha256, reason, detail, tenant_id, allocation_id,
-                        counts, hour_ms, had_new, parts, judged_generation)
-select k.hub, k.topic, k.partition, k.record_offset, k.record_ms, k.message_key, k.message_value,
-       k.message_headers, k.value_sha256, k.reason, k.detail, k.tenant_id, k.allocation_id,
-       k.counts, k.hour_ms, k.had_new, k.parts::jsonb, $18
+_OPENED_COLUMNS = _RECORD_COLUMNS + ", value_sha256, " + _VERDICT_COLUMNS
+
+_OPEN = (
+    "insert into quarantine ("
+    + _OPENED_COLUMNS
+    + ", judged_generation) select "
+    + _OPENED_COLUMNS
+    + """, $18
   from unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::bigint[], $6::bytea[],
               $7::bytea[], $8::bytea[], $9::text[], $10::text[], $11::text[], $12::text[],
-              $13::text[], $14::boolean[], $15::bigint[], $16::boolean[], $17::text[])
-       with ordinality
-       as k (hub, topic, partition, record_offset, record_ms, message_key, message_value,
-             message_headers, value_sha256, reason, detail, tenant_id, allocation_id, counts,
-             hour_ms, had_new, parts, place)
- order by k.place
+              $13::text[], $14::boolean[], $15::bigint[], $16::boolean[], $17::jsonb[])
+       with ordinality as k ("""
+    + _OPENED_COLUMNS
+    + """, place)
+ order by place
 returning quarantine_id, topic, partition, record_offset
 """
+)
 
 
 async def _open_quarantine(
-    connection: Connection, waiting: Sequence[QuarantinedRecord], generation: int
+    connection: Connection, records: Sequence[QuarantinedRecord], generation: int
 ) -> list[OpenedQuarantine]:
-    """Store records that begin to wait, with their original bytes; number them in order."""
-    sums = [hashlib.sha256(quarantined.record.value or b"").hexdigest() for quarantined in waiting]
+    """Store records that are new in quarantine, with their bytes; number them in order."""
+    digests = [hashlib.sha256(new.record.value or b"").hexdigest() for new in records]
     rows = [
-        (*_record_row(quarantined.record), value_sha256, *_verdict_row(quarantined))
-        for quarantined, value_sha256 in zip(waiting, sums, strict=True)
+        (*_record_row(new.record), value_sha256, *_verdict_row(new))
+        for new, value_sha256 in zip(records, digests, strict=True)
     ]
     inserted = await connection.fetch(_OPEN, *zip(*rows, strict=True), generation)
-    numbers = {(row[1], row[2], row[3]): row[0] for row in inserted}
+    numbers = {
+        (row["topic"], row["partition"], row["record_offset"]): row["quarantine_id"]
+        for row in inserted
+    }
     opened = [
-        OpenedQuarantine(numbers[record.topic, record.partition, record.offset], quarantined, sum_)
-        for quarantined, sum_ in zip(waiting, sums, strict=True)
-        for record in (quarantined.record,)
+        OpenedQuarantine(
+            quarantine_id=numbers[new.record.topic, new.record.partition, new.record.offset],
+            quarantined=new,
+            value_sha256=value_sha256,
+        )
+        for new, value_sha256 in zip(records, digests, strict=True)
     ]
-    await _add_time(connection, {found.quarantine_id: found.waiting for found in opened})
+    await _add_time(connection, {new.quarantine_id: new.quarantined for new in opened})
     return opened
 
 
@@ -173,13 +190,19 @@ def _parts_text(parts: Sequence[UsagePart] | None) -> str | None:
     if parts is None:
         return None
     rows = [
-        (part.device.device_uuid, part.device.slice_uuid, part.device.share_ppm, *part[1:])
+        (
+            part.device.device_uuid,
+            part.device.slice_uuid,
+            part.device.share_ppm,
+            part.start_ms,
+            part.end_ms,
+        )
         for part in parts
     ]
     return msgspec.json.encode(rows).decode()
 
 
-# Time that waits no more is deleted, and no longer open unless it was dismissed before.
+# Deletes the time of records, and takes from the open time what of it was not dismissed.
 _FORGET_TIME = """
 with removed as (
   delete from quarantine_time where quarantine_id = any($1::bigint[])
@@ -192,26 +215,28 @@ select r.hub, r.tenant_id, billing_month(r.hour_ms), -sum(r.waiting_gpu_ns)
  group by r.hub, r.tenant_id, billing_month(r.hour_ms)
 """
 
-_KEEP = """
+_KEEP = (
+    """
 update quarantine q
    set reason = k.reason, detail = k.detail, tenant_id = k.tenant_id,
        allocation_id = k.allocation_id, counts = k.counts, hour_ms = k.hour_ms,
-       had_new = k.had_new, parts = k.parts::jsonb, judged_generation = $10
+       had_new = k.had_new, parts = k.parts, judged_generation = $10
   from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[],
-              $7::bigint[], $8::boolean[], $9::text[])
-       as k (quarantine_id, reason, detail, tenant_id, allocation_id, counts, hour_ms, had_new,
-             parts)
+              $7::bigint[], $8::boolean[], $9::jsonb[]) as k (quarantine_id, """
+    + _VERDICT_COLUMNS
+    + """)
  where q.quarantine_id = k.quarantine_id
 """
+)
 
 
-async def _keep_waiting(
-    connection: Connection, waiting: Sequence[QuarantinedRecord], generation: int
+async def _keep_quarantined(
+    connection: Connection, records: Sequence[QuarantinedRecord], generation: int
 ) -> None:
-    """Note what still waits of records that were judged again, and why."""
+    """Store the new reason and the parts that stay in quarantine, of records judged again."""
     kept = {
         earlier.quarantine_id: quarantined
-        for quarantined in waiting
+        for quarantined in records
         if (earlier := quarantined.record.earlier) is not None
     }
     await connection.execute(_FORGET_TIME, list(kept))
@@ -228,7 +253,7 @@ update quarantine
 
 
 async def _release(connection: Connection, quarantine_ids: Sequence[int], because: str) -> None:
-    """Note that nothing of these records waits any more."""
+    """Store that these records are released: nothing of them is left in quarantine."""
     await connection.execute(_FORGET_TIME, quarantine_ids)
     await connection.execute(_RELEASE, quarantine_ids, because)
 
@@ -247,12 +272,12 @@ select a.hub, a.tenant_id, billing_month(a.hour_ms), sum(a.waiting_gpu_ns)
 """
 
 
-async def _add_time(connection: Connection, waiting: Mapping[int, QuarantinedRecord]) -> None:
-    """Write the GPU time that waits, per record and hour; it is open per tenant and month."""
+async def _add_time(connection: Connection, records: Mapping[int, QuarantinedRecord]) -> None:
+    """Store the GPU time in quarantine per record and hour; add it to the open time."""
     rows = [
         (quarantine_id, quarantined.record.hub, hour_ms, quarantined.tenant_id, gpu_ns)
-        for quarantine_id, quarantined in waiting.items()
-        for hour_ms, gpu_ns in quarantined.waiting_gpu_ns.items()
+        for quarantine_id, quarantined in records.items()
+        for hour_ms, gpu_ns in quarantined.quarantined_gpu_ns.items()
     ]
     if rows:
         await connection.execute(_ADD_TIME, *zip(*rows, strict=True))
@@ -260,18 +285,20 @@ async def _add_time(connection: Connection, waiting: Mapping[int, QuarantinedRec
 
 # Records are judged again, or left for good.
 
-_LOCK = """
-select q.quarantine_id, q.hub, q.topic, q.partition, q.record_offset, q.record_ms, q.state,
-       q.counts, q.hour_ms, q.had_new, q.parts, q.message_key, q.message_value, q.message_headers,
+_LOCK = (
+    "select quarantine_id, state, counts, hour_ms, had_new, parts, "
+    + _RECORD_COLUMNS
+    + """,
        (select coalesce(array_agg(t.hour_ms order by t.hour_ms), '{}') from quarantine_time t
          where t.quarantine_id = q.quarantine_id) as hours_ms,
        (select coalesce(array_agg(t.waiting_gpu_ns order by t.hour_ms), '{}')
           from quarantine_time t where t.quarantine_id = q.quarantine_id) as waiting_gpu_ns
   from quarantine q
- where q.quarantine_id = any($1::bigint[])
- order by q.quarantine_id
+ where quarantine_id = any($1::bigint[])
+ order by quarantine_id
    for update of q
 """
+)
 
 
 async def lock_quarantined(
@@ -298,7 +325,7 @@ def _locked_from_row(row: Row) -> LockedQuarantine:
         had_new=row["had_new"],
         counts=row["counts"],
         hour_ms=row["hour_ms"],
-        waiting_gpu_ns=dict(zip(row["hours_ms"], row["waiting_gpu_ns"], strict=True)),
+        quarantined_gpu_ns=dict(zip(row["hours_ms"], row["waiting_gpu_ns"], strict=True)),
     )
     record = UsageRecord(
         hub=HubCode(row["hub"]),
@@ -317,9 +344,10 @@ def _locked_from_row(row: Row) -> LockedQuarantine:
 _LOCK_STATE = "select state from quarantine where quarantine_id = $1 for update"
 
 
-async def lock_state(connection: Connection, quarantine_id: int) -> str:
+async def lock_state(connection: Connection, quarantine_id: int) -> QuarantineState:
     """Lock a record and return its state; it exists, because nothing is ever deleted."""
-    return str(await connection.fetchval(_LOCK_STATE, quarantine_id))
+    state: QuarantineState = await connection.fetchval(_LOCK_STATE, quarantine_id)
+    return state
 
 
 _DISMISS = """
@@ -341,13 +369,14 @@ select d.hub, d.tenant_id, billing_month(d.hour_ms), -sum(d.waiting_gpu_ns)
 
 
 async def dismiss_quarantined(connection: Connection, quarantine_id: int, because: str) -> None:
-    """Have an open record, locked before, stay in quarantine for good: its time blocks nobody."""
+    """Store that an open record, locked before, is dismissed: its time is open no longer."""
     # Two statements after the lock: each sees what whoever held the record before us has left.
     await connection.execute(_DISMISS, quarantine_id, because)
     await connection.execute(_DISMISS_TIME, quarantine_id)
 
 
-# Which of them may be released: decided here, because finding them is the decision.
+# Which records the service may release. It is decided in SQL because finding them is the decision:
+# the partial indexes on open records of each reason are what makes it cheap to ask twice a second.
 _RELEASABLE = """
 (select q.quarantine_id
    from tenants t
@@ -366,15 +395,17 @@ union all
 
 async def releasable(connection: Connection, most: int) -> list[int]:
     """Return open records whose missing fact may have arrived, oldest first."""
-    return sorted(row[0] for row in await connection.fetch(_RELEASABLE, most))[:most]
+    rows = await connection.fetch(_RELEASABLE, most)
+    return sorted(row["quarantine_id"] for row in rows)[:most]
 
 
-_GIVE_UP = "update quarantine set reason = 'killed-process', detail = $2 where quarantine_id = $1"
+_SAVE_CAUSE = "update quarantine set reason = $2, detail = $3 where quarantine_id = $1"
 
 
-async def give_up(connection: Connection, quarantine_id: int, detail: str) -> None:
-    """Leave a record that we fail to judge again to an operator: no fact releases it any more."""
-    await connection.execute(_GIVE_UP, quarantine_id, _storable(detail))
+async def save_cause(connection: Connection, quarantine_id: int, cause: QuarantineCause) -> None:
+    """Store a new cause of a record; all else that is stored of it stays."""
+    detail = _storable(cause.detail)
+    await connection.execute(_SAVE_CAUSE, quarantine_id, cause.reason, detail)
 
 
 _FOLD_OPEN_TIME = """
@@ -398,7 +429,7 @@ async def fold_open_time(connection: Connection) -> None:
     await connection.execute(_FOLD_OPEN_TIME)
 
 
-# What is asked.
+# Operators and auditors look at it.
 
 # Payloads may have a megabyte each: the page is cut by their sizes before any of them is read.
 _LISTED = """
@@ -451,7 +482,7 @@ def _listed_from_row(row: Row) -> ListedQuarantine:
 _STATE = "select state from quarantine where quarantine_id = $1"
 
 
-async def quarantine_state(connection: Connection, quarantine_id: int) -> str | None:
-    """Return whether a record is open, released or dismissed; None when there is none."""
-    state = await connection.fetchval(_STATE, quarantine_id)
-    return None if state is None else str(state)
+async def quarantine_state(connection: Connection, quarantine_id: int) -> QuarantineState | None:
+    """Return the state of a record; None when there is no such record."""
+    state: QuarantineState | None = await connection.fetchval(_STATE, quarantine_id)
+    return state

@@ -1,12 +1,19 @@
 """All that metering one batch loads and saves, in the order of its locks.
 
-Theory. Whoever meters takes locks in one order, so that no two wait for each other: the price lock
-(shared by all who rate, exclusive to whoever adds prices, so that no hour is rated by a line that
-is being cut short), then the nodes of the batch in the order of their keys, then its sources in
-theirs, then tallies and the rest. Whoever holds a node's lock may change its coverage and buckets:
-what was loaded under it stays true until the commit. A batch too large for one `MeteringBatch`
-takes nodes again after sources; should that ever meet a replay the other way round, PostgreSQL ends
-one of the two, and it is tried again.
+Theory. Whoever meters takes locks in one order, so that no two wait for each other in a circle:
+
+1. a replay: its quarantine rows, in the order of their ids (`metering.store.quarantine`); ingest
+   never takes one, because it leaves records alone that are in quarantine already;
+2. the price lock: shared by all who rate, exclusive to whoever adds prices, so that no hour is
+   rated by a line that is being cut short; who adds prices holds nothing else;
+3. ingest: the rows of `hub_partitions` (`note_seen`), in the order of their keys;
+4. the nodes of the batch, in the order of their keys;
+5. its sources, in the order of theirs;
+6. what is saved: coverage, buckets, tallies, duplicates, allocations, new quarantine rows.
+
+Whoever holds a node's lock may change its coverage and buckets: what was loaded under it stays true
+until the commit. A batch too large for one `MeteringBatch` takes nodes again after sources; should
+that ever meet a replay the other way round, PostgreSQL ends one of the two, and it is tried again.
 
 Everything is read and written by sets, so that a batch needs a fixed number of statements.
 
@@ -22,7 +29,6 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from hisab_contracts.events import Ended, Started
 from hisab_contracts.ids import (
     AllocationId,
     BucketId,
@@ -37,7 +43,6 @@ from hisab_contracts.ids import (
     TenantId,
 )
 from hisab_contracts.prices import PriceBook
-from metering.core.allocations import AllocationKey
 from metering.core.batch import (
     Changes,
     DeviceSpan,
@@ -56,7 +61,7 @@ from metering.core.coverage import (
     DeviceKey,
 )
 from metering.core.sources import SequenceRange, SourceProgress
-from metering.store import prices
+from metering.store import allocations, prices
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
@@ -102,9 +107,6 @@ async def load_reference(connection: Connection, cache: ReferenceCache) -> Refer
     return Reference(cache.currencies, cache.book, watermarks, cache.generation)
 
 
-_CURRENCIES = "select tenant_id, currency from tenants where tenant_id = any($1::text[])"
-
-
 async def look_up_tenants(
     connection: Connection,
     cache: ReferenceCache,
@@ -116,10 +118,9 @@ async def look_up_tenants(
     Tenants are remembered without a limit in time: a tenant never ceases to exist, and the currency
     of its book never changes.
     """
-    rows = await connection.fetch(_CURRENCIES, list(tenants))
-    if not rows:
+    found = await prices.currencies_of(connection, tenants)
+    if not found:
         return reference
-    found = {TenantId(row["tenant_id"]): row["currency"] for row in rows}
     cache.currencies = {**cache.currencies, **found}
     return replace(reference, currencies=cache.currencies)
 
@@ -144,7 +145,7 @@ async def quarantined_offsets(
     """
     columns = zip(*((*place, *offsets) for place, offsets in ranges.items()), strict=True)
     rows = await connection.fetch(_QUARANTINED_OFFSETS, *columns)
-    return {(row[0], row[1], row[2]) for row in rows}
+    return {(row["topic"], row["partition"], row["record_offset"]) for row in rows}
 
 
 _NOTE_SEEN = """
@@ -158,7 +159,7 @@ on conflict (hub, partition) do update
 
 
 async def note_seen(connection: Connection, seen: Mapping[tuple[HubCode, int], int]) -> None:
-    """Note the Kafka timestamp of the last record of each partition of a batch."""
+    """Store the Kafka timestamp of the last record of each partition of a batch."""
     columns = zip(*((*place, seen_ms) for place, seen_ms in seen.items()), strict=True)
     await connection.execute(_NOTE_SEEN, *columns)
 
@@ -214,8 +215,8 @@ _COVERAGE_COLUMNS: Final = (
     "allocation_id, sku, price_class, share_ppm"
 )
 
-# What is covered of devices in, or touching, a stretch of each. A row lies within one day, so none
-# that matters starts before the midnight before the stretch: the index is entered there.
+# What is covered of devices in, or touching, a span of each. A row lies within one day, so none
+# that matters starts before the midnight before the span: the index is entered there.
 _COVERAGE = (
     "select "
     + _COVERAGE_COLUMNS
@@ -235,20 +236,21 @@ async def _load_coverage(
     columns = zip(*((*key, *span) for key, span in spans.items()), strict=True)
     found: dict[DeviceKey, list[CoveredInterval]] = {}
     for row in await connection.fetch(_COVERAGE, *columns):
-        found.setdefault((row[0], row[1], row[2]), []).append(_covered_from_row(row))
+        key = (row["hub"], row["node_id"], row["device_uuid"])
+        found.setdefault(key, []).append(_covered_from_row(row))
     return found
 
 
 def _covered_from_row(row: Row) -> CoveredInterval:
     claim = Claim(
-        TenantId(row[6]),
-        ProjectId(row[7]),
-        AllocationId(row[8]),
-        Sku(row[9]),
-        PriceClass(row[10]),
-        row[11],
+        tenant_id=TenantId(row["tenant_id"]),
+        project_id=ProjectId(row["project_id"]),
+        allocation_id=AllocationId(row["allocation_id"]),
+        sku=Sku(row["sku"]),
+        price_class=PriceClass(row["price_class"]),
+        share_ppm=row["share_ppm"],
     )
-    return CoveredInterval(SliceId(row[3]), row[4], row[5], claim)
+    return CoveredInterval(SliceId(row["slice_uuid"]), row["start_ms"], row["end_ms"], claim)
 
 
 # The totals of buckets so far, and the hold each names.
@@ -260,10 +262,13 @@ select bucket_id, gpu_ns, hold_id from buckets where bucket_id = any($1::uuid[])
 async def _load_buckets(
     connection: Connection, bucket_ids: Sequence[BucketId]
 ) -> dict[BucketId, StoredBucket]:
-    return {
-        BucketId(row[0].hex): StoredBucket(row[1], None if row[2] is None else HoldId(row[2]))
-        for row in await connection.fetch(_BUCKETS, bucket_ids)
-    }
+    rows = await connection.fetch(_BUCKETS, bucket_ids)
+    return {BucketId(row["bucket_id"].hex): _bucket_from_row(row) for row in rows}
+
+
+def _bucket_from_row(row: Row) -> StoredBucket:
+    hold_id = row["hold_id"]
+    return StoredBucket(row["gpu_ns"], None if hold_id is None else HoldId(hold_id))
 
 
 _SOURCE_COLUMNS: Final = (
@@ -320,11 +325,11 @@ async def save_changes(connection: Connection, changes: Changes) -> None:
     if changes.tallies:
         await _add_tallies(connection, changes.tallies)
     if changes.duplicates:
-        await _add_duplicates(connection, changes.duplicates)
+        await allocations.add_duplicates(connection, changes.duplicates)
     if changes.started:
-        await _save_started(connection, changes.started)
+        await allocations.save_started(connection, changes.started)
     if changes.ended:
-        await _save_ended(connection, changes.ended)
+        await allocations.save_ended(connection, changes.ended)
 
 
 # Rows that were merged into others.
@@ -379,14 +384,14 @@ async def _save_coverage(
 _SAVE_SOURCES = (
     "insert into sources ("
     + _SOURCE_COLUMNS
-    + """)
-select k.hub, k.source, k.node_path, k.contiguous, k.beyond::jsonb, k.watermark_ms, k.standing,
-       k.last_seen_ms
-  from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::bigint[],
-              $7::text[], $8::bigint[]) with ordinality
-       as k (hub, source, node_path, contiguous, beyond, watermark_ms, standing, last_seen_ms,
-             place)
- order by k.place
+    + ") select "
+    + _SOURCE_COLUMNS
+    + """
+  from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::jsonb[], $6::bigint[],
+              $7::text[], $8::bigint[]) with ordinality as k ("""
+    + _SOURCE_COLUMNS
+    + """, place)
+ order by place
 on conflict (hub, source) do update
    set contiguous = excluded.contiguous, beyond = excluded.beyond,
        watermark_ms = excluded.watermark_ms, standing = excluded.standing,
@@ -412,20 +417,36 @@ async def _save_sources(connection: Connection, sources: Iterable[SourceProgress
     await connection.execute(_SAVE_SOURCES, *zip(*rows, strict=True))
 
 
-_UPDATE_BUCKETS = """
+_BUCKET_TOTALS: Final = "bucket_id, gpu_ns, charge_micro, hold_id"
+_BUCKET_NAMES: Final = (
+    "tenant_id, project_id, allocation_id, hub, node_id, rate_line_id, price_version, sku, "
+    "price_class, hour_ms"
+)
+"""What a bucket is named by: it never changes."""
+
+# New totals of buckets of which something was stored.
+_UPDATE_BUCKETS = (
+    """
 update buckets b set gpu_ns = k.gpu_ns, charge_micro = k.charge_micro, hold_id = k.hold_id
-  from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[])
-       as k (bucket_id, gpu_ns, charge_micro, hold_id)
+  from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[]) as k ("""
+    + _BUCKET_TOTALS
+    + """)
  where b.bucket_id = k.bucket_id
 """
+)
 
-_ADD_BUCKETS = """
-insert into buckets (bucket_id, gpu_ns, charge_micro, hold_id, tenant_id, project_id, allocation_id,
-                     hub, node_id, rate_line_id, price_version, sku, price_class, hour_ms)
+# Buckets of which nothing was stored.
+_ADD_BUCKETS = (
+    "insert into buckets ("
+    + _BUCKET_TOTALS
+    + ", "
+    + _BUCKET_NAMES
+    + """)
 select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[],
                      $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
                      $13::text[], $14::bigint[])
 """
+)
 
 
 async def _save_buckets(connection: Connection, buckets: Sequence[MeteredBucket]) -> None:
@@ -459,25 +480,47 @@ def _bucket_row(bucket: MeteredBucket) -> tuple[object, ...]:
     )
 
 
-_LOCK_TALLIES = """
-select t.hub, t.partition, t.hour_ms
+_TALLY_KEY: Final = "hub, partition, hour_ms"
+_TALLY_COUNTS: Final = (
+    "reported_gpu_ns, duplicate_gpu_ns, read_records, accepted_records, duplicate_records"
+)
+
+# Locks tallies in the order of their primary key.
+_LOCK_TALLIES = (
+    "select "
+    + _TALLY_KEY
+    + """
   from tallies t
-  join unnest($1::text[], $2::int[], $3::bigint[]) as k (hub, partition, hour_ms)
-    on t.hub = k.hub and t.partition = k.partition and t.hour_ms = k.hour_ms
- order by t.hub, t.hour_ms, t.partition
+  join unnest($1::text[], $2::int[], $3::bigint[]) as k ("""
+    + _TALLY_KEY
+    + ") using ("
+    + _TALLY_KEY
+    + """)
+ order by hub, hour_ms, partition
    for update of t
 """
+)
 
-_BEGIN_TALLIES = """
-insert into tallies (hub, partition, hour_ms, reported_gpu_ns, duplicate_gpu_ns, read_records,
-                     accepted_records, duplicate_records)
-select k.hub, k.partition, k.hour_ms, 0, 0, 0, 0, 0
-  from unnest($1::text[], $2::int[], $3::bigint[]) as k (hub, partition, hour_ms)
- order by k.hub, k.hour_ms, k.partition
+# Makes the rows of new tallies, all counts at 0.
+_BEGIN_TALLIES = (
+    "insert into tallies ("
+    + _TALLY_KEY
+    + ", "
+    + _TALLY_COUNTS
+    + ") select "
+    + _TALLY_KEY
+    + """, 0, 0, 0, 0, 0
+  from unnest($1::text[], $2::int[], $3::bigint[]) as k ("""
+    + _TALLY_KEY
+    + """)
+ order by hub, hour_ms, partition
 on conflict do nothing
 """
+)
 
-_UPDATE_TALLIES = """
+# Adds to each count.
+_UPDATE_TALLIES = (
+    """
 update tallies t
    set reported_gpu_ns   = t.reported_gpu_ns + k.reported_gpu_ns::numeric,
        duplicate_gpu_ns  = t.duplicate_gpu_ns + k.duplicate_gpu_ns::numeric,
@@ -485,83 +528,34 @@ update tallies t
        accepted_records  = t.accepted_records + k.accepted_records,
        duplicate_records = t.duplicate_records + k.duplicate_records
   from unnest($1::text[], $2::int[], $3::bigint[], $4::text[], $5::text[], $6::bigint[],
-              $7::bigint[], $8::bigint[])
-       as k (hub, partition, hour_ms, reported_gpu_ns, duplicate_gpu_ns, read_records,
-             accepted_records, duplicate_records)
+              $7::bigint[], $8::bigint[]) as k ("""
+    + _TALLY_KEY
+    + ", "
+    + _TALLY_COUNTS
+    + """)
  where t.hub = k.hub and t.partition = k.partition and t.hour_ms = k.hour_ms
 """
+)
 
 
 async def _add_tallies(connection: Connection, tallies: Mapping[TallyKey, Tally]) -> None:
     """Add to what was counted per hub, partition and hour."""
     # One upsert cannot do it: PostgreSQL holds the proposed row to the table's checks before it
-    # finds the one that is there, and what a release takes back is below zero. So rows begin at 0.
+    # finds the one that is there, and what a release undoes is below zero. So rows begin at 0.
     keys = list(zip(*tallies, strict=True))
     if len(await connection.fetch(_LOCK_TALLIES, *keys)) < len(tallies):
         await connection.execute(_BEGIN_TALLIES, *keys)
         await connection.fetch(_LOCK_TALLIES, *keys)
     # Sums of GPU time may pass 64 bits: they travel as text and become numeric there.
     rows = [
-        (*key, str(tally.reported_gpu_ns), str(tally.duplicate_gpu_ns), *tally[2:])
+        (
+            *key,
+            str(tally.reported_gpu_ns),
+            str(tally.duplicate_gpu_ns),
+            tally.read_records,
+            tally.accepted_records,
+            tally.duplicate_records,
+        )
         for key, tally in tallies.items()
     ]
     await connection.execute(_UPDATE_TALLIES, *zip(*rows, strict=True))
-
-
-# GPU time that was reported twice, per allocation: sums may pass 64 bits and travel as text.
-_ADD_DUPLICATES = """
-insert into allocation_duplicates as d (hub, allocation_id, tenant_id, duplicate_gpu_ns)
-select k.hub, k.allocation_id, k.tenant_id, k.duplicate_gpu_ns::numeric
-  from unnest($1::text[], $2::text[], $3::text[], $4::text[])
-       as k (hub, allocation_id, tenant_id, duplicate_gpu_ns)
- order by k.hub, k.allocation_id, k.tenant_id
-on conflict (hub, allocation_id, tenant_id) do update
-   set duplicate_gpu_ns = d.duplicate_gpu_ns + excluded.duplicate_gpu_ns
-"""
-
-
-async def _add_duplicates(connection: Connection, duplicates: Mapping[AllocationKey, int]) -> None:
-    rows = [(*key, str(gpu_ns)) for key, gpu_ns in duplicates.items()]
-    await connection.execute(_ADD_DUPLICATES, *zip(*rows, strict=True))
-
-
-# The earliest start that was reported counts.
-_SAVE_STARTED = """
-insert into allocations as a (hub, allocation_id, tenant_id, project_id, started_ms)
-select k.hub, k.allocation_id, k.tenant_id, k.project_id, k.started_ms
-  from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[])
-       as k (hub, allocation_id, tenant_id, project_id, started_ms)
- order by k.hub, k.allocation_id, k.tenant_id
-on conflict (hub, allocation_id, tenant_id) do update
-   set started_ms = least(a.started_ms, excluded.started_ms)
-"""
-
-
-async def _save_started(connection: Connection, started: Mapping[AllocationKey, Started]) -> None:
-    rows = [(*key, data.project_id, data.started_ms) for key, data in started.items()]
-    await connection.execute(_SAVE_STARTED, *zip(*rows, strict=True))
-
-
-# The latest end that was reported counts, and is looked at at once. It stays in SQL, like the
-# earliest start, because a rule of one comparison needs no look at the row beforehand.
-_SAVE_ENDED = """
-insert into allocations as a (hub, allocation_id, tenant_id, project_id, ended_ms, cause,
-                              reserved_gpu_ms)
-select k.hub, k.allocation_id, k.tenant_id, k.project_id, k.ended_ms, k.cause, k.reserved_gpu_ms
-  from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::text[],
-              $7::bigint[])
-       as k (hub, allocation_id, tenant_id, project_id, ended_ms, cause, reserved_gpu_ms)
- order by k.hub, k.allocation_id, k.tenant_id
-on conflict (hub, allocation_id, tenant_id) do update
-   set ended_ms = excluded.ended_ms, cause = excluded.cause,
-       reserved_gpu_ms = excluded.reserved_gpu_ms, checks = 0, check_at = clock_timestamp()
- where a.ended_ms is null or a.ended_ms <= excluded.ended_ms
-"""
-
-
-async def _save_ended(connection: Connection, ended: Mapping[AllocationKey, Ended]) -> None:
-    rows = [
-        (*key, data.project_id, data.ended_ms, data.cause, data.reserved_gpu_ms)
-        for key, data in ended.items()
-    ]
-    await connection.execute(_SAVE_ENDED, *zip(*rows, strict=True))

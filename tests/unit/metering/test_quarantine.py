@@ -1,0 +1,25 @@
+"""Quarantine: which commands on a record are refused, and the cause of a release that fails."""
+
+from __future__ import annotations
+
+import pytest
+
+from metering.core.quarantine import (
+    QuarantineClosed,
+    QuarantineState,
+    failed_release,
+    refuse_closed,
+)
+
+
+@pytest.mark.parametrize("state", ["released", "dismissed"])
+def test_only_an_open_record_is_judged_again_or_dismissed(state: QuarantineState) -> None:
+    """What was released or dismissed stays so."""
+    assert QuarantineClosed(7, state) == refuse_closed(7, state)
+    assert refuse_closed(7, "open") is None
+
+
+def test_record_that_we_fail_to_release_is_left_to_an_operator() -> None:
+    """Under a reason that no tenant and no price releases, with what went wrong."""
+    cause = failed_release("ValueError('boom')")
+    assert ("killed-process", "judging it again failed: ValueError('boom')") == cause
