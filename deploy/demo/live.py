@@ -229,4 +229,5 @@ def _live_run(
 
 
 def _now_ms() -> int:
+    """Read the clock: the demo is an outsider, and may not import the kit's."""
     return time.time_ns() // 1_000_000

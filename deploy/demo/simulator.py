@@ -49,9 +49,10 @@ LANES: Final = ((0, 1, 2, 3), (4, 5), (6, 7))
 NEW_SKU: Final = Sku("mi300x-192")
 NEW_SKU_PKR: Final = 980
 NEW_SKU_HUB: Final = seed.ISLAMABAD
+# A hub that is added to the seed has the last of these until it is given its own.
 _SKU_OF_HUB: Final = {seed.LAHORE: seed.H100, seed.KARACHI: seed.A100, seed.ISLAMABAD: seed.L40S}
 SKU_OF_NODE: Final[Mapping[Node, Sku]] = {
-    **{node: _SKU_OF_HUB[node.hub] for node in NODES},
+    **{node: _SKU_OF_HUB.get(node.hub, seed.L40S) for node in NODES},
     Node(seed.KARACHI, NodeId("n03")): seed.H200,
     Node(seed.ISLAMABAD, NodeId("n02")): seed.B200,
     Node(NEW_SKU_HUB, NodeId("n03")): NEW_SKU,

@@ -57,6 +57,7 @@ DEPLOY_RULES: tuple[Rule, ...] = (
 TEST_RULES: tuple[Rule, ...] = (
     shape_rules.long_functions,
     shape_rules.module_size,
+    word_rules.loop_variables,
     text_rules.mocks,
     text_rules.test_facts,
 )

@@ -90,7 +90,7 @@ def _events(hub: str, devices: int, events: int) -> Iterator[tuple[str, bytes]]:
     for number in range(events):
         minute, place = divmod(number, NODES * groups)
         node, group = divmod(place, groups)
-        names = [f"GPU-{node:02d}-{group * devices + one}" for one in range(devices)]
+        names = [f"GPU-{node:02d}-{group * devices + device}" for device in range(devices)]
         key = f"/hubs/{hub}/nodes/n{node:02d}"
         start_ms = FIRST_MS + minute * MINUTE_MS
         yield (

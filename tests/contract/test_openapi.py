@@ -97,5 +97,7 @@ def test_amounts_are_strings(service: str) -> None:
     for name, schema in document(service).get("components", {}).get("schemas", {}).items():
         for member, part in schema.get("properties", {}).items():
             if re.search(r"(_micro|_minor|_gpu_ms|_gpu_ns|^seq|_seq)$|^micro_per_", member):
-                kinds = {part.get("type")} | {one.get("type") for one in part.get("anyOf", ())}
+                kinds = {part.get("type")} | {
+                    choice.get("type") for choice in part.get("anyOf", ())
+                }
                 assert kinds & {"integer", "number"} == set(), f"{name}.{member}"

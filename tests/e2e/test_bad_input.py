@@ -167,8 +167,8 @@ async def test_the_gateway_answers_each_event_of_a_batch(outside: Outside) -> No
     answer = await events(outside, [good, other])
     assert 200 == answer.status_code
     outcomes = [
-        (one["id"], one["outcome"], (one["problem"] or {}).get("code"))
-        for one in answer.json()["results"]
+        (result["id"], result["outcome"], (result["problem"] or {}).get("code"))
+        for result in answer.json()["results"]
     ]
     assert [(good["id"], "accepted", None), (other["id"], "rejected", "hub-mismatch")] == outcomes
     await outside.charged(tenant, 840_000_000)

@@ -85,8 +85,11 @@ def check_against_oracle(content: dict[str, Any], trace: Path) -> None:
         if row["kind"] != "commercial"
     }
     assert oracle.bills(charges) == {
-        (one["tenant_id"], one["period"]): (int(one["net_minor"]), int(one["tax_minor"]))
-        for one in content["invoices"]
+        (invoice["tenant_id"], invoice["period"]): (
+            int(invoice["net_minor"]),
+            int(invoice["tax_minor"]),
+        )
+        for invoice in content["invoices"]
     }
 
 
@@ -147,13 +150,13 @@ def test_the_recorded_trace_is_billed_as_published(tmp_path: Path) -> None:
     invoices = content["invoices"]
     assert (16, 1_416_651_273, 216_530_446) == (
         len(invoices),
-        sum(int(one["net_minor"]) for one in invoices),
-        sum(int(one["tax_minor"]) for one in invoices),
+        sum(int(invoice["net_minor"]) for invoice in invoices),
+        sum(int(invoice["tax_minor"]) for invoice in invoices),
     )
     media = [
-        one["total_minor"]
-        for one in invoices
-        if (one["tenant_id"], one["period"]) == ("khyber-media", "2025-07")
+        invoice["total_minor"]
+        for invoice in invoices
+        if (invoice["tenant_id"], invoice["period"]) == ("khyber-media", "2025-07")
     ]
     assert ["36706831"] == media
     check_against_oracle(content, RECORDED)

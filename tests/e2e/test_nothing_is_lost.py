@@ -135,7 +135,9 @@ async def test_a_fourth_hub_counts_from_its_first_event(outside: Outside) -> Non
     await outside.charged(tenant, 840_000_000)
     state = await outside.api.get("metering", f"/v1/hubs/{hub}", "auditor")
     assert state["complete_until"] is None
-    assert [f"/hubs/{hub}/nodes/n1/epochs/e1"] == [one["source"] for one in state["blocked_by"]]
+    assert [f"/hubs/{hub}/nodes/n1/epochs/e1"] == [
+        blocker["source"] for blocker in state["blocked_by"]
+    ]
     await outside.say(outside.watermark(hub, "n1", at("11:00")))
     eleven = "2025-07-31T11:00:00.000Z"
     await until(

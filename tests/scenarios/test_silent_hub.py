@@ -45,7 +45,7 @@ async def test_a_silent_hub_keeps_the_month_open_until_it_speaks_again(own_stack
         )
         month = await until(
             lambda: july(outside),
-            lambda x: [one["kind"] for one in x["blocked_by"]] == ["silent-hub"],
+            lambda x: [blocker["kind"] for blocker in x["blocked_by"]] == ["silent-hub"],
         )
         (blocker,) = month["blocked_by"]
         assert ("open", hub, source) == (month["state"], blocker["hub"], blocker["source"])

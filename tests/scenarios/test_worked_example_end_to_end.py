@@ -111,7 +111,7 @@ async def july_waits_for_karachi(outside: Outside, b: str, hold_id: str) -> None
     await until(lambda: outside.balance(b), lambda x: x["as_of"]["complete_until"] == noon)
     july = await until(
         lambda: outside.api.get("invoicing", period, "finance"),
-        lambda x: [one["hub"] for one in x["blocked_by"]] == ["khi"],
+        lambda x: [blocker["hub"] for blocker in x["blocked_by"]] == ["khi"],
     )
     assert "open" == july["state"]
     assert "/hubs/khi/nodes/n2/epochs/e1" == july["blocked_by"][0]["source"]
@@ -141,7 +141,7 @@ async def the_bill(outside: Outside, a: str) -> None:
     """Steps 11 and 12: one invoice for A, and the ledger is told."""
     (invoice,) = await until(
         lambda: outside.api.items("invoicing", "/v1/invoices", "finance", period="2025-07"),
-        lambda found: [one["state"] for one in found] == ["finalised"],
+        lambda found: [invoice["state"] for invoice in found] == ["finalised"],
     )
     assert (a, "ignite-haas") == (invoice["tenant_id"], invoice["legal_entity"])
     assert {("khi", "84000", "12600", "0"), ("lhr", "14000", "2240", "0")} == {

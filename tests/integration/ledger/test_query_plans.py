@@ -30,7 +30,7 @@ QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("hold", books._HOLD_WITH_BOOK, ("h",)),
     ("price lines", directory._PRICE_LINES_OF, ("PKR", "sku", "on_demand")),
 ]
-BIG = {"entries", "buckets", "books", "lots", "holds", "sequence_windows", "price_lines"}
+BIG = {"entries", "buckets", "books", "lots", "holds", "sequence_windows", "price_lines", "grants"}
 
 
 def scanned(plan: dict[str, Any]) -> set[str]:

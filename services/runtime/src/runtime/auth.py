@@ -275,6 +275,7 @@ class Access:
             return None
         sha256 = _sha256(secret)
         now_s = time.monotonic()
+        # Looked up by the hash: no secret is kept in memory longer than its request.
         cached = self._found.get(sha256)
         if cached is not None and now_s < cached[0]:
             return cached[1]

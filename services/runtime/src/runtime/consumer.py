@@ -202,6 +202,7 @@ class Consumer:
         return tuple(topic for topic in self._wanted if topic in known)
 
     async def _read(self, feed: Feed, topics: tuple[str, ...]) -> None:
+        # Nothing the broker counts: so the first look sees a rebalance, and claims.
         self._seen_rebalances = -1
         discover_ms = ticks_ms()
         while not self._stop.is_set():
@@ -246,6 +247,7 @@ class Consumer:
 
         A rebalance makes all of it void: the main loop then starts again from `Assigned`.
         """
+        # What was fetched under an older assignment is void, whatever it says.
         if feed.rebalances != self._seen_rebalances:
             return
         actions: deque[Action] = deque(self._machine.handle(event))
@@ -300,10 +302,13 @@ class Consumer:
         batch = Batch(_records(action.slices), positions)
         try:
             if marked:
+                # In a transaction of its own: should the work kill the process, the mark stays.
                 async with self._database.transaction() as connection:
                     await progress.mark_attempt(connection, marked)
             with telemetry.batch_span(self.group, batch.records, unread=action.unread):
                 async with self._database.transaction() as connection:
+                    # First, because it takes the row locks that fence: an owner that has lost the
+                    # partition finds out before it has done any work.
                     await progress.advance(connection, action.slices)
                     if batch.records:
                         await self._hand_over(batch, connection, unread=action.unread)
@@ -406,6 +411,7 @@ class _Watchdog(threading.Thread):
         while not self._ended.wait(1):
             if self._watch.is_stuck(ticks_ms()):
                 _log.critical("no progress although records wait", group=self._group)
+                # Hard: what is stuck may be the very loop that an orderly end would need.
                 os._exit(EXIT_STUCK)
 
 

@@ -481,12 +481,14 @@ class _Boundary:
                 app = self._app if refused is None else problem_response(refused)
                 await app(scope, receive, noting)
             except Exception as error:
+                # Nothing may leave as the server's own page: a client reads problems only.
                 code = "unavailable" if is_outage(error) else "internal"
                 _log.exception("request failed", path=scope["path"], code=code, error=repr(error))
                 if status is not None:
-                    raise
+                    raise  # Part of an answer is out: only a broken connection can say so now.
                 await problem_response(Problem(code))(scope, receive, noting)
             finally:
+                # The template, not the path: paths are without number, templates are few.
                 route = getattr(scope.get("route"), "path", "unmatched")
                 telemetry.observe_request(
                     request.method, route, status or 0, time.perf_counter() - started_s

@@ -133,6 +133,7 @@ async def _run_once(
         async with database.transaction(
             tenant=tenant, lock_timeout_ms=IN_FLIGHT_WAIT_MS
         ) as connection:
+            # The key's row first: an equal request waits for it, and then finds the answer.
             found = await _begin(connection, command, scope)
             if found is not None:
                 return found
@@ -141,6 +142,7 @@ async def _run_once(
             stored = body if answer.stored is None else encode(answer.stored)
             await _finish(connection, command, scope, answer.status, stored)
     except Problem as refusal:
+        # What may pass later, or says that the request itself is wrong, is not remembered.
         if refusal.kind.status != 409 or refusal.kind.retryable:
             raise
         return await _remember(database, command, refusal, scope, tenant)

@@ -210,21 +210,21 @@ class Kafka:
         """Return the first offsets the broker has, or those after the last readable record."""
         if not partitions:
             return {}
-        asked = [TopicPartition(*partition) for partition in partitions]
+        wanted = [TopicPartition(*partition) for partition in partitions]
         with _broker_errors():
             probe = await self._open_probe()
             ask = probe.end_offsets if place == "end" else probe.beginning_offsets
-            found = await ask(asked)
+            found = await ask(wanted)
         return {Partition(*partition): offset for partition, offset in found.items()}
 
     async def group_offsets(
         self, group: str, partitions: Sequence[Partition]
     ) -> dict[Partition, int]:
         """Return what a group has committed; partitions without a commit are left out."""
-        asked = [TopicPartition(*partition) for partition in partitions]
+        wanted = [TopicPartition(*partition) for partition in partitions]
         with _broker_errors():
             admin = await self._open_admin()
-            found = await admin.list_consumer_group_offsets(group, partitions=asked)
+            found = await admin.list_consumer_group_offsets(group, partitions=wanted)
         return {Partition(*where): what.offset for where, what in found.items() if what.offset >= 0}
 
     async def publish(self, messages: Sequence[Message]) -> tuple[tuple[int, int], ...]:
@@ -233,6 +233,7 @@ class Kafka:
         Messages of one partition keep their order. Raises `MessageTooLarge` before anything is
         sent, `PublishFailed` when any is not acknowledged: resend all of them.
         """
+        # Before anything is sent: half a batch in the topic would have to be explained.
         for message in messages:
             if _size(message) > MAX_MESSAGE_BYTES:
                 raise MessageTooLarge(f"{_size(message)} bytes for {message.topic}")
@@ -529,18 +530,18 @@ class Feed:
         self, partitions: Iterable[Partition], *, wait_ms: int, max_records: int
     ) -> tuple[Fetch, ...]:
         """Return what has arrived in these (sought) partitions; may be cancelled without loss."""
-        asked = [TopicPartition(*partition) for partition in partitions]
+        wanted = [TopicPartition(*partition) for partition in partitions]
         fetched = []
         before = self._flag.rebalances
         if self._consumer._fetcher.error_future.done():  # noqa: SLF001 - it dies without a word
             raise BrokerLost("aiokafka's fetcher has ended")
         with _broker_errors():
             try:
-                again = await self._reread(asked, max_records)
-                brought = await self._brought(asked, 0 if again else wait_ms, max_records)
+                again = await self._reread(wanted, max_records)
+                brought = await self._brought(wanted, 0 if again else wait_ms, max_records)
                 if self._flag.rebalances != before:
                     return ()
-                for where in asked:
+                for where in wanted:
                     partition = Partition(*where)
                     begun_offset = self._positions.get(partition, -1)
                     if where in again:
@@ -560,10 +561,10 @@ class Feed:
         return tuple(fetched)
 
     async def _brought(
-        self, asked: Sequence[TopicPartition], wait_ms: int, max_records: int
+        self, wanted: Sequence[TopicPartition], wait_ms: int, max_records: int
     ) -> Mapping[TopicPartition, Sequence[RawMessage]]:
         """Return what aiokafka has fetched; what it refuses to read is left for `_reread`."""
-        plain = [where for where in asked if where not in self._refused]
+        plain = [where for where in wanted if where not in self._refused]
         if not plain:
             return {}
         try:
@@ -579,10 +580,10 @@ class Feed:
         return brought
 
     async def _reread(
-        self, asked: Sequence[TopicPartition], max_records: int
+        self, wanted: Sequence[TopicPartition], max_records: int
     ) -> dict[TopicPartition, Reread]:
         """Read refused partitions past aiokafka; those that prove readable are refused no more."""
-        refused = [where for where in asked if where in self._refused]
+        refused = [where for where in wanted if where in self._refused]
         found: dict[TopicPartition, Reread] = {}
         for where in refused:
             offset, most = self._positions[Partition(*where)], max_records // len(refused) + 1

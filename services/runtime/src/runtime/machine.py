@@ -236,6 +236,7 @@ class Machine:
         """Take one event and return what to do about it, in order."""
         match event:
             case Assigned(partitions):
+                # Also what we owned before: somebody else may have had it in between.
                 self._forget()
                 self._assigned = partitions
                 return [ClaimPartitions(partitions)] if partitions else []
@@ -267,6 +268,7 @@ class Machine:
     def _claimed(self, claims: Sequence[PartitionClaim]) -> list[Action]:
         actions: list[Action] = []
         for claim in claims:
+            # Claimed before a rebalance took it away: the new owner has raised the epoch again.
             if claim.partition not in self._assigned:
                 continue
             reason = _refusal(claim)
@@ -281,6 +283,7 @@ class Machine:
         plain: list[Slice] = []
         for piece in slices:
             owned = self._owned.get(piece.partition)
+            # Fetched before the claim, or of a partition that is gone: nobody asked for it.
             if owned is None:
                 continue
             if not _continues(piece, owned.expected):
@@ -288,12 +291,15 @@ class Machine:
                 continue
             if piece.until == owned.expected:
                 continue
+            # The attempt is stored only until one batch has been outlived here: a mark costs a
+            # commit, and good batches, nearly all, must not pay for it.
             attempt = 0 if owned.marked else owned.attempts + 1
             if owned.careful_left > 0 or attempt >= CAREFUL_ATTEMPT:
                 self._queue_singly(piece, owned)
             else:
                 plain.append(replace(piece, epoch=owned.epoch, attempt=attempt))
         if plain:
+            # Before what is handed over one by one: one bad record must not hold up the others.
             self._queue.appendleft(Process(tuple(plain)))
         return actions + self._next()
 
@@ -331,12 +337,15 @@ class Machine:
         return [Hint(offsets), *self._next()]
 
     def _failed(self, *, unknown: bool, blame: bool) -> list[Action]:
+        # The exponent is bounded as well: an outage of a day must not shift by thousands.
         pause_ms = min(MAX_PAUSE_MS, FAILED_PAUSE_MS << min(self._pauses, 6))
         self._pauses += 1
+        # After an unknown COMMIT only the store can say where we are.
         if unknown or self._in_flight is None:
             return self._reclaim(pause_ms)
         failed = self._take_in_flight()
         touched = {piece.partition for entry in self._queue for piece in entry.slices}
+        # What is queued follows what failed: it is fetched again, from the stored offset.
         self._queue.clear()
         for piece in failed.slices:
             touched.add(piece.partition)

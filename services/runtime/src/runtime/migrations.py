@@ -100,6 +100,7 @@ async def migrate(
         if not plan:
             for migration in missing:
                 async with connection.transaction():
+                    # The file and its record together: half a migration never counts as applied.
                     await connection.execute(migration.sql)
                     await connection.execute(
                         _RECORD, migration.origin, migration.name, migration.sha256

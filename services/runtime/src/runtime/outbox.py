@@ -5,8 +5,8 @@ reads the lowest rows first, publishes them in id order per partition, stops at 
 and deletes after the broker's acknowledgement: a crash in between publishes twice, never zero
 times. There is no cursor, so a row of a transaction that commits late is still found. Polls start
 at a floor below which no row can appear any more: a row's transaction has its id before it draws
-its number, so once every transaction older than a poll has ended, the numbers that poll saw are
-settled.
+its number, so once every transaction older than a poll has ended, the numbers that poll saw have
+all been seen or will never be.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class Relay:
                 return
             floor = _Floor()
             while not stop.is_set():
+                # Cleared before looking: what is committed while we look wakes us again.
                 self._written.clear()
                 if await self._publish(connection, floor) < RELAY_ROWS:
                     await self._wait(stop)
@@ -108,10 +109,12 @@ class Relay:
         floor.polled(rows.xmin, rows.xmax, rows.ids)
         if rows.messages:
             await self._kafka.publish(rows.messages)
+            # Published and not deleted is published twice, which readers bear; the other way round
+            # would lose it.
             async with transaction_on(connection):
                 await _delete_messages(connection, self.topic, rows.ids)
             telemetry.count_relayed(self.topic, len(rows.messages))
-        floor.settled()
+        floor.raise_to_ended()
         return len(rows.messages)
 
     async def _wait(self, stop: asyncio.Event) -> None:
@@ -126,7 +129,7 @@ class Relay:
 
 
 class _Floor:
-    """The lowest id that may still appear: below it every drawn number is settled."""
+    """The lowest id that may still appear: whoever drew a lower one has ended."""
 
     def __init__(self) -> None:
         self.lowest_id = 0
@@ -152,7 +155,7 @@ class _Floor:
         if ids:
             self._seen_id = max(self._seen_id, ids[-1])
 
-    def settled(self) -> None:
+    def raise_to_ended(self) -> None:
         """The rows of the last poll are published and deleted."""
         self.lowest_id = max(self.lowest_id, self._next_lowest)
 
@@ -206,6 +209,7 @@ select outbox_id, partition, message_key, message_value, message_headers
 
 async def _lowest_messages(connection: Connection, topic: str, lowest_id: int, most: int) -> _Rows:
     """Read the lowest rows of a topic, at most `most`, from `lowest_id` on."""
+    # Before the rows: what commits between the two is seen and only counted later.
     snapshot = await connection.fetchrow(_SNAPSHOT)
     rows = await connection.fetch(_LOWEST_MESSAGES, topic, lowest_id, most)
     if snapshot is None:

@@ -43,7 +43,7 @@ with overridden as (
    where used_at is null
      and (topic, partition) in (select * from unnest($1::text[], $2::int[]))
   returning topic, partition, next_offset
-), asked as (
+), wanted as (
   select a.topic, a.partition, a.floor_offset, o.next_offset as override_offset
     from unnest($1::text[], $2::int[], $3::bigint[]) as a (topic, partition, floor_offset)
     left join overridden o on o.topic = a.topic and o.partition = a.partition
@@ -51,12 +51,12 @@ with overridden as (
   insert into consumer_progress as p
          (topic, partition, owner_epoch, next_offset, attempt_offset, attempts)
   select topic, partition, 1, coalesce(override_offset, floor_offset), -1, 0
-    from asked
+    from wanted
    order by topic, partition
   on conflict (topic, partition) do update
      set owner_epoch = p.owner_epoch + 1,
          next_offset = coalesce(
-           (select a.override_offset from asked a
+           (select a.override_offset from wanted a
              where a.topic = p.topic and a.partition = p.partition),
            greatest(p.next_offset, excluded.next_offset))
   returning topic, partition, owner_epoch, next_offset, attempt_offset, attempts
@@ -65,7 +65,7 @@ select c.topic, c.partition, c.owner_epoch, c.next_offset,
        case when c.attempt_offset = c.next_offset then c.attempts else 0 end as attempts,
        a.override_offset is not null as overridden
   from claimed c
-  join asked a on a.topic = c.topic and a.partition = c.partition
+  join wanted a on a.topic = c.topic and a.partition = c.partition
  order by c.topic, c.partition
 """
 
@@ -78,9 +78,10 @@ async def claim(
     A new row begins at 0; on a compacted topic at the first offset the broker has, because there
     a removed record was replaced by a newer one. An operator's unused override wins and is marked.
     """
-    asked = sorted(ranges)
-    floors = [ranges[p].first_offset if compacted else 0 for p in asked]
-    topics, numbers = [p.topic for p in asked], [p.number for p in asked]
+    # In one order for all, so that two processes that claim at once do not wait in a circle.
+    wanted = sorted(ranges)
+    floors = [ranges[p].first_offset if compacted else 0 for p in wanted]
+    topics, numbers = [p.topic for p in wanted], [p.number for p in wanted]
     rows = await connection.fetch(_CLAIM, topics, numbers, floors)
     places = [Partition(row["topic"], row["partition"]) for row in rows]
     return tuple(
@@ -91,6 +92,7 @@ async def claim(
             attempts=row["attempts"],
             first_offset=ranges[place].first_offset,
             end_offset=ranges[place].end_offset,
+            # The operator knows that the hint is ahead: that is what the override is for.
             hint_offset=None if row["overridden"] else ranges[place].hint_offset,
         )
         for place, row in zip(places, rows, strict=True)

@@ -79,8 +79,8 @@ async def reread(
     leader = client.cluster.leader_for_partition(where)
     if leader is None or leader < 0:
         raise LeaderNotAvailableError(where)
-    asked = [(where.topic, [(where.partition, offset, REREAD_BYTES)])]
-    answer = await client.send(leader, FetchRequest(0, 0, REREAD_BYTES, READ_COMMITTED, asked))
+    wanted = [(where.topic, [(where.partition, offset, REREAD_BYTES)])]
+    answer = await client.send(leader, FetchRequest(0, 0, REREAD_BYTES, READ_COMMITTED, wanted))
     ((_, ((_, code, _, *rest),)),) = answer.topics
     error = for_code(code)
     if error is OffsetOutOfRangeError:

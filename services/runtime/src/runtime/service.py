@@ -291,21 +291,21 @@ async def run_parts(service: Service, kit: Kit, parts: Parts, stop: asyncio.Even
             timeout_graceful_shutdown=HTTP_STOP_S - 2,
         )
     )
-    stop_reading, stop_relaying = asyncio.Event(), asyncio.Event()
+    stop_consuming, stop_relaying = asyncio.Event(), asyncio.Event()
     outboxes = () if parts.outbox is None else (parts.outbox,)
     serving = asyncio.create_task(server.serve(), name="http")
-    reading = [
-        *(_named(f"consumer {part.group}", part.run(stop_reading)) for part in parts.consumers),
+    consuming = [
+        *(_named(f"consumer {part.group}", part.run(stop_consuming)) for part in parts.consumers),
         *(
             _named(
                 f"task {task.name}",
                 kit.writer.run_leased(
-                    f"task:{task.name}", task.run, interval_ms=task.interval_ms, stop=stop_reading
+                    f"task:{task.name}", task.run, interval_ms=task.interval_ms, stop=stop_consuming
                 ),
             )
             for task in (*parts.tasks, FORGET_REFUSALS)
         ),
-        _named("topics", _make_topics(kit.kafka, parts.topics, stop_reading)),
+        _named("topics", _make_topics(kit.kafka, parts.topics, stop_consuming)),
     ]
     relaying = [
         _named(f"relay {topic}", Relay(outbox, topic, kit.writer, kit.kafka).run(stop_relaying))
@@ -313,15 +313,16 @@ async def run_parts(service: Service, kit: Kit, parts: Parts, stop: asyncio.Even
         for topic in outbox.topics
     ]
     stopping = asyncio.create_task(stop.wait(), name="stop")
-    running = [serving, *reading, *relaying]
+    running = [serving, *consuming, *relaying]
     await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)
     failed = _first_ended(running)
     stopping.cancel()
     _log.info("stopping", because=failed or "signal")
+    # In the order of the data: no new requests, then no new records, then what they wrote is out.
     server.should_exit = True
     await _ended([serving], HTTP_STOP_S)
-    stop_reading.set()
-    await _ended(reading, CONSUMER_STOP_S)
+    stop_consuming.set()
+    await _ended(consuming, CONSUMER_STOP_S)
     stop_relaying.set()
     await _ended(relaying, RELAY_STOP_S)
     return 0 if failed is None else 1
@@ -405,6 +406,7 @@ async def _make_topics(kafka: Kafka, topics: Sequence[Topic], stop: asyncio.Even
         except Exception as error:
             if not is_outage(error):
                 raise
+            # Nothing can be published before there are topics; whoever publishes waits as well.
             _log.warning("topics not created", error=str(error))
             await pause(stop, RETRY_S)
         else:

@@ -40,6 +40,8 @@ async def unknown_tenants(connection: Connection, period: str) -> tuple[TenantId
     return tuple(row["tenant_id"] for row in rows)
 
 
+# Only commercial tenants are ever billed (`tenant_kind` in `core/reconciliation.py` says the same):
+# in SQL, so that a month of thousands of others is not read to be thrown away.
 _BILLED_HUBS = """
 select distinct m.hub
   from month_usage m

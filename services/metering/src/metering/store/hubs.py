@@ -13,6 +13,7 @@ import msgspec
 
 from hisab_contracts.charges import HubWatermark, OpenQuarantine
 from hisab_contracts.ids import HubCode, SourcePath, TenantId
+from hisab_contracts.units import ms_of
 from metering.core.sources import SourceProgress
 from metering.core.watermarks import HubCompleteness, HubView
 from metering.store.state import SELECT_SOURCES, source_from_row
@@ -128,12 +129,12 @@ async def count_batches(connection: Connection) -> int:
     return int(await connection.fetchval(_BATCHES))
 
 
+# What is stored of hubs. Two facts are taken here as they stand in the tables: a hub has emitted
+# once it has a source, whatever became of that, and it was seen when its latest record was.
 _VIEWS = """
-select h.hub, h.heartbeat_ms, h.watermark_ms, h.statement, h.stated_ms,
-       coalesce((select max(p.last_seen_ms) from hub_partitions p where p.hub = h.hub),
-                floor(extract(epoch from h.created_at) * 1000)::bigint) as last_seen_ms,
-       exists (select from sources s where s.hub = h.hub) as emitted,
-       exists (select from hub_partitions p where p.hub = h.hub) as ever_seen
+select h.hub, h.heartbeat_ms, h.watermark_ms, h.statement, h.stated_ms, h.created_at,
+       (select max(p.last_seen_ms) from hub_partitions p where p.hub = h.hub) as last_seen_ms,
+       exists (select from sources s where s.hub = h.hub) as emitted
   from hubs h
  where $1::text is null or h.hub = $1
  order by h.hub
@@ -157,14 +158,16 @@ _WATERMARK: Final = msgspec.json.Decoder(HubWatermark)
 def _view_from_row(
     row: Row, active: list[SourceProgress], open_time: list[OpenQuarantine]
 ) -> HubView:
+    last_seen_ms: int | None = row["last_seen_ms"]
     return HubView(
         hub=HubCode(row["hub"]),
         heartbeat_ms=row["heartbeat_ms"],
         watermark_ms=row["watermark_ms"],
-        last_seen_ms=row["last_seen_ms"],
+        # A hub that has sent nothing yet is silent from its registration on.
+        last_seen_ms=ms_of(row["created_at"]) if last_seen_ms is None else last_seen_ms,
         sources=active,
         emitted=row["emitted"],
-        ever_seen=row["ever_seen"],
+        ever_seen=last_seen_ms is not None,
         quarantined=open_time,
         last_statement=None if row["statement"] is None else _WATERMARK.decode(row["statement"]),
         stated_ms=row["stated_ms"],

@@ -202,7 +202,8 @@ def _parts_text(parts: Sequence[UsagePart] | None) -> str | None:
     return msgspec.json.encode(rows).decode()
 
 
-# Deletes the time of records, and takes from the open time what of it was not dismissed.
+# Deletes the time of records, and takes from the open time what of it was not dismissed. Time whose
+# tenant could not be read blocks nobody's month, so it never was in the open time.
 _FORGET_TIME = """
 with removed as (
   delete from quarantine_time where quarantine_id = any($1::bigint[])
@@ -258,6 +259,7 @@ async def _release(connection: Connection, quarantine_ids: Sequence[int], becaus
     await connection.execute(_RELEASE, quarantine_ids, because)
 
 
+# Adds time of records, and to the open time of their tenants: what has no tenant blocks nobody.
 _ADD_TIME = """
 with added as (
   insert into quarantine_time (quarantine_id, hub, hour_ms, tenant_id, waiting_gpu_ns)

@@ -85,18 +85,17 @@ async def sum_usage(
 
 
 def _sums_from_row(row: Row) -> UsageSums:
-    # Sums of 64-bit columns are numeric in PostgreSQL, which the driver reads as decimals.
     return UsageSums(
-        reported_gpu_ns=int(row["reported_gpu_ns"]),
-        billed_gpu_ns=int(row["billed_gpu_ns"]),
-        duplicate_gpu_ns=int(row["duplicate_gpu_ns"]),
-        quarantined_gpu_ns=int(row["quarantined_gpu_ns"]),
-        read_records=int(row["read_records"]),
-        accepted_records=int(row["accepted_records"]),
-        duplicate_records=int(row["duplicate_records"]),
+        reported_gpu_ns=row["reported_gpu_ns"],
+        billed_gpu_ns=row["billed_gpu_ns"],
+        duplicate_gpu_ns=row["duplicate_gpu_ns"],
+        quarantined_gpu_ns=row["quarantined_gpu_ns"],
+        read_records=row["read_records"],
+        accepted_records=row["accepted_records"],
+        duplicate_records=row["duplicate_records"],
         quarantined_records=row["quarantined_records"],
         buckets=row["buckets"],
-        charge_micro=int(row["charge_micro"]),
+        charge_micro=row["charge_micro"],
     )
 
 
@@ -239,7 +238,7 @@ def _quarantine_from_row(row: Row) -> AllocationQuarantine:
         quarantine_id=row["quarantine_id"],
         reason=row["reason"],
         state=row["state"],
-        quarantined_gpu_ns=int(row["quarantined_gpu_ns"]),
+        quarantined_gpu_ns=row["quarantined_gpu_ns"],
     )
 
 

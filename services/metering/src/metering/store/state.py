@@ -148,6 +148,7 @@ async def quarantined_offsets(
     return {(row["topic"], row["partition"], row["record_offset"]) for row in rows}
 
 
+# The latest of all records seen: after a restore older ones come again, and change nothing.
 _NOTE_SEEN = """
 insert into hub_partitions as p (hub, partition, last_seen_ms, batches)
 select k.hub, k.partition, k.last_seen_ms, 1
