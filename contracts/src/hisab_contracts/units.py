@@ -116,6 +116,11 @@ def instant_text(instant_ms: int) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
 
 
+def optional_instant_text(instant_ms: int | None) -> str | None:
+    """Write an instant that may be missing, as answers do."""
+    return None if instant_ms is None else instant_text(instant_ms)
+
+
 def instant_ms(text: str) -> int:
     """Read an RFC 3339 instant with an offset and at most milliseconds; ValueError for any other.
 
@@ -132,6 +137,16 @@ def moment_of(instant_ms: int) -> dt.datetime:
     return _EPOCH + dt.timedelta(milliseconds=instant_ms)
 
 
+def optional_moment_of(instant_ms: int | None) -> dt.datetime | None:
+    """Return an instant that may be missing as PostgreSQL's driver takes it."""
+    return None if instant_ms is None else moment_of(instant_ms)
+
+
 def ms_of(moment: dt.datetime) -> int:
     """Return an instant of PostgreSQL's driver in milliseconds since 1970, floored."""
     return (moment - _EPOCH) // _MILLISECOND
+
+
+def optional_ms_of(moment: dt.datetime | None) -> int | None:
+    """Return an instant of PostgreSQL's driver that may be missing in milliseconds since 1970."""
+    return None if moment is None else ms_of(moment)

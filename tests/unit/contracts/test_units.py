@@ -217,6 +217,18 @@ def test_written_instant_reads_back(instant_ms: int) -> None:
     assert instant_ms == units.instant_ms(units.instant_text(instant_ms))
 
 
+def test_an_instant_that_may_be_missing_stays_missing() -> None:
+    """The optional twins pass None on, and are their plain ones otherwise; 1970 is no None."""
+    assert units.optional_instant_text(None) is None
+    assert units.optional_moment_of(None) is None
+    assert units.optional_ms_of(None) is None
+    for instant_ms in (0, 1_751_310_000_123):
+        moment = units.moment_of(instant_ms)
+        assert units.instant_text(instant_ms) == units.optional_instant_text(instant_ms)
+        assert moment == units.optional_moment_of(instant_ms)
+        assert instant_ms == units.optional_ms_of(moment)
+
+
 def test_instant_is_written_with_three_digits_and_z() -> None:
     """The form of every API of ours."""
     assert "2025-06-30T19:00:00.000Z" == units.instant_text(JULY_MS)

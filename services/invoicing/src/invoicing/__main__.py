@@ -9,7 +9,7 @@ from importlib.resources import files
 import invoicing
 from hisab_contracts import topics
 from hisab_contracts.reference import Role
-from hisab_contracts.units import instant_text
+from hisab_contracts.units import optional_instant_text
 from invoicing import consumer
 from invoicing.api import resources
 from invoicing.closing import Closer, InvoiceRenderer, LedgerPoster
@@ -40,10 +40,7 @@ def build(kit: Kit) -> Parts:
             watermarks = await entries.watermarks(connection)
         complete = complete_until(watermarks, kit.settings.partitions)
         return Status(
-            complete_until={
-                hub: None if until is None else instant_text(until)
-                for hub, until in complete.items()
-            }
+            complete_until={hub: optional_instant_text(until) for hub, until in complete.items()}
         )
 
     return Parts(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import ledger
 from hisab_contracts import topics
 from hisab_contracts.reference import Role
-from hisab_contracts.units import instant_text
+from hisab_contracts.units import optional_instant_text
 from ledger import api, audit, jobs
 from ledger.commands import Commands
 from ledger.consumer import ChargeConsumer, keep_prices
@@ -60,8 +60,7 @@ def build(kit: Kit) -> Parts:
         return Status(
             unpublished=unpublished,
             complete_until={
-                hub: None if until_ms is None else instant_text(until_ms)
-                for hub, until_ms in until.items()
+                hub: optional_instant_text(until_ms) for hub, until_ms in until.items()
             },
         )
 

@@ -10,7 +10,7 @@ from typing import Final
 from hisab_contracts.ids import HubCode
 from hisab_contracts.reference import Role
 from hisab_contracts.topics import ACCESS, CHARGES, HUBS, PRICES, QUARANTINE, TENANTS, hub_topic
-from hisab_contracts.units import instant_text
+from hisab_contracts.units import optional_instant_text
 from metering import __version__, api, jobs
 from metering.consumer import HubConsumer, keep_reference
 from metering.ingest import Ingest
@@ -51,10 +51,7 @@ def build(kit: Kit) -> Parts:
         async with kit.writer.connection() as connection:
             complete = await hubs.list_completeness(connection)
         return Status(
-            complete_until={
-                hub.hub: None if hub.watermark_ms is None else instant_text(hub.watermark_ms)
-                for hub in complete
-            }
+            complete_until={hub.hub: optional_instant_text(hub.watermark_ms) for hub in complete}
         )
 
     def follow(hub: HubCode) -> None:

@@ -25,7 +25,7 @@ import msgspec
 from starlette.requests import Request
 
 from hisab_contracts import topics
-from hisab_contracts.units import moment_of, ms_of
+from hisab_contracts.units import optional_moment_of, optional_ms_of
 from runtime.consumer import Batch
 from runtime.database import ALL_TENANTS, Database
 from runtime.http import Problem
@@ -182,7 +182,7 @@ async def store_keys(connection: Connection, access_keys: Iterable[AccessKey]) -
         [key.role for key in keys],
         [key.tenant_id for key in keys],
         [key.bound_to for key in keys],
-        [None if key.expires_at_ms is None else moment_of(key.expires_at_ms) for key in keys],
+        [optional_moment_of(key.expires_at_ms) for key in keys],
         [key.revoked for key in keys],
     )
 
@@ -227,14 +227,13 @@ async def _find_key(connection: Connection, query: str, value: str) -> AccessKey
     row = await connection.fetchrow(query, value)
     if row is None:
         return None
-    expires_at = row["expires_at"]
     return AccessKey(
         key_id=row["key_id"],
         sha256=row["sha256"],
         role=row["role"],
         tenant_id=row["tenant_id"],
         bound_to=row["hub"],
-        expires_at_ms=None if expires_at is None else ms_of(expires_at),
+        expires_at_ms=optional_ms_of(row["expires_at"]),
         revoked=row["revoked"],
     )
 

@@ -64,7 +64,6 @@ EXIT_STUCK: Final = 70
 POLL_MS: Final = 200
 LAG_FRESH_MS: Final = 250
 OBSERVE_EVERY_S: Final = 2.0
-DISCOVER_EVERY_S: Final = 0.5
 DISCOVER_EVERY_MS: Final = 500
 RECONNECT_S: Final = 0.5
 IDLE_S: Final = 0.02
@@ -182,7 +181,7 @@ class Consumer:
         topics = await self._existing_topics()
         while not topics and not self._stop.is_set():
             self._watch.moved(ticks_ms())
-            await pause(self._stop, DISCOVER_EVERY_S)
+            await pause(self._stop, DISCOVER_EVERY_MS / 1000)
             topics = await self._existing_topics()
         if self._stop.is_set():
             return

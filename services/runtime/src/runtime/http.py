@@ -262,7 +262,7 @@ T = TypeVar("T")
 
 
 def page_response(items: Sequence[T], page: Page[P], position: Callable[[T], P]) -> Response:
-    """Answer `{"items","next"}` for items read with `page.limit + 1`.
+    """Answer `{"items","next"}` for items after `page.after`: all, or the first `page.limit + 1`.
 
     `position` says where an item stands in the list's order; it goes into the opaque cursor.
     """

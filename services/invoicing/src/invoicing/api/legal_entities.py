@@ -85,9 +85,7 @@ class LegalEntities(Resource):
             sellers = await reference.sellers(connection)
         (after,) = page.after or ("",)
         shown = [_answer(seller) for seller in sellers if seller.legal_entity_id > after]
-        return page_response(
-            shown[: page.limit + 1], page, lambda answer: (answer.legal_entity_id,)
-        )
+        return page_response(shown, page, lambda answer: (answer.legal_entity_id,))
 
 
 def _answer(seller: Seller) -> LegalEntityAnswer:

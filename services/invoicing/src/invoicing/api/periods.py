@@ -10,7 +10,7 @@ from fastapi import Request, Response
 from msgspec import Meta, Struct
 
 from hisab_contracts.reference import Role
-from hisab_contracts.units import instant_text, ms_of
+from hisab_contracts.units import instant_text, ms_of, optional_instant_text, optional_ms_of
 from invoicing.api.access import MONEY_ROLES, require_month
 from invoicing.commands import close_month
 from invoicing.core.periods import (
@@ -216,12 +216,12 @@ def _blocked_by(blockers: Iterable[PeriodBlocker]) -> list[BlockedBy]:
 
 
 def _closing(recorded: RecordedClosing) -> ClosingAnswer:
-    closing, closed_at = recorded.closing, recorded.closed_at
+    closing = recorded.closing
     return ClosingAnswer(
         requested_at=instant_text(ms_of(recorded.requested_at)),
         issued_on=closing.issued_on,
         override=closing.override_reason,
-        closed_at=None if closed_at is None else instant_text(ms_of(closed_at)),
+        closed_at=optional_instant_text(optional_ms_of(recorded.closed_at)),
     )
 
 

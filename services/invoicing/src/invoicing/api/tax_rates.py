@@ -92,7 +92,7 @@ class TaxRates(Resource):
             rows = await closings.tax_rows(connection)
         (after_version,) = page.after or (0,)
         shown = [_answer(row) for row in rows if row.tax_version > after_version]
-        return page_response(shown[: page.limit + 1], page, lambda answer: (answer.tax_version,))
+        return page_response(shown, page, lambda answer: (answer.tax_version,))
 
 
 def _row(body: TaxRate) -> TaxRow:

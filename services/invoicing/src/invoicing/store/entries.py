@@ -27,7 +27,7 @@ import msgspec
 from hisab_contracts.charges import OpenQuarantine, SourceBehind
 from hisab_contracts.entries import EntryWatermark
 from hisab_contracts.ids import HubCode, TenantId
-from hisab_contracts.units import moment_of, ms_of
+from hisab_contracts.units import moment_of, optional_moment_of, optional_ms_of
 from invoicing.core.billing import BilledCharge, BookEntry, InvoicedReceivable, RatedUsage
 from invoicing.core.document import InvoiceFacts
 from invoicing.core.periods import PartitionWatermark
@@ -267,7 +267,7 @@ def _watermark_from_row(row: asyncpg.Record) -> PartitionWatermark:
         partition=row["partition"],
         hub=row["hub"],
         revision=row["revision"],
-        watermark_ms=None if row["watermark_at"] is None else ms_of(row["watermark_at"]),
+        watermark_ms=optional_ms_of(row["watermark_at"]),
         silent=row["silent"],
         quarantined=msgspec.json.decode(row["quarantined"], type=tuple[OpenQuarantine, ...]),
         behind=msgspec.json.decode(row["behind"], type=tuple[SourceBehind, ...]),
@@ -311,7 +311,7 @@ async def store_watermarks(
         [partition for partition, _ in newest],
         [mark.hub for mark in marks],
         [mark.revision for mark in marks],
-        [None if mark.watermark_ms is None else moment_of(mark.watermark_ms) for mark in marks],
+        [optional_moment_of(mark.watermark_ms) for mark in marks],
         [mark.silent for mark in marks],
         [msgspec.json.encode(mark.quarantined).decode() for mark in marks],
         [msgspec.json.encode(mark.behind).decode() for mark in marks],

@@ -6,7 +6,7 @@ from fastapi import Request, Response
 
 from hisab_contracts import topics
 from hisab_contracts.reference import Role
-from hisab_contracts.units import instant_text
+from hisab_contracts.units import instant_text, optional_instant_text
 from ledger.api.requests import READERS, parse_instant
 from ledger.core.balance import Balance
 from ledger.store.queries import TrialBalance, balance_of, trial_balance
@@ -128,14 +128,14 @@ def _balance_answer(balance: Balance) -> BalanceAnswer:
                 grant_id=lot.grant_id,
                 remaining_micro=str(lot.remaining_micro),
                 reserved_micro=str(lot.reserved_micro),
-                expires_at=None if lot.expires_ms is None else instant_text(lot.expires_ms),
+                expires_at=optional_instant_text(lot.expires_ms),
             )
             for lot in balance.lots
         ],
         as_of=AsOf(
             seq=str(book.seq),
             recorded_at=instant_text(book.recorded_ms) if book.seq else None,
-            complete_until=None if until_ms is None else instant_text(until_ms),
+            complete_until=optional_instant_text(until_ms),
         ),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import Request, Response
 
 from hisab_contracts.entries import ChargeDetail, Entry, GrantDetail, HoldDetail
-from hisab_contracts.units import MAX_MICRO, instant_text
+from hisab_contracts.units import MAX_MICRO, instant_text, optional_instant_text
 from ledger.api.requests import READERS
 from ledger.store.directory import find_tenant
 from ledger.store.entries import entries_after
@@ -188,5 +188,5 @@ def _grant_entry_answer(grant: GrantDetail) -> GrantEntryAnswer:
         grant_micro=str(grant.grant_micro),
         priority=grant.priority,
         effective_at=instant_text(grant.effective_ms),
-        expires_at=None if grant.expires_ms is None else instant_text(grant.expires_ms),
+        expires_at=optional_instant_text(grant.expires_ms),
     )

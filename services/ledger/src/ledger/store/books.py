@@ -23,15 +23,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hisab_contracts.charges import AllocationFinal, BucketTotal
 from hisab_contracts.ids import AllocationId, BucketId, GrantId, HoldId, ProgrammeId, TenantId
-from hisab_contracts.units import moment_of, ms_of
+from hisab_contracts.units import moment_of, ms_of, optional_moment_of, optional_ms_of
 from ledger.core.book import Book, BookedBucket, Lot, in_draw_order, may_return_credit
 from ledger.core.decisions import BookChanges, UnitOfWork
 from ledger.core.holds import Hold, PlaceHold
 from ledger.store.entries import insert_entries, pg_array
 
 if TYPE_CHECKING:
-    import datetime as dt
-
     from asyncpg import Record as Row
 
     from runtime.database import Connection
@@ -269,13 +267,12 @@ def lot_from_values(values: tuple[object, ...]) -> Lot:
 
 def lot_from_row(row: Row | Mapping[str, Any]) -> Lot:
     """Read one lot."""
-    expires_at = row["expires_at"]
     return Lot(
         grant_id=GrantId(row["grant_id"]),
         programme_id=ProgrammeId(row["programme_id"]),
         priority=row["priority"],
         effective_ms=ms_of(row["effective_at"]),
-        expires_ms=None if expires_at is None else ms_of(expires_at),
+        expires_ms=optional_ms_of(row["expires_at"]),
         granted_micro=row["granted_micro"],
         remaining_micro=row["remaining_micro"],
         reserved_micro=row["reserved_micro"],
@@ -290,15 +287,11 @@ async def _upsert_lots(connection: Connection, lots: Sequence[tuple[str, Lot]]) 
         [lot.programme_id for _, lot in lots],
         [lot.priority for _, lot in lots],
         [moment_of(lot.effective_ms) for _, lot in lots],
-        [_moment_or_never(lot.expires_ms) for _, lot in lots],
+        [optional_moment_of(lot.expires_ms) for _, lot in lots],
         [lot.granted_micro for _, lot in lots],
         [lot.remaining_micro for _, lot in lots],
         [lot.reserved_micro for _, lot in lots],
     )
-
-
-def _moment_or_never(instant_ms: int | None) -> dt.datetime | None:
-    return None if instant_ms is None else moment_of(instant_ms)
 
 
 # Accounts.

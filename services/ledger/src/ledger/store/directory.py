@@ -22,7 +22,7 @@ from hisab_contracts.ids import (
 )
 from hisab_contracts.prices import PriceSeries
 from hisab_contracts.reference import PriceLine, TenantRecord
-from hisab_contracts.units import moment_of, ms_of
+from hisab_contracts.units import moment_of, ms_of, optional_moment_of, optional_ms_of
 from ledger.core.grants import Grant
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ async def add_grant(connection: Connection, grant: Grant) -> None:
         grant.grant_micro,
         grant.priority,
         moment_of(grant.effective_ms),
-        None if grant.expires_ms is None else moment_of(grant.expires_ms),
+        optional_moment_of(grant.expires_ms),
         grant.state,
         grant.proposed_by,
         grant.approved_by,
@@ -165,7 +165,6 @@ async def mark_approved(connection: Connection, grant_id: GrantId, approver: Key
 
 
 def _grant_from_row(row: Row) -> Grant:
-    expires_at = row["expires_at"]
     return Grant(
         grant_id=GrantId(row["grant_id"]),
         tenant_id=TenantId(row["tenant_id"]),
@@ -173,7 +172,7 @@ def _grant_from_row(row: Row) -> Grant:
         grant_micro=row["grant_micro"],
         priority=row["priority"],
         effective_ms=ms_of(row["effective_at"]),
-        expires_ms=None if expires_at is None else ms_of(expires_at),
+        expires_ms=optional_ms_of(row["expires_at"]),
         state=row["state"],
         proposed_by=KeyId(row["proposed_by"]),
         approved_by=row["approved_by"],
@@ -227,10 +226,7 @@ async def keep_price_lines(connection: Connection, lines: Sequence[PriceLine]) -
         [line.price_class for line in newest],
         [line.micro_per_gpu_hour for line in newest],
         [moment_of(line.valid_from_ms) for line in newest],
-        [
-            None if line.valid_until_ms is None else moment_of(line.valid_until_ms)
-            for line in newest
-        ],
+        [optional_moment_of(line.valid_until_ms) for line in newest],
     )
 
 
@@ -241,7 +237,6 @@ async def price_lines_of(connection: Connection, series: PriceSeries) -> list[Pr
 
 
 def _price_line_from_row(row: Row) -> PriceLine:
-    valid_until = row["valid_until"]
     return PriceLine(
         rate_line_id=row["rate_line_id"],
         price_version=PriceVersion(row["price_version"]),
@@ -250,5 +245,5 @@ def _price_line_from_row(row: Row) -> PriceLine:
         price_class=PriceClass(row["price_class"]),
         micro_per_gpu_hour=row["micro_per_gpu_hour"],
         valid_from_ms=ms_of(row["valid_from"]),
-        valid_until_ms=None if valid_until is None else ms_of(valid_until),
+        valid_until_ms=optional_ms_of(row["valid_until"]),
     )

@@ -45,7 +45,7 @@ from hisab_contracts.ids import (
     TenantId,
     entry_id,
 )
-from hisab_contracts.units import moment_of, ms_of
+from hisab_contracts.units import moment_of, ms_of, optional_moment_of, optional_ms_of
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
@@ -352,10 +352,7 @@ async def keep_watermarks(
         [partition for partition, _ in watermarks],
         [watermark.hub for _, watermark in watermarks],
         [watermark.revision for _, watermark in watermarks],
-        [
-            None if watermark.watermark_ms is None else moment_of(watermark.watermark_ms)
-            for _, watermark in watermarks
-        ],
+        [optional_moment_of(watermark.watermark_ms) for _, watermark in watermarks],
         [msgspec.json.encode(watermark) for _, watermark in watermarks],
     )
 
@@ -383,10 +380,7 @@ async def watermarks_by_hub(connection: Connection) -> dict[str, list[int | None
     """Read each hub's watermarks, one per partition in which it was heard of."""
     found: dict[str, list[int | None]] = {}
     for row in await connection.fetch(_ALL_WATERMARKS):
-        watermark_at = row["watermark_at"]
-        found.setdefault(row["hub"], []).append(
-            None if watermark_at is None else ms_of(watermark_at)
-        )
+        found.setdefault(row["hub"], []).append(optional_ms_of(row["watermark_at"]))
     return found
 
 

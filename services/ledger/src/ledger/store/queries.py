@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from hisab_contracts.ids import BucketId, HoldId
-from hisab_contracts.units import moment_of, ms_of
+from hisab_contracts.units import moment_of, ms_of, optional_ms_of
 from ledger.core.balance import Balance, balance_at, complete_until
 from ledger.core.book import Book, BookedBucket, hold_state, in_draw_order
 from ledger.core.holds import Hold, HoldState
@@ -65,7 +65,7 @@ async def balance_of(
     if row is None:
         return None
     book = book_from_row(row, in_draw_order(map(lot_from_values, row["lots"])), {})
-    until_ms = complete_until(None if at is None else ms_of(at) for at in row["watermarks"])
+    until_ms = complete_until(optional_ms_of(at) for at in row["watermarks"])
     return balance_at(book, now_ms, complete_until_ms=until_ms)
 
 

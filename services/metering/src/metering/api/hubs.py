@@ -11,9 +11,9 @@ from fastapi import Request, Response
 from hisab_contracts.ids import HubCode, HubText
 from hisab_contracts.reference import HubRecord, Role
 from hisab_contracts.topics import hub_topic
-from hisab_contracts.units import instant_text
+from hisab_contracts.units import instant_text, optional_instant_text
 from metering.api.problems import problem_of
-from metering.api.requests import find_hub, optional_instant_text, require_own_hub
+from metering.api.requests import find_hub, require_own_hub
 from metering.commands import register_hub
 from metering.core.watermarks import HubView, blocking_sources, is_silent
 from metering.store import hubs

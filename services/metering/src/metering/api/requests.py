@@ -9,7 +9,7 @@ import msgspec
 from hisab_contracts.events import EARLIEST_MS, LATEST_MS
 from hisab_contracts.ids import HubCode
 from hisab_contracts.reference import Role
-from hisab_contracts.units import hour_floor_ms, instant_ms, instant_text, is_whole_hour
+from hisab_contracts.units import hour_floor_ms, instant_ms, is_whole_hour
 from metering.store import hubs
 from runtime.auth import Principal
 from runtime.http import Problem
@@ -47,8 +47,3 @@ def read_whole_hour(name: str, text: str) -> int:
     if not is_whole_hour(found_ms) or not FIRST_HOUR_MS <= found_ms <= LAST_HOUR_MS:
         raise Problem("malformed", f"{name} must be a whole UTC hour from 2020 to 2100")
     return found_ms
-
-
-def optional_instant_text(moment_ms: int | None) -> str | None:
-    """Write an instant that may be missing, as answers do."""
-    return None if moment_ms is None else instant_text(moment_ms)

@@ -12,8 +12,9 @@ from fastapi import Request, Response
 
 from hisab_contracts.ids import SourcePath
 from hisab_contracts.reference import Role
+from hisab_contracts.units import optional_instant_text
 from metering.api.problems import problem_of
-from metering.api.requests import Reason, find_hub, optional_instant_text, require_own_hub
+from metering.api.requests import Reason, find_hub, require_own_hub
 from metering.commands import retire_source
 from metering.core.sources import SourceProgress
 from metering.store import hubs

@@ -9,12 +9,11 @@ from fastapi import Request, Response
 
 from hisab_contracts.ids import HubCode
 from hisab_contracts.reference import Role
-from hisab_contracts.units import floor_gpu_ms, instant_text
+from hisab_contracts.units import floor_gpu_ms, instant_text, optional_instant_text
 from metering.api.requests import (
     FIRST_HOUR_MS,
     LAST_HOUR_MS,
     find_hub,
-    optional_instant_text,
     read_whole_hour,
     require_own_hub,
 )
