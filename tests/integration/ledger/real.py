@@ -12,15 +12,11 @@ import msgspec
 from hisab_contracts.charges import AllocationFinal, BucketTotal, HubWatermark
 from hisab_contracts.entries import Entry
 from hisab_contracts.ids import (
-    AllocationId,
     DocumentId,
     GrantId,
-    HoldId,
-    HubCode,
     KeyId,
     ProgrammeId,
     ProjectId,
-    Sku,
     TenantId,
 )
 from hisab_contracts.reference import PriceLine, TenantKind, TenantRecord
@@ -42,6 +38,7 @@ from runtime.consumer import Batch
 from runtime.database import ALL_TENANTS, Database
 from runtime.outbox import Outbox
 from runtime.records import Record
+from unit.ledger.values import hold, release
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -176,32 +173,18 @@ class RealLedger:
         expires_ms: int = FAR_MS,
     ) -> HoldState:
         """Place a hold; raises when it is refused."""
-        command = PlaceHold(
-            hold_id=HoldId(hold_id),
-            hold_micro=hold_micro,
-            project_id=ProjectId("main"),
-            job_ref="job",
-            allocation_id=None if allocation_id is None else AllocationId(allocation_id),
-            hub=HubCode(hub),
-            sku=Sku("sku"),
-            expires_ms=expires_ms,
-            actor="key:scheduler",
+        command = hold(
+            hold_id, hold_micro, allocation_id=allocation_id, hub=hub, expires_ms=expires_ms
         )
         return await self._enter_hold(tenant_id, command)
 
     async def release(self, hold_id: str) -> HoldState:
         """Release a hold; raises when it is refused."""
-        command = ReleaseHold(
-            hold_id=HoldId(hold_id),
-            ended_by="released",
-            caused_by=f"hold:{hold_id}",
-            actor="key:scheduler",
-        )
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
             tenant_id = await tenant_of_hold(connection, hold_id)
         if tenant_id is None:
             raise Refused(NotFound("hold"))
-        return await self._enter_hold(tenant_id, command)
+        return await self._enter_hold(tenant_id, release(hold_id))
 
     async def _enter_hold(self, tenant_id: str, command: PlaceHold | ReleaseHold) -> HoldState:
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
