@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help environment demo up down test check bench fmt defects
+.PHONY: help environment demo up down test check bench bench-long fmt defects
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 environment:
 	@$(PYTHON) deploy/local/bootstrap.py
@@ -32,6 +32,9 @@ check: environment ## lint, format, types, architecture
 
 bench: environment ## measure against in-run baselines; writes .hisab/bench.json (FIGURES="ledger.charges ..." for some)
 	@$(BIN)/python tests/bench $(FIGURES)
+
+bench-long: environment ## measure what grows, at two sizes; by hand, takes long (FIGURES="..." for some)
+	@$(BIN)/python tests/bench --long $(FIGURES)
 
 fmt: environment ## format and sort
 	@$(BIN)/ruff check --fix --select I .

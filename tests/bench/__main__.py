@@ -1,5 +1,7 @@
 """Measure: `python tests/bench [NAME ...]` writes `.hisab/bench.json` (`make bench`).
 
+`--long` measures what grows instead, at two sizes (`make bench-long`): by hand, not in CI.
+
 Each figure runs on a stack of its own, with its baseline in the same minute on the same machine:
 machines are shared and noisy, so ratios count and absolute values are indications. With names, only
 those figures run and replace their old rows.
@@ -46,20 +48,26 @@ FIGURES: dict[str, Measure] = {
 }
 """`ledger.charges` brings `ledger.charges_hot` along: it is its baseline."""
 
+LONG_FIGURES: dict[str, Measure] = {}
+"""What grows, measured at two sizes; a figure's `growth` is cost per row at the larger size over
+that at the smaller one."""
 
-def main(names: list[str]) -> int:
+
+def main(arguments: list[str]) -> int:
     """Run the named figures, or all, one after another; print and write them."""
-    unknown = [name for name in names if name not in FIGURES]
+    names = [argument for argument in arguments if argument != "--long"]
+    figures = LONG_FIGURES if "--long" in arguments else FIGURES
+    unknown = [name for name in names if name not in figures]
     if unknown:
-        print(f"no figure {', '.join(unknown)}; there are {', '.join(FIGURES)}", file=sys.stderr)
+        print(f"no figure {', '.join(unknown)}; there are {', '.join(figures)}", file=sys.stderr)
         return 2
     rows: list[dict[str, Any]] = []
     versions: dict[str, str] = {}
-    for name in names or list(FIGURES):
+    for name in names or list(figures):
         print(f"{name}: starting a stack", flush=True)
         with tempfile.TemporaryDirectory() as folder, running(pathlib.Path(folder)) as stack:
             versions = asyncio.run(_versions(stack))
-            for figure in asyncio.run(FIGURES[name](stack)):
+            for figure in asyncio.run(figures[name](stack)):
                 rows.append(figure)
                 print(json.dumps(figure), flush=True)
     _write(rows, versions)
