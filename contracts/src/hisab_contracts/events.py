@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Annotated, Final, Literal, assert_never
 
 import msgspec
@@ -206,7 +205,6 @@ _SEQUENCE: Final = re.compile(r"[0-9]{1,20}")
 _IDS: Final = re.compile(rf"{ID_PATTERN}(?:\n{ID_PATTERN})*")
 _DEVICE_IDS: Final = re.compile(rf"{DEVICE_ID_PATTERN}(?:\n{DEVICE_ID_PATTERN})*")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-_source_of = lru_cache(maxsize=65_536)(parse_source)
 
 
 def read_event(
@@ -249,7 +247,7 @@ def _read_slowly(
     except (msgspec.ValidationError, UnicodeDecodeError) as error:
         return Refused("schema", f"envelope: {error}")
     decoder = _DATA.get(envelope.type)
-    source = _source_of(envelope.source)
+    source = parse_source(envelope.source)
     sequence = _sequence_of(envelope.sequence)
     known = source if isinstance(source, Source) and source.hub == topic_hub else None
     place = sequence if isinstance(sequence, int) else None
@@ -274,7 +272,7 @@ def _judge(
     topic_hub: HubCode,
 ) -> HubEvent | Refused:
     """Check what types cannot say: grammar of ids, order of instants, agreement of the hubs."""
-    source = _source_of(source_text)
+    source = parse_source(source_text)
     sequence = _sequence_of(sequence_text)
     known = source if isinstance(source, Source) and source.hub == topic_hub else None
     place = sequence if isinstance(sequence, int) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, NewType
 
 from msgspec import Meta
@@ -42,6 +43,9 @@ DEVICE_ID_PATTERN = r"[A-Za-z0-9._:@+=/-]{1,128}"
 HUB_PATTERN = r"[a-z][a-z0-9-]{0,30}"
 """Grammar of a hub code: it is part of a topic name."""
 
+MAX_SOURCE_LENGTH = len("/hubs//nodes//epochs/") + 31 + 128 + 128 + 1
+"""One character more than the longest source has: what is cut off here was none."""
+
 IdText = Annotated[str, Meta(pattern=f"^{ID_PATTERN}$")]
 """An id as a request states it: checked where it is read."""
 
@@ -51,7 +55,7 @@ HubText = Annotated[str, Meta(pattern=f"^{HUB_PATTERN}$")]
 CurrencyText = Annotated[str, Meta(pattern="^[A-Z]{3}$")]
 """A currency as a request states it: three letters of ISO 4217."""
 
-MonthText = Annotated[str, Meta(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
+MonthText = Annotated[str, Meta(pattern="^[0-9]{4}-(0[1-9]|1[0-2])$")]
 """A billing month as a request states it: yyyy-mm."""
 
 _SOURCE = re.compile(
@@ -79,7 +83,16 @@ class SourceRefused:
 
 
 def parse_source(text: str) -> Source | SourceRefused:
-    """Read `/hubs/<hub>/nodes/<node>/epochs/<epoch>`; refuse anything else."""
+    """Read `/hubs/<hub>/nodes/<node>/epochs/<epoch>`; refuse anything else.
+
+    Answers are kept, because a source says the same with every event; what is longer than any
+    source is not, or a hub could fill our memory with sources that it invents.
+    """
+    return _parse_source(text[:MAX_SOURCE_LENGTH])
+
+
+@lru_cache(maxsize=16_384)
+def _parse_source(text: str) -> Source | SourceRefused:
     match = _SOURCE.fullmatch(text)
     if match is None:
         return SourceRefused(

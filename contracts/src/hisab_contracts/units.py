@@ -23,7 +23,7 @@ MAX_MICRO: Final = 2**63 - 1
 KARACHI: Final = dt.timezone(dt.timedelta(hours=5), "PKT")
 _KARACHI_OFFSET_MS: Final = 5 * HOUR_MS
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,3})?(Z|[+-]\d\d:\d\d)", re.ASCII)
-_MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])")
+_MONTH = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])")
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MILLISECOND: Final = dt.timedelta(milliseconds=1)
 

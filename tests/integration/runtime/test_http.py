@@ -240,6 +240,7 @@ async def test_control_characters_are_refused_wherever_they_come(bare: Bare) -> 
         b'{"item":"x","more":1}',
         b'{"item":"x","price_micro":"1.0"}',
         b'{"item":"x","price_micro":1}',
+        b'{"item":"x","price_micro":"-0"}',
         b'{"item":"\xff"}',
         b"[" * 40 + b"]" * 40,
         b"",

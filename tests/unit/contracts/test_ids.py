@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -67,6 +68,17 @@ def test_what_is_no_source_is_refused_with_the_form(text: str) -> None:
     refused = parse_source(text)
     assert isinstance(refused, SourceRefused)
     assert "/hubs/<hub>/nodes/<node>/epochs/<epoch>" in refused.detail
+
+
+def test_invented_sources_do_not_fill_the_memory() -> None:
+    """What a hub invents is not kept at its length, however long and however many."""
+    tracemalloc.start()
+    for number in range(200):
+        refused = parse_source(f"/hubs/lhr/nodes/{number}" + "x" * 1_000_000)
+        assert isinstance(refused, SourceRefused)
+    kept_bytes, _peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept_bytes < 1_000_000
 
 
 @given(parts, parts)

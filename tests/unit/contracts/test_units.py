@@ -151,6 +151,16 @@ def test_month_turns_at_midnight_of_karachi(instant_ms: int, month: str) -> None
     assert month == units.month_of(instant_ms)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["\uff12\uff10\uff12\uff15-07", "\u0662\u0660\u0662\u0665-07", "2025-07\n", "2025-7", "2025-13"],
+)
+def test_month_is_written_in_plain_digits_alone(text: str) -> None:
+    """Other scripts' digits are numbers to Python, and would name a month a second time."""
+    with pytest.raises(ValueError, match="yyyy-mm"):
+        units.month_bounds_ms(text)
+
+
 def test_month_bounds_are_half_open_and_meet() -> None:
     """July 2025 is [2025-06-30T19:00Z, 2025-07-31T19:00Z)."""
     assert (JULY_MS, AUGUST_MS) == units.month_bounds_ms("2025-07")

@@ -56,7 +56,7 @@ PROBLEM_JSON: Final = "application/problem+json"
 
 _log = structlog.get_logger("runtime.http")
 
-IntegerText = Annotated[str, msgspec.Meta(pattern=r"^-?(0|[1-9][0-9]{0,37})$")]
+IntegerText = Annotated[str, msgspec.Meta(pattern="^(0|-?[1-9][0-9]{0,37})$")]
 """A whole number in a JSON string; read it with `int()`."""
 
 
@@ -406,6 +406,8 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        # A path with one slash too many is not found; a redirect would follow the Host header.
+        redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     for resource in resources:
