@@ -153,7 +153,13 @@ def test_month_turns_at_midnight_of_karachi(instant_ms: int, month: str) -> None
 
 @pytest.mark.parametrize(
     "text",
-    ["\uff12\uff10\uff12\uff15-07", "\u0662\u0660\u0662\u0665-07", "2025-07\n", "2025-7", "2025-13"],
+    [
+        "\uff12\uff10\uff12\uff15-07",
+        "\u0662\u0660\u0662\u0665-07",
+        "2025-07\n",
+        "2025-7",
+        "2025-13",
+    ],
 )
 def test_month_is_written_in_plain_digits_alone(text: str) -> None:
     """Other scripts' digits are numbers to Python, and would name a month a second time."""
