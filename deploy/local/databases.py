@@ -104,7 +104,7 @@ def role_names() -> list[str]:
 
 def find_binaries(wanted: str | None) -> Binaries:
     """Return the PostgreSQL to run: the first there is, or the one that was asked for."""
-    candidates = [*_wheel_binaries(), *_system_binaries()]
+    candidates = list_binaries()
     for binaries in candidates:
         kind = binaries.provider.partition("-")[0]
         if wanted in (None, binaries.provider, kind):
@@ -114,6 +114,11 @@ def find_binaries(wanted: str | None) -> Binaries:
         f"no PostgreSQL {OLDEST_MAJOR} or later"
         f"{'' if wanted is None else f' of the kind {wanted!r}'}: found {seen}"
     )
+
+
+def list_binaries() -> list[Binaries]:
+    """Return every PostgreSQL that can be run here, in the order in which they are taken."""
+    return [*_wheel_binaries(), *_system_binaries()]
 
 
 def _wheel_binaries() -> list[Binaries]:

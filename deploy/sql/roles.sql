@@ -22,8 +22,11 @@ begin
             end if;
             execute format(
                 'alter role %I with login nosuperuser nocreatedb nocreaterole noreplication'
-                ' nobypassrls noinherit',
-                service || '_' || part
+                ' nobypassrls %s',
+                service || '_' || part,
+                -- Before PostgreSQL 16 an owner that does not inherit may not create anything in
+                -- its own database: the schema belongs to pg_database_owner. It has no other group.
+                case part when 'owner' then 'inherit' else 'noinherit' end
             );
         end loop;
         continue when not exists (select from pg_database where datname = service);

@@ -14,10 +14,12 @@ import asyncpg
 import httpx2
 import pytest
 
+import databases
 import seed
 import stack as local_stack
 from brokers import Broker, topic_names
 from databases import SERVICES
+from e2e.outside import at, outside_of
 from infrastructure import run_apart
 from stack import Stack
 
@@ -134,6 +136,26 @@ def test_a_stack_runs_on_the_servers_given_in_the_environment(tmp_path: Path) ->
         names = run_apart(database_names(admin))
     assert {"kafka": "environment", "postgres": "environment"} == provider
     assert set() == names & set(SERVICES)
+
+
+@pytest.mark.slow
+async def test_the_stack_runs_on_the_oldest_postgresql_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PostgreSQL 15 is the floor: schemas, roles and seeding work on it as on the newest."""
+    found = databases.list_binaries()
+    oldest = min(found, key=lambda binaries: binaries.major)
+    if oldest.major == found[0].major:
+        pytest.skip(f"no older PostgreSQL than {found[0].provider} is here, which all tests use")
+    monkeypatch.setenv("HISAB_POSTGRES_PROVIDER", oldest.provider)
+    with local_stack.running() as stack:
+        assert oldest.provider == stack.provider["postgres"]
+        async with outside_of(stack) as outside:
+            hub, tenant = await outside.hub(), await outside.tenant("startup", 0)
+            await outside.grant(tenant, 10**12)
+            await outside.say(outside.usage(hub, "n1", tenant, "job", at("10:00"), at("11:00")))
+            balance = await outside.charged(tenant, 840_000_000)
+    assert "840000000" == balance["funded_micro"]
 
 
 async def database_names(admin: str) -> set[str]:
