@@ -17,6 +17,7 @@ from starlette.responses import Response
 from integration.runtime.bare import Bare
 from runtime import auth
 from runtime.http import (
+    ANY_KEY,
     IntegerText,
     Model,
     Position,
@@ -72,10 +73,17 @@ class Shop(Resource):
         self.placed = 0
         self.open = False
 
-    @post("/v1/shops/{shop}/orders", body=Order, answer=Placed, status=201, idempotent=True)
+    @post(
+        "/v1/shops/{shop}/orders",
+        roles=("operator", "tenant"),
+        body=Order,
+        answer=Placed,
+        status=201,
+        idempotent=True,
+    )
     async def order(self, request: Request, shop: str) -> Response:
         """Place an order."""
-        principal = await self.kit.access.authorise(request, "operator", "tenant")
+        principal = await self.kit.access.authorise(request)
         auth.require_own_tenant(principal, shop)
         command = await read_command(request, self.model)
         body = command.body
@@ -97,7 +105,7 @@ class Shop(Resource):
 
         return await run_command(self.kit.api, command, run, scope=shop, tenant=principal.sees)
 
-    @get("/v1/numbers", answer=Placed, paged=True)
+    @get("/v1/numbers", roles=ANY_KEY, answer=Placed, paged=True)
     async def numbers(self, request: Request) -> Response:
         """List numbers."""
         await self.kit.access.authorise(request)
@@ -106,17 +114,17 @@ class Shop(Resource):
         rows = list(range(first, min(7, first + page.limit + 1)))
         return page_response(rows, page, lambda row: (row,))
 
-    @get("/v1/tagged", answer=Placed)
+    @get("/v1/tagged", roles=ANY_KEY, answer=Placed)
     async def tagged(self, request: Request) -> Response:
         """Answer with a tag."""
         return cached_response(request, {"a": 1}, etag="v1")
 
-    @get("/v1/broken")
+    @get("/v1/broken", roles=ANY_KEY)
     async def broken(self, request: Request) -> Response:
         """Fail."""
         raise ZeroDivisionError
 
-    @get("/v1/outages/{outage}")
+    @get("/v1/outages/{outage}", roles=ANY_KEY)
     async def outage(self, request: Request, outage: str) -> Response:
         """Meet an outage in mid-statement."""
         async with self.kit.api.transaction(lock_timeout_ms=50) as connection:

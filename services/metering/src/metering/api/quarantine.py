@@ -24,7 +24,6 @@ from runtime.database import ALL_TENANTS
 from runtime.http import (
     Model,
     NoBody,
-    Page,
     Position,
     Problem,
     Resource,
@@ -84,10 +83,17 @@ class Quarantine(Resource):
         self._outbox = outbox
         self._cache = ReferenceCache()
 
-    @get("/v1/quarantine", answer=QuarantineItem, paged=True, query=("hub", "reason", "state"))
+    @get(
+        "/v1/quarantine",
+        roles=(Role.OPERATOR, Role.AUDITOR, Role.HUB),
+        others={Role.HUB: "forbidden"},
+        answer=QuarantineItem,
+        paged=True,
+        query=("hub", "reason", "state"),
+    )
     async def list_quarantined(self, request: Request) -> Response:
         """List quarantined records with their bytes, in the order they were set aside."""
-        principal = await self._kit.access.authorise(request, Role.OPERATOR, Role.AUDITOR, Role.HUB)
+        principal = await self._kit.access.authorise(request)
         query = request.query_params
         wanted = QuarantineFilter(
             query.get("hub", principal.bound_to), query.get("reason"), query.get("state")
@@ -99,15 +105,12 @@ class Quarantine(Resource):
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             found, more = await quarantine.list_quarantined(connection, wanted, after, page.limit)
         shown = [_item(record) for record in found]
-        if more:
-            # A page may be cut by its bytes before its limit is reached: what is shown is the
-            # whole page then, and one item more says that the list goes on.
-            page = Page(len(shown), page.after)
-            shown.append(shown[-1])
-        return page_response(shown, page, lambda item: (int(item.quarantine_id),))
+        # A page may be cut by its bytes before its limit is reached.
+        return page_response(shown, page, lambda item: (int(item.quarantine_id),), more=more)
 
     @post(
         "/v1/quarantine/{quarantine_id}/replay",
+        roles=(Role.OPERATOR,),
         body=NoBody,
         answer=QuarantineAnswer,
         status=202,
@@ -116,7 +119,7 @@ class Quarantine(Resource):
     )
     async def replay(self, request: Request, quarantine_id: str) -> Response:
         """Judge a quarantined record again; what still cannot be billed of it stays open."""
-        principal = await self._kit.access.authorise(request, Role.OPERATOR)
+        principal = await self._kit.access.authorise(request)
         number = await self._existing_id(quarantine_id)
         command = await read_command(request, NoBody)
 
@@ -133,6 +136,7 @@ class Quarantine(Resource):
 
     @post(
         "/v1/quarantine/{quarantine_id}/dismiss",
+        roles=(Role.OPERATOR,),
         body=Dismissal,
         answer=QuarantineAnswer,
         idempotent=True,
@@ -140,7 +144,7 @@ class Quarantine(Resource):
     )
     async def dismiss_record(self, request: Request, quarantine_id: str) -> Response:
         """Leave a record in quarantine for good: it blocks no period any more."""
-        principal = await self._kit.access.authorise(request, Role.OPERATOR)
+        principal = await self._kit.access.authorise(request)
         number = await self._existing_id(quarantine_id)
         command = await read_command(request, Dismissal)
 

@@ -101,13 +101,15 @@ class Usage(Resource):
 
     @get(
         "/v1/reconciliation",
+        roles=(Role.HUB, Role.OPERATOR, Role.AUDITOR),
+        others={Role.HUB: "forbidden"},
         answer=UsageReconciliation,
         query=("hub", "from", "until"),
         problems=("malformed",),
     )
     async def reconcile(self, request: Request) -> Response:
         """Account for every GPU-nanosecond and record that a hub reported."""
-        principal = await self._kit.access.authorise(request, Role.HUB, Role.OPERATOR, Role.AUDITOR)
+        principal = await self._kit.access.authorise(request)
         wanted = request.query_params.get("hub", principal.bound_to)
         if wanted is not None:
             require_own_hub(principal, wanted)
@@ -120,12 +122,15 @@ class Usage(Resource):
             sums = await queries.sum_usage(connection, codes, from_ms, until_ms)
         return json_response(_reconciliation(sums, complete))
 
-    @get("/v1/allocations/{hub}/{allocation_id}", answer=AllocationAnswer)
+    @get(
+        "/v1/allocations/{hub}/{allocation_id}",
+        roles=(Role.TENANT, Role.HUB, Role.OPERATOR, Role.AUDITOR),
+        others={Role.TENANT: "not-found", Role.HUB: "forbidden"},
+        answer=AllocationAnswer,
+    )
     async def drill_down(self, request: Request, hub: str, allocation_id: str) -> Response:
         """Show all that is known of an allocation."""
-        principal = await self._kit.access.authorise(
-            request, Role.TENANT, Role.HUB, Role.OPERATOR, Role.AUDITOR
-        )
+        principal = await self._kit.access.authorise(request)
         require_own_hub(principal, hub)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             found = await queries.find_allocation(connection, HubCode(hub), allocation_id)
