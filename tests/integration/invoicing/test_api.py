@@ -225,10 +225,8 @@ async def test_late_usage_is_shown_and_the_issued_bytes_stay(migrated: Migrated)
 
 
 @pytest.mark.defect("I28")
-async def test_no_tenant_sees_anothers_invoice_and_no_role_more_than_its_own(
-    migrated: Migrated,
-) -> None:
-    """Two tenants and every role over every operation."""
+async def test_no_tenant_sees_anothers_invoice(migrated: Migrated) -> None:
+    """Neither in a list nor by its id; who may ask what is in the access matrix."""
     async with served(migrated("invoicing")) as service:
         await plant(service)
         await service.post(f"/v1/periods/{MONTH}/close", "finance", CLOSE)
@@ -243,22 +241,6 @@ async def test_no_tenant_sees_anothers_invoice_and_no_role_more_than_its_own(
         assert [200, 200] == [
             (await service.get(path, "a")).status_code for path in (at, f"{at}/pdf")
         ]
-        reads = ("/v1/invoices", at, f"{at}/pdf")
-        months = (f"/v1/periods/{MONTH}", f"/v1/periods/{MONTH}/reconciliation")
-        tables = ("/v1/legal-entities", "/v1/tax-rates")
-        for role in ("hub", "scheduler", "officer", "approver"):
-            for path in (*reads, *months, *tables):
-                assert 403 == (await service.get(path, role)).status_code, (role, path)
-        for role in ("finance", "auditor", "operator"):
-            for path in (*reads, *months, *tables):
-                assert 200 == (await service.get(path, role)).status_code, (role, path)
-        for path in (*months, *tables):
-            assert 403 == (await service.get(path, "a")).status_code, path
-        for role in ("a", "operator", "auditor", "hub"):
-            closing = await service.post("/v1/periods/2025-08/close", role, CLOSE)
-            assert 403 == closing.status_code, role
-        assert 403 == (await service.post(f"{at}/recompute", "finance", {})).status_code
-        assert 404 == (await service.post("/v1/invoices/none/recompute", "auditor", {})).status_code
 
 
 async def test_what_is_malformed_is_422(migrated: Migrated) -> None:

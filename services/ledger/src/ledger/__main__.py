@@ -91,6 +91,7 @@ SERVICE: Final = Service(
     files("ledger") / "migrations",
     build,
     roles=tuple(Role),
+    purpose="Keeps the books of compute credits: grants, holds, charges, and what they leave.",
     extra_settings=(BOOTSTRAP_KEY,),
 )
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -21,8 +23,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from runtime import telemetry
+from runtime.documentation import PAGE_POLICY, docs_page, front_page
 from runtime.http import Problem, Resource, has_control, json_response, problem_response
 from runtime.kafka import MessageTooLarge
+from runtime.openapi import openapi_document
 from runtime.outages import is_outage
 
 if TYPE_CHECKING:
@@ -38,10 +42,11 @@ def create_app(
     resources: Sequence[Resource],
     *,
     ready: Callable[[], Awaitable[None]],
+    purpose: str = "",
 ) -> FastAPI:
-    """Build the application: its resources, /healthz, /readyz, /metrics, and problems.
+    """Build the application: its resources, what runs beside them, and problems.
 
-    `ready` raises when the service cannot answer.
+    `ready` raises when the service cannot answer; `purpose` says in a sentence what it is for.
     """
     app = FastAPI(
         title=service,
@@ -67,10 +72,53 @@ def create_app(
     app.add_route("/healthz", healthz)
     app.add_route("/readyz", readyz)
     app.add_route("/metrics", metrics)
+    pages = _Pages(app, purpose)
+    app.add_route("/", pages.front)
+    app.add_route("/docs", pages.docs)
+    app.add_route("/openapi.json", pages.openapi)
     for refused in (Problem, HTTPException, RequestValidationError, MessageTooLarge):
         app.add_exception_handler(refused, _refuse)
     app.add_middleware(_Boundary)
     return app
+
+
+class _Pages:
+    """What a service says of itself; written once, when it is first asked for."""
+
+    def __init__(self, app: FastAPI, purpose: str) -> None:
+        self._app = app
+        self._purpose = purpose
+
+    async def front(self, request: Request) -> Response:
+        """Say what the service is and where to go: to a browser as a page, else as JSON."""
+        service, version = self._app.title, self._app.version
+        if "text/html" in request.headers.get("accept", ""):
+            return _page(front_page(service, version, self._purpose))
+        said = {"service": service, "version": version, "purpose": self._purpose}
+        return json_response(
+            {**said, "docs": "/docs", "openapi": "/openapi.json", "status": "/v1/status"}
+        )
+
+    async def docs(self, _request: Request) -> Response:
+        """Show every endpoint."""
+        return _page(self._docs)
+
+    async def openapi(self, _request: Request) -> Response:
+        """Answer with the OpenAPI document as it is committed."""
+        return Response(self._openapi, media_type="application/json")
+
+    @cached_property
+    def _openapi(self) -> bytes:
+        return openapi_document(self._app)
+
+    @cached_property
+    def _docs(self) -> str:
+        return docs_page(msgspec.json.decode(self._openapi), self._purpose)
+
+
+def _page(html: str) -> Response:
+    headers = {"content-security-policy": PAGE_POLICY, "x-content-type-options": "nosniff"}
+    return Response(html, headers=headers, media_type="text/html; charset=utf-8")
 
 
 async def _refuse(_request: Request, error: Exception) -> Response:

@@ -142,6 +142,8 @@ class Service:
     """Pure wiring: makes the parts, connects to nothing."""
     roles: Collection[str]
     """The roles that an API key may have; a key of any other role opens nothing."""
+    purpose: str = ""
+    """A sentence that says what it is for."""
     extra_settings: Sequence[str] = ()
     """Names of environment variables the service reads beyond the common ones."""
 
@@ -353,7 +355,9 @@ async def run_parts(service: Service, kit: Kit, parts: Parts, stop: asyncio.Even
 def make_app(service: Service, kit: Kit, parts: Parts) -> FastAPI:
     """Build the application of a service: its own resources and `GET /v1/status`."""
     resources = (*parts.resources, StatusResource(service, kit, parts))
-    return create_app(service.name, service.version, resources, ready=kit.api.ping)
+    return create_app(
+        service.name, service.version, resources, ready=kit.api.ping, purpose=service.purpose
+    )
 
 
 class StatusResource(Resource):
