@@ -54,6 +54,8 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        # A path with one slash too many is not found; a redirect would follow the Host header.
+        redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     for resource in resources:
