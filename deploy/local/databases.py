@@ -169,9 +169,7 @@ async def prepare_server(
     """Create a cluster under `data` and return the program that serves it, not yet started."""
     home = data / "postgres"
     home.mkdir()
-    runnable = binaries
-    if account is not None and not reachable_by_others(binaries.bin):
-        runnable = await asyncio.to_thread(_copy, binaries, home / "installation")
+    runnable = await install_for(account, binaries, home / "installation")
     password_file = home / "password"
     admin_password = secrets.token_urlsafe(32)
     password_file.write_text(admin_password)
@@ -226,6 +224,13 @@ async def prepare_server(
     )
     passwords = {role: secrets.token_urlsafe(32) for role in role_names()}
     return program, Server(binaries.provider, admin, passwords)
+
+
+async def install_for(account: Account | None, binaries: Binaries, target: Path) -> Binaries:
+    """Return the installation where an account can run it: as it is, or copied to `target`."""
+    if account is None or reachable_by_others(binaries.bin):
+        return binaries
+    return await asyncio.to_thread(_copy, binaries, target)
 
 
 def _copy(binaries: Binaries, target: Path) -> Binaries:
