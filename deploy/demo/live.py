@@ -42,7 +42,7 @@ _HELD_RUN: Final = AllocationId("live-held")
 _PROBE_S: Final = 0.085
 _BEAT_S: Final = 1.0
 _LOOK_S: Final = 0.01
-_PATIENCE_S: Final = 15
+_PATIENCE_S: Final = 300
 _LEAST_MS: Final = 20
 
 

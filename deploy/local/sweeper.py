@@ -24,7 +24,7 @@ import description
 MARK: Final = "HISAB_STACK_ID"
 """Every process of a stack carries this in its environment."""
 
-PATIENCE_S: Final = 30
+PATIENCE_S: Final = 120
 """How long killed processes may take to vanish before their data is removed all the same."""
 
 

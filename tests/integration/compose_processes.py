@@ -27,7 +27,7 @@ import brokers
 import children
 import databases
 from children import Program
-from integration.compose_file import (
+from compose_file import (
     DEPLOY,
     ROOT,
     ComposeService,

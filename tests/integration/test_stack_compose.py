@@ -12,8 +12,8 @@ import httpx2
 import pytest
 
 import brokers
-from integration import compose_file
-from integration.compose_file import DEPLOY, ROOT, SERVICES, Unset
+import compose_file
+from compose_file import DEPLOY, ROOT, SERVICES, Unset
 from integration.compose_processes import PATIENCE_S, ComposeProcesses, composed
 
 TOOLS = ("curl", "openssl", "sed", "tr")

@@ -20,7 +20,7 @@ from stack import Stack
 from sweeper import marked_pids
 
 _STACK_PY = Path(local_stack.__file__)
-_PATIENCE_S = 120
+_PATIENCE_S = 600
 
 
 def _up(folder: Path, *more: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -31,7 +31,7 @@ def _up(folder: Path, *more: str, **env: str) -> subprocess.CompletedProcess[str
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=3600,
     )
 
 

@@ -16,7 +16,7 @@ from runtime.kafka import Message
 from runtime.machine import Partition, Slice
 from runtime.migrations import EditedHistory, migrate
 from runtime.outbox import Outbox
-from runtime.service import Kit
+from runtime.service import API_CONNECTIONS, Kit
 
 if TYPE_CHECKING:
     pass
@@ -122,13 +122,18 @@ async def test_without_a_free_connection_the_answer_is_unavailable_and_nothing_l
 ) -> None:
     """The acquire deadline; cancelled holders give their connections back."""
     async with bare.open_kit() as kit:
+        held = asyncio.Semaphore(0)
 
         async def hold() -> None:
             async with kit.api.transaction():
-                await asyncio.sleep(60)
+                held.release()
+                await asyncio.Event().wait()
 
-        holders = [asyncio.create_task(hold()) for _ in range(16)]
-        await asyncio.sleep(1)
+        holders = []
+        for _ in range(API_CONNECTIONS):
+            # One after the other: sixteen new connections at once take a busy machine too long.
+            holders.append(asyncio.create_task(hold()))
+            await held.acquire()
         with pytest.raises(Unavailable):
             async with kit.api.connection():
                 pass
@@ -166,7 +171,7 @@ async def test_one_process_at_a_time_holds_a_lease(bare: Bare) -> None:
             assert not waiting.done()
             assert mine is not None
             mine.terminate()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(600):
             assert await waiting
 
 

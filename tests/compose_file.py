@@ -1,4 +1,4 @@
-"""What `deploy/compose.yaml` and `deploy/Dockerfile` say, read as the tools that run them read them.
+"""What `deploy/compose.yaml` and `deploy/Dockerfile` say, read as the tools read them.
 
 Of the compose file: its services with their variables resolved, the order in which they start, and
 the first steps that its opening comment tells a person to take, as the commands that they are. Of
@@ -19,7 +19,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 SERVICES = ("metering", "ledger", "invoicing")
 PYTHON = sys.executable
