@@ -27,6 +27,7 @@ from typing import IO, Any, Final
 
 import brokers
 import children
+import containers
 import databases
 import description
 import services
@@ -58,6 +59,16 @@ class Settings:
     cache: Path
     env: Mapping[str, str]
     """The environment of every child."""
+
+    @property
+    def in_containers(self) -> bool:
+        """Whether what the services stand on shall run in containers."""
+        return self.env.get("HISAB_STACK") == "docker"
+
+    @property
+    def container_name(self) -> str:
+        """How the names of this stack's containers begin."""
+        return f"{sweeper.CONTAINERS}{self.stack_id}"
 
 
 class Supervisor:
@@ -192,6 +203,15 @@ class Supervisor:
                 raise StackError(f"no Kafka broker answers at {settings.kafka_address}")
             say(f"kafka: environment, {broker.bootstrap_servers}")
             return broker
+        if settings.in_containers:
+            image = settings.env.get("HISAB_KAFKA_IMAGE", containers.KAFKA_IMAGE)
+            await asyncio.to_thread(containers.require, image)
+            program, broker = brokers.prepare_contained(
+                settings.container_name, image, self._data, self._logs, settings.env, self._ports
+            )
+            await self._run(program)
+            say(f"kafka: docker ({image}), {broker.bootstrap_servers}")
+            return broker
         java = None if wanted == "memory" else brokers.find_java()
         why = "no JVM 17 or later"
         if java is not None:
@@ -220,6 +240,15 @@ class Supervisor:
         if settings.postgres_address is not None:
             server = self._given_postgres = databases.describe_given(settings.postgres_address)
             say("postgres: environment")
+            return server
+        if settings.in_containers:
+            image = settings.env.get("HISAB_POSTGRES_IMAGE", containers.POSTGRES_IMAGE)
+            await asyncio.to_thread(containers.require, image)
+            program, server = databases.prepare_contained(
+                settings.container_name, image, self._data, self._logs, settings.env, self._ports
+            )
+            await self._run(program)
+            say(f"postgres: docker ({image})")
             return server
         binaries = databases.find_binaries(settings.postgres_provider)
         account = children.unprivileged_account()
