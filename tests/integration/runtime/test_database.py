@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from integration.runtime.bare import Bare
-from runtime import progress
-from runtime.database import ALL_TENANTS, Unavailable, after_commit, transaction_on
+from runtime import database, progress
+from runtime.database import ALL_TENANTS, Database, Unavailable, after_commit, transaction_on
 from runtime.kafka import Message
 from runtime.machine import Partition, Slice
 from runtime.migrations import EditedHistory, migrate
@@ -142,6 +143,39 @@ async def test_without_a_free_connection_the_answer_is_unavailable_and_nothing_l
         await asyncio.gather(*holders, return_exceptions=True)
         async with kit.api.connection() as connection:
             assert 1 == await connection.fetchval("select 1")
+
+
+async def test_a_server_that_does_not_answer_at_the_start_is_asked_again(
+    bare: Bare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice it takes a connection and says nothing; a service that starts then is not given up."""
+    monkeypatch.setattr(database, "CONNECT_TIMEOUT_S", 1)
+    server = urlsplit(bare.dsns.api)
+    silent = [True, True]
+
+    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(65_536):
+            target.write(data)
+        target.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if silent:
+            silent.pop()
+            await reader.read()
+            writer.close()
+            return
+        answers, asked = await asyncio.open_connection(server.hostname, server.port)
+        await asyncio.gather(copy(reader, asked), copy(answers, writer))
+
+    late = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = late.sockets[0].getsockname()[1]
+    account = server.netloc.rpartition("@")[0]
+    pool = Database(server._replace(netloc=f"{account}@127.0.0.1:{port}").geturl(), name="late")
+    await pool.open()
+    await pool.ping()
+    await pool.close()
+    late.close()
+    assert [] == silent
 
 
 async def test_after_commit_runs_only_when_durable(bare: Bare) -> None:
