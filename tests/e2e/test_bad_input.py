@@ -13,7 +13,7 @@ import pytest
 from aiokafka.errors import KafkaError
 
 from demo.api import Json, RefusedError
-from e2e.outside import STRUCTURED, Outside, at, outside_of, until
+from e2e.outside import PATIENCE_S, STRUCTURED, Outside, at, outside_of, until
 from faults.hostile.doors import shapes
 from stack import Stack
 
@@ -125,7 +125,7 @@ async def test_a_message_of_ten_megabytes_is_refused_with_a_reason(outside: Outs
         with pytest.raises(KafkaError) as refused:
             await outside.raw(hub, value)
         assert "large" in str(refused.value).lower() or "size" in str(refused.value).lower()
-    async with httpx2.AsyncClient(timeout=60) as client:
+    async with httpx2.AsyncClient(timeout=PATIENCE_S) as client:
         answer = await client.post(
             outside.api.url("metering", "/v1/events"),
             content=value,
@@ -226,7 +226,7 @@ async def test_hostile_bytes_leave_the_services_answering(outside: Outside) -> N
 @pytest.mark.parametrize("secret", ["", "hsb_wrong"])
 async def test_the_gateway_knows_no_event_without_a_key(outside: Outside, secret: str) -> None:
     """401 before anything of the body is looked at."""
-    async with httpx2.AsyncClient(timeout=30) as client:
+    async with httpx2.AsyncClient(timeout=PATIENCE_S) as client:
         answer = await client.post(
             outside.api.url("metering", "/v1/events"),
             content=b"{",
@@ -237,7 +237,7 @@ async def test_the_gateway_knows_no_event_without_a_key(outside: Outside, secret
 
 async def events(outside: Outside, batch: list[Json]) -> httpx2.Response:
     """Post a batch with the key of Lahore."""
-    async with httpx2.AsyncClient(timeout=30) as client:
+    async with httpx2.AsyncClient(timeout=PATIENCE_S) as client:
         return await client.post(
             outside.api.url("metering", "/v1/events"),
             json=batch,
