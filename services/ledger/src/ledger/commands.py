@@ -34,12 +34,12 @@ from ledger.core.decisions import (
     NotFound,
     RecordInvoiced,
     SetBudget,
-    UnitOfWork,
     footprint_of,
 )
 from ledger.core.directory import PROGRAMME_CURRENCY, book_of_programme, book_of_tenant
 from ledger.core.grants import ApproveGrant, Grant, ProposalRefusal, refuse_proposal
 from ledger.core.holds import HoldState, NoPrice, PlaceHold, ReleaseHold, price_hold
+from ledger.core.unit_of_work import UnitOfWork
 from ledger.store import books, directory
 from runtime.auth import AccessKey, MintedKey, access_message, mint, store_keys
 from runtime.clock import now_ms
@@ -49,6 +49,7 @@ from runtime.kafka import Message
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from runtime.clock import Clock
     from runtime.database import Connection
     from runtime.outbox import Outbox
 
@@ -62,9 +63,12 @@ class AlreadyExists(Struct, frozen=True):
 class Commands:
     """The commands of this process; `committed` is called once an entry is durable."""
 
-    def __init__(self, outbox: Outbox, committed: Callable[[], None]) -> None:
+    def __init__(
+        self, outbox: Outbox, committed: Callable[[], None], clock: Clock = now_ms
+    ) -> None:
         self._outbox = outbox
         self._committed = committed
+        self._clock = clock
 
     async def open_tenant(
         self, connection: Connection, record: TenantRecord, name: str
@@ -130,7 +134,7 @@ class Commands:
             grant,
             tenant_currency=tenant.currency,
             programme_currency=programme_currency,
-            now_ms=now_ms(),
+            now_ms=self._clock(),
         )
         if refused is not None:
             return refused
@@ -167,7 +171,7 @@ class Commands:
             return NotFound("tenant")
         series = PriceSeries(tenant.currency, sku, price_class)
         prices = PriceBook(await directory.price_lines_of(connection, series))
-        return price_hold(prices, series, gpus=gpus, duration_ms=duration_ms, now_ms=now_ms())
+        return price_hold(prices, series, gpus=gpus, duration_ms=duration_ms, now_ms=self._clock())
 
     async def enter_hold(
         self, connection: Connection, tenant_id: str, command: PlaceHold | ReleaseHold
@@ -177,7 +181,8 @@ class Commands:
         if not isinstance(entered, tuple):
             return entered
         unit, _ = entered
-        return hold_state(unit.book(tenant_id), unit.hold(tenant_id, command.hold_id), now_ms())
+        # The command made an entry, so nothing is due in the book any more.
+        return hold_state(unit.book(tenant_id), unit.hold(tenant_id, command.hold_id), unit.now_ms)
 
     async def record_invoiced(
         self, connection: Connection, tenant_id: str, command: RecordInvoiced
@@ -186,7 +191,7 @@ class Commands:
         entered = await self._enter(connection, tenant_id, command)
         if not isinstance(entered, tuple):
             return entered
-        _, (entry,) = entered
+        _, (*_, entry) = entered
         return entry
 
     async def _enter(
@@ -198,10 +203,11 @@ class Commands:
         unit = await books.open_books(
             connection,
             [book_id] if second_book_id is None else [book_id, second_book_id],
+            self._clock,
             accounts=footprint.accounts,
             hold_ids=[] if hold_id is None else [(book_id, hold_id)],
         )
-        decided = unit.enter(book_id, command, now_ms())
+        decided = unit.enter(book_id, command)
         if not isinstance(decided, tuple):
             return decided
         await books.save(connection, unit.changes())

@@ -40,6 +40,7 @@ from metering.replay import replay_quarantined
 from metering.store import hubs, prices, quarantine
 from metering.store.state import ReferenceCache
 from runtime.clock import now_ms
+from runtime.database import checked_now_ms
 from runtime.kafka import Message
 from runtime.outbox import Outbox
 
@@ -127,7 +128,12 @@ async def replay_record(
     """Judge a quarantined record again; return its state then: open if something of it is left."""
     # The operator vouches that what the record says of the future has come to pass by now.
     closed = await replay_quarantined(
-        connection, outbox, cache, [quarantine_id], because, replayed_ms=now_ms()
+        connection,
+        outbox,
+        cache,
+        [quarantine_id],
+        because,
+        replayed_ms=await checked_now_ms(connection),
     )
     if closed:
         return closed[0]

@@ -3,9 +3,11 @@
 `decide(books, command, now_ms) -> entries | refusal` decides whatever is written into books: what
 somebody asks for, and what metering states. It never looks anything up: `Books` are the book, and
 the one bucket, the one hold and the programme's book that the command speaks of (see `book`).
-A `UnitOfWork` holds the books of one transaction and decides commands on them one after another: it
-folds what each enters, so that the next one sees it, and collects what has to be written. It does
-no I/O: a store opens it and saves its changes (`store/books.py`).
+A `UnitOfWork` (`unit_of_work`) opens them and decides one command after another.
+
+**What is over is over.** Holds whose time has come reserve nothing in any decision, though no entry
+says so yet. A command that enters something enters the ends of those holds before it; one that is
+refused or books nothing leaves them to the next (see `expiry`).
 
 **Charges are differences.** A charge message states the new total of a bucket. What is newer than
 what was booked (`book.is_newer`) is entered as the difference; anything else books nothing. An
@@ -27,12 +29,11 @@ released: `NotFound` (no such hold), `HoldClosed`. Grant approved: `MakerIsCheck
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from typing import assert_never
 
 from msgspec import Struct
 
-from hisab_contracts.charges import AllocationFinal, BucketTotal
+from hisab_contracts.charges import BucketTotal
 from hisab_contracts.entries import ChargeDetail, Entry, GrantDetail
 from hisab_contracts.ids import DocumentId, HoldId, TenantId
 from hisab_contracts.invariants import InvariantBroken, invariant
@@ -44,15 +45,14 @@ from ledger.core.book import (
     Book,
     BookedBucket,
     Books,
-    Lot,
     available_micro,
     balance_micro,
-    evolve,
     is_newer,
     next_entry,
     postings_of,
     take_from_lots,
 )
+from ledger.core.expiry import books_at, expire, release_entry
 from ledger.core.grants import ApprovalRefusal, ApproveGrant, Grant, refuse_approval
 from ledger.core.holds import (
     LIMIT,
@@ -63,7 +63,6 @@ from ledger.core.holds import (
     InsufficientCredit,
     PlaceHold,
     ReleaseHold,
-    ended_detail,
     placed_detail,
 )
 
@@ -166,193 +165,29 @@ def footprint_of(command: BookCommand) -> Footprint:
             assert_never(command)
 
 
-class BookChanges(Struct, frozen=True, kw_only=True):
-    """What a unit of work has to write: new entries, and every projection that they changed."""
-
-    entries: Sequence[Entry]
-    traces: Sequence[str | None]
-    """The trace of each entry, where it has one: telemetry, no fact."""
-    books: Sequence[Book]
-    lots: Sequence[tuple[str, Lot]]
-    """(tenant, lot), here and below."""
-    buckets: Sequence[tuple[str, BookedBucket]]
-    placed: Sequence[tuple[str, PlaceHold, Hold]]
-    """New holds: what was asked, and what is left of it at the end of the unit."""
-    holds: Sequence[tuple[str, Hold]]
-    """Older holds that changed."""
-    accounts: Sequence[tuple[str, str, int]]
-    """(tenant, account, balance)."""
-
-
-class UnitOfWork:
-    """The books of one transaction, and all that was decided on them so far.
-
-    Whoever makes one holds the locks of its books: then `seq` has no gap, `recorded_at` never falls
-    and the hash chain has one head. Loaded are the lots and accounts that its commands can move,
-    and the buckets and holds that they name; of holds those that a final can end as well.
-    """
-
-    def __init__(
-        self,
-        books: Mapping[str, Book],
-        *,
-        buckets: Mapping[tuple[str, str], BookedBucket] | None = None,
-        holds: Mapping[tuple[str, str], Hold] | None = None,
-        holds_of_allocations: Mapping[tuple[str, str, str], Sequence[str]] | None = None,
-    ) -> None:
-        """Take what was loaded; buckets and holds by (tenant, id).
-
-        `holds_of_allocations` lists open holds by the (tenant, hub, allocation) whose final ends
-        them: a hub numbers its allocations by itself, so two hubs may use one id.
-        """
-        self._books = dict(books)
-        self._buckets = dict(buckets or {})
-        self._holds = dict(holds or {})
-        self._holds_of_allocations = dict(holds_of_allocations or {})
-        self._lots_before = {book_id: book.lots for book_id, book in books.items()}
-        self._entries: list[Entry] = []
-        self._traces: list[str | None] = []
-        self._placed: dict[tuple[str, str], PlaceHold] = {}
-        self._changed_buckets: set[tuple[str, str]] = set()
-        self._changed_holds: set[tuple[str, str]] = set()
-
-    def book(self, book_id: str) -> Book:
-        """Return a book as it stands now."""
-        return self._books[book_id]
-
-    def hold(self, tenant_id: str, hold_id: str) -> Hold:
-        """Return a hold as it stands now."""
-        return self._holds[tenant_id, hold_id]
-
-    def enter(
-        self,
-        book_id: str,
-        command: BucketTotal | BookCommand,
-        now_ms: int,
-        *,
-        trace_id: str | None = None,
-    ) -> tuple[Entry, ...] | BookRefusal:
-        """Decide a command on its books as they stand now, and fold what it enters.
-
-        A refusal changes nothing.
-        """
-        books = self._opened(book_id, command)
-        if books is None:
-            return NotFound("tenant")
-        decided = decide(books, command, now_ms)
-        if isinstance(decided, tuple) and decided:
-            self._fold(books, decided, trace_id)
-            if isinstance(command, PlaceHold):
-                self._placed[book_id, command.hold_id] = command
-        return decided
-
-    def release_final(self, final: AllocationFinal, now_ms: int) -> None:
-        """End the open holds that an allocation's final ends."""
-        tenant_id = final.tenant_id
-        allocation = (tenant_id, final.hub, final.allocation_id)
-        for hold_id in self._holds_of_allocations.get(allocation, ()):
-            hold = self._holds[tenant_id, hold_id]
-            # A final that comes twice in one batch finds the hold ended by the first.
-            if hold.ended_by is None:
-                command = ReleaseHold(
-                    hold_id=hold.hold_id,
-                    ended_by="final",
-                    caused_by=f"final:{final.hub}/{final.allocation_id}",
-                    actor="metering",
-                )
-                self.enter(tenant_id, command, now_ms)
-
-    def release_expired(self, now_ms: int) -> None:
-        """End the open holds whose time has come, in the order of their ids."""
-        for tenant_id, hold_id in sorted(self._holds):
-            hold = self._holds[tenant_id, hold_id]
-            # They were looked for before the locks: a final or a release may have ended one since.
-            if hold.ended_by is None and hold.expires_ms <= now_ms:
-                command = ReleaseHold(
-                    hold_id=hold.hold_id, ended_by="expired", caused_by="clock", actor="ledger"
-                )
-                self.enter(tenant_id, command, now_ms)
-
-    def changes(self) -> BookChanges:
-        """Collect what has to be written; no entries: nothing has."""
-        changed = sorted({entry.tenant_id for entry in self._entries})
-        books = [self._books[book_id] for book_id in changed]
-        return BookChanges(
-            entries=self._entries,
-            traces=self._traces,
-            books=books,
-            lots=self._changed_lots(books),
-            buckets=[(key[0], self._buckets[key]) for key in self._changed_buckets],
-            placed=[(key[0], command, self._holds[key]) for key, command in self._placed.items()],
-            holds=[
-                (key[0], self._holds[key]) for key in self._changed_holds if key not in self._placed
-            ],
-            accounts=[
-                (book.tenant_id, account, micro)
-                for book in books
-                for account, micro in book.accounts.items()
-            ],
-        )
-
-    def _opened(self, book_id: str, command: BucketTotal | BookCommand) -> Books | None:
-        """Open a book where a command touches it; None when there is no such book."""
-        book = self._books.get(book_id)
-        # A programme's book takes its budget and nothing else; a tenant's never takes one.
-        if book is None or (book.kind == "fund") != isinstance(command, SetBudget):
-            return None
-        if isinstance(command, BucketTotal):
-            bucket = self._buckets.get((book_id, command.bucket_id))
-            return Books(book, bucket, self._hold_or_none(book_id, command.hold_id))
-        footprint = footprint_of(command)
-        second = footprint.programme_book_id
-        return Books(
-            book,
-            hold=self._hold_or_none(book_id, footprint.hold_id),
-            programme=None if second is None else self._books.get(second),
-        )
-
-    def _hold_or_none(self, tenant_id: str, hold_id: HoldId | None) -> Hold | None:
-        return None if hold_id is None else self._holds.get((tenant_id, hold_id))
-
-    def _fold(self, books: Books, entries: tuple[Entry, ...], trace_id: str | None) -> None:
-        """Fold what a command entered, keep what it left behind, and note what it changed."""
-        # At once, so that the next command of this transaction is decided on what this one left.
-        for entry in entries:
-            books = evolve(books, entry)
-            self._entries.append(entry)
-            self._traces.append(trace_id)
-        book_id = books.book.tenant_id
-        self._books[book_id] = books.book
-        if books.bucket is not None:
-            bucket_key = book_id, books.bucket.bucket_id
-            self._buckets[bucket_key] = books.bucket
-            self._changed_buckets.add(bucket_key)
-        if books.hold is not None:
-            hold_key = book_id, books.hold.hold_id
-            self._holds[hold_key] = books.hold
-            self._changed_holds.add(hold_key)
-        if books.programme is not None:
-            self._books[books.programme.tenant_id] = books.programme
-
-    def _changed_lots(self, books: Iterable[Book]) -> list[tuple[str, Lot]]:
-        changed: list[tuple[str, Lot]] = []
-        for book in books:
-            before = self._lots_before[book.tenant_id]
-            # Most books of a batch of unfunded or owed usage move no lot: their tuple is the same.
-            if book.lots is not before:
-                loaded = set(before)
-                changed += [(book.tenant_id, lot) for lot in book.lots if lot not in loaded]
-        return changed
-
-
 def decide(
     books: Books, command: BucketTotal | BookCommand, now_ms: int
 ) -> tuple[Entry, ...] | BookRefusal:
     """Decide a command: the entries it makes, in order, or why it is refused.
 
-    No entries: there is nothing to book (a total not newer than the booked one). Conserves: every
-    entry's postings sum to zero.
+    No entries: there is nothing to book (a total not newer than the booked one). Entries of holds
+    that are over come first, the command's own last. Conserves: every entry's postings sum to zero.
     """
+    if not any(hold.is_over(now_ms) for hold in books.due):
+        return _decide(books, command, now_ms)
+    # First as of now, without making an entry: a refusal needs none, and thousands may be over.
+    decided = _decide(books_at(books, now_ms), command, now_ms)
+    if not isinstance(decided, tuple) or not decided:
+        return decided
+    expiries, after = expire(books, now_ms)
+    decided = _decide(after, command, now_ms)
+    return (*expiries, *decided) if isinstance(decided, tuple) else decided
+
+
+def _decide(
+    books: Books, command: BucketTotal | BookCommand, now_ms: int
+) -> tuple[Entry, ...] | BookRefusal:
+    """Decide a command on books in which nothing is due."""
     match command:
         case BucketTotal():
             return _charge(books, command, now_ms)
@@ -459,8 +294,6 @@ def _place_hold(
     """Reserve on lots open now in draw order, then on the credit limit; all of it or nothing."""
     if command.expires_ms <= now_ms:
         return HoldOver(command.expires_ms)
-    # Beyond the limit the headroom is negative and lowers what lots could give: a tenant that owes
-    # too much starts nothing on its grants either.
     available = available_micro(book, now_ms)
     if command.hold_micro > available:
         return InsufficientCredit(
@@ -487,16 +320,7 @@ def _release_hold(
         return NotFound("hold")
     if hold.ended_by is not None:
         return HoldClosed(hold.ended_by)
-    return (
-        next_entry(
-            books.book,
-            "hold_released",
-            now_ms,
-            caused_by=command.caused_by,
-            actor=command.actor,
-            hold=ended_detail(hold, command),
-        ),
-    )
+    return (release_entry(books.book, hold, command, now_ms),)
 
 
 def _approve_grant(

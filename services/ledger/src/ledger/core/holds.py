@@ -81,6 +81,10 @@ class Hold(Struct, frozen=True, kw_only=True):
         """What it still reserves."""
         return sum(micro for _, micro in self.reserved)
 
+    def is_over(self, now_ms: int) -> bool:
+        """Say whether its time has come while no entry has ended it: it reserves nothing then."""
+        return self.ended_by is None and self.expires_ms <= now_ms
+
 
 class HoldState(Struct, frozen=True, kw_only=True):
     """A hold as it stands, and what its tenant has available then."""
@@ -106,7 +110,7 @@ class HoldOver(Struct, frozen=True):
 
 
 class InsufficientCredit(Struct, frozen=True, kw_only=True):
-    """What is available does not cover the hold. `available_micro` may be negative."""
+    """What is available does not cover the hold."""
 
     available_micro: int
     shortfall_micro: int

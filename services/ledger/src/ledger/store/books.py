@@ -1,10 +1,14 @@
 """Books in PostgreSQL: lock and load, let the core decide, save. Nothing is decided here.
 
-Theory. A transaction opens the books it needs (`open_books`, `open_for_charges`): their rows locked
-in id order, so that two transactions never wait for each other in a circle, with the buckets and
-holds that its commands speak of. What comes back is a `UnitOfWork` of the core, which decides the
-commands one after another in memory. `save` writes everything once: one insert of entries and one
-write per projection, however many commands there were.
+Theory. A transaction opens the books it needs (`open_books`, `open_for_charges`, `open_expired`):
+their rows locked in id order, so that two transactions never wait for each other in a circle, with
+the buckets and holds that its commands speak of and the holds that are due. What comes back is a
+`UnitOfWork` of the core, which decides the commands one after another in memory. `save` writes
+everything once: one insert of entries and one write per projection, however many commands there
+were.
+
+The clock is read once, after the locks, so that entries carry the time at which they were decided,
+and held against the server's: a reading that cannot be right decides nothing (`ClockStep`).
 
 Whoever holds a book's row is the only one who appends to it: `seq` has no gap, `recorded_at` never
 falls and the hash chain has one head.
@@ -22,19 +26,28 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from hisab_contracts.charges import AllocationFinal, BucketTotal
-from hisab_contracts.ids import AllocationId, BucketId, GrantId, HoldId, ProgrammeId, TenantId
+from hisab_contracts.ids import BucketId, GrantId, ProgrammeId, TenantId
 from hisab_contracts.units import moment_of, ms_of, optional_moment_of, optional_ms_of
 from ledger.core.book import Book, BookedBucket, Lot, in_draw_order, may_return_credit
-from ledger.core.decisions import BookChanges, UnitOfWork
-from ledger.core.holds import Hold, PlaceHold
+from ledger.core.unit_of_work import BookChanges, UnitOfWork
 from ledger.store.entries import insert_entries, pg_array
+from ledger.store.holds import (
+    find_due,
+    insert_holds,
+    load_due,
+    load_holds,
+    load_holds_of_allocations,
+    update_holds,
+)
+from runtime.database import checked_now_ms
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
 
+    from runtime.clock import Clock
     from runtime.database import Connection
 
-_BOOK_COLUMNS: Final = """
+BOOK_COLUMNS: Final = """
 tenant_id, kind, currency, credit_limit_micro, seq, head_hash, recorded_at, charged_micro,
 funded_micro, receivable_micro, invoiced_micro, settled_micro, unfunded_micro, reserved_micro
 """
@@ -45,20 +58,15 @@ remaining_micro, reserved_micro
 _LOT_NAMES: Final = tuple(name.strip() for name in _LOT_COLUMNS.split(","))
 _BUCKET_SCALARS: Final = "tenant_id, hour_at, bucket_id, revision, gpu_ns, charged_micro"
 _BUCKET_COLUMNS: Final = _BUCKET_SCALARS + ", accounts, draws"
-_HOLD_SCALARS: Final = "tenant_id, hold_id, hold_micro, allocation_id, expires_at, ended"
-_HOLD_COLUMNS: Final = _HOLD_SCALARS + ", places, reserved"
-"""The column `ended` is what the core calls `ended_by`."""
-SELECT_BOOK: Final = "select " + _BOOK_COLUMNS
+SELECT_BOOK: Final = "select " + BOOK_COLUMNS
 SELECT_LOT: Final = "select " + _LOT_COLUMNS
 SELECT_BUCKET: Final = "select " + _BUCKET_COLUMNS
-SELECT_HOLD: Final = "select " + _HOLD_COLUMNS
-_HOLD_FACTS: Final = "project_id, job_ref, hub, sku"
-"""What was said when a hold was placed, and nothing is decided by."""
 
 
 async def open_books(
     connection: Connection,
     book_ids: Iterable[str],
+    clock: Clock,
     *,
     accounts: Collection[str] = (),
     hold_ids: Iterable[tuple[str, str]] = (),
@@ -70,38 +78,60 @@ async def open_books(
     """
     wanted = sorted(set(book_ids))
     rows = await _lock_books(connection, wanted)
+    now_ms, due = await load_due(connection, wanted, clock)
     lots = await load_lots(connection, wanted, spent_lots=False)
     named = await load_accounts(connection, wanted, accounts) if accounts else {}
-    holds = await _load_holds(connection, hold_ids)
-    return UnitOfWork(_books_of(rows, lots, named), holds=holds)
+    loaded = await load_holds(connection, hold_ids)
+    return UnitOfWork(_books_of(rows, lots, named), now_ms, holds=loaded, due=due)
+
+
+async def open_expired(connection: Connection, clock: Clock, limit: int) -> UnitOfWork | None:
+    """Lock books with holds that are over, and load the first `limit` of these; None: none is."""
+    # Looked for without locks, so that a look that finds nothing disturbs nobody. The core asks
+    # again, by another reading, once the books are locked (`release_expired`).
+    found = await find_due(connection, clock(), limit)
+    if not found:
+        return None
+    wanted = sorted({tenant_id for tenant_id, _ in found})
+    rows = await _lock_books(connection, wanted)
+    now_ms = await checked_now_ms(connection, clock)
+    lots = await load_lots(connection, wanted, spent_lots=False)
+    return UnitOfWork(_books_of(rows, lots, {}), now_ms, holds=await load_holds(connection, found))
 
 
 async def open_for_charges(
-    connection: Connection, totals: Sequence[BucketTotal], finals: Sequence[AllocationFinal]
+    connection: Connection,
+    totals: Sequence[BucketTotal],
+    finals: Sequence[AllocationFinal],
+    clock: Clock,
 ) -> UnitOfWork:
     """Lock and load all that a batch of charges speaks of: books first, then what they protect."""
     wanted = sorted({total.tenant_id for total in totals} | {final.tenant_id for final in finals})
     if not wanted:
-        return UnitOfWork({})
+        # Nothing can be entered, so no time is needed either.
+        return UnitOfWork({}, 0)
     rows = await _lock_books(connection, wanted)
     # Everything below is read after the locks: nobody can change it before this transaction ends.
+    now_ms, due = await load_due(connection, wanted, clock)
     buckets = await _load_buckets(connection, totals)
     spent_lots = any(
         may_return_credit(total, buckets.get((total.tenant_id, total.bucket_id)))
         for total in totals
     )
     lots = await load_lots(connection, wanted, spent_lots=spent_lots)
-    holds = await _load_holds(
+    loaded = await load_holds(
         connection,
         [(total.tenant_id, total.hold_id) for total in totals if total.hold_id is not None],
     )
-    of_allocations = await _load_holds_of_allocations(connection, finals)
+    of_allocations = await load_holds_of_allocations(connection, finals)
     for (tenant_id, _, _), ending in of_allocations.items():
-        holds |= {(tenant_id, hold.hold_id): hold for hold in ending}
+        loaded |= {(tenant_id, hold.hold_id): hold for hold in ending}
     return UnitOfWork(
         _books_of(rows, lots, {}),
+        now_ms,
         buckets=buckets,
-        holds=holds,
+        holds=loaded,
+        due=due,
         holds_of_allocations={
             allocation: [hold.hold_id for hold in ending]
             for allocation, ending in of_allocations.items()
@@ -119,9 +149,9 @@ async def save(connection: Connection, changes: BookChanges) -> None:
     if changes.buckets:
         await _upsert_buckets(connection, changes.buckets)
     if changes.placed:
-        await _insert_holds(connection, changes.placed)
+        await insert_holds(connection, changes.placed)
     if changes.holds:
-        await _update_holds(connection, changes.holds)
+        await update_holds(connection, changes.holds)
     if changes.accounts:
         await _upsert_accounts(connection, changes.accounts)
     await insert_entries(connection, changes.entries, changes.traces)
@@ -140,10 +170,10 @@ _BOOK_ARRAYS = (
   from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bytea[],
               $7::timestamptz[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[],
               $12::bigint[], $13::bigint[], $14::bigint[]) as n ("""
-    + _BOOK_COLUMNS
+    + BOOK_COLUMNS
     + ")"
 )
-_INSERT_BOOK = "insert into books (" + _BOOK_COLUMNS + ") select " + _BOOK_COLUMNS + _BOOK_ARRAYS
+_INSERT_BOOK = "insert into books (" + BOOK_COLUMNS + ") select " + BOOK_COLUMNS + _BOOK_ARRAYS
 # Kind, currency and limit of a book never change.
 _UPDATE_BOOKS = (
     """
@@ -400,166 +430,4 @@ async def _upsert_buckets(
         [bucket.charged_micro for _, bucket in buckets],
         [pg_array(account for account, _ in bucket.draws) for _, bucket in buckets],
         [pg_array(str(micro) for _, micro in bucket.draws) for _, bucket in buckets],
-    )
-
-
-# Holds.
-
-_LOAD_HOLDS = (
-    SELECT_HOLD
-    + """
-  from unnest($1::text[], $2::text[]) as n (of_tenant, of_hold)
-  join holds h on h.tenant_id = n.of_tenant and h.hold_id = n.of_hold
-"""
-)
-_LOAD_HOLDS_OF_ALLOCATIONS = (
-    SELECT_HOLD
-    + """, hub
-  from unnest($1::text[], $2::text[], $3::text[]) as n (of_tenant, of_hub, of_allocation)
-  join holds h
-    on h.tenant_id = n.of_tenant and h.hub = n.of_hub and h.allocation_id = n.of_allocation
-   and h.ended is null
- order by tenant_id, hold_id
-"""
-)
-# Writes holds that were placed: what was said of them, and what they reserve.
-_INSERT_HOLDS = (
-    "insert into holds ("
-    + _HOLD_COLUMNS
-    + ", "
-    + _HOLD_FACTS
-    + ") select "
-    + _HOLD_SCALARS
-    + ", places::text[], reserved::bigint[], "
-    + _HOLD_FACTS
-    + """
-  from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[],
-              $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[])
-    as n ("""
-    + _HOLD_COLUMNS
-    + ", "
-    + _HOLD_FACTS
-    + ")"
-)
-# Writes what older holds still reserve, and how they ended; the rest of a hold never changes.
-_UPDATE_HOLDS = (
-    """
-update holds h set ended = n.ended, places = n.places::text[], reserved = n.reserved::bigint[]
-  from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[],
-              $7::text[], $8::text[]) as n ("""
-    + _HOLD_COLUMNS
-    + """)
- where h.tenant_id = n.tenant_id and h.hold_id = n.hold_id
-"""
-)
-# One query, so that what it answers belongs together.
-_HOLD_WITH_BOOK = (
-    SELECT_HOLD
-    + ", "
-    + _BOOK_COLUMNS
-    + ", array(select l from ("
-    + SELECT_LOT
-    + """
-         from lots where lots.tenant_id = holds.tenant_id and remaining_micro > 0) l) as lots
-  from holds
-  join books using (tenant_id)
- where hold_id = $1
-"""
-)
-# Asked before the locks; the core asks again once they are held (`release_expired`).
-_EXPIRED_HOLDS = """
-select tenant_id, hold_id from holds where ended is null and expires_at <= $1
- order by expires_at limit $2
-"""
-
-
-async def expired_holds(
-    connection: Connection, now_ms: int, limit: int
-) -> list[tuple[TenantId, HoldId]]:
-    """Name open holds whose time has come, the oldest first. Lock their books before acting."""
-    rows = await connection.fetch(_EXPIRED_HOLDS, moment_of(now_ms), limit)
-    return [(TenantId(row["tenant_id"]), HoldId(row["hold_id"])) for row in rows]
-
-
-async def hold_with_book(connection: Connection, hold_id: str) -> tuple[Hold, Book] | None:
-    """Read a hold, and the book with the lots that can still give something. Nothing is locked."""
-    row = await connection.fetchrow(_HOLD_WITH_BOOK, hold_id)
-    if row is None:
-        return None
-    lots = tuple(map(lot_from_values, row["lots"]))
-    return hold_from_row(row), book_from_row(row, lots, {})
-
-
-async def _load_holds(
-    connection: Connection, hold_ids: Iterable[tuple[str, str]]
-) -> dict[tuple[str, str], Hold]:
-    """Load holds by (tenant, hold); unknown ones are left out."""
-    wanted = sorted(set(hold_ids))
-    if not wanted:
-        return {}
-    tenant_ids, names = [tenant for tenant, _ in wanted], [hold for _, hold in wanted]
-    rows = await connection.fetch(_LOAD_HOLDS, tenant_ids, names)
-    return {(row["tenant_id"], row["hold_id"]): hold_from_row(row) for row in rows}
-
-
-async def _load_holds_of_allocations(
-    connection: Connection, finals: Iterable[AllocationFinal]
-) -> dict[tuple[str, str, str], list[Hold]]:
-    """Load the open holds that one of these finals ends, by (tenant, hub, allocation)."""
-    wanted = sorted({(final.tenant_id, final.hub, final.allocation_id) for final in finals})
-    if not wanted:
-        return {}
-    rows = await connection.fetch(
-        _LOAD_HOLDS_OF_ALLOCATIONS,
-        [tenant_id for tenant_id, _, _ in wanted],
-        [hub for _, hub, _ in wanted],
-        [allocation_id for _, _, allocation_id in wanted],
-    )
-    found: dict[tuple[str, str, str], list[Hold]] = {}
-    for row in rows:
-        key = row["tenant_id"], row["hub"], row["allocation_id"]
-        found.setdefault(key, []).append(hold_from_row(row))
-    return found
-
-
-async def _insert_holds(
-    connection: Connection, placed: Sequence[tuple[str, PlaceHold, Hold]]
-) -> None:
-    await connection.execute(
-        _INSERT_HOLDS,
-        *_columns_of_holds([(tenant_id, hold) for tenant_id, _, hold in placed]),
-        [command.project_id for _, command, _ in placed],
-        [command.job_ref for _, command, _ in placed],
-        [command.hub for _, command, _ in placed],
-        [command.sku for _, command, _ in placed],
-    )
-
-
-async def _update_holds(connection: Connection, holds: Sequence[tuple[str, Hold]]) -> None:
-    await connection.execute(_UPDATE_HOLDS, *_columns_of_holds(holds))
-
-
-def hold_from_row(row: Row) -> Hold:
-    """Read one hold."""
-    allocation_id = row["allocation_id"]
-    return Hold(
-        hold_id=HoldId(row["hold_id"]),
-        hold_micro=row["hold_micro"],
-        allocation_id=None if allocation_id is None else AllocationId(allocation_id),
-        expires_ms=ms_of(row["expires_at"]),
-        ended_by=row["ended"],
-        reserved=tuple(zip(row["places"], row["reserved"], strict=True)),
-    )
-
-
-def _columns_of_holds(holds: Sequence[tuple[str, Hold]]) -> tuple[list[object], ...]:
-    return (
-        [tenant_id for tenant_id, _ in holds],
-        [hold.hold_id for _, hold in holds],
-        [hold.hold_micro for _, hold in holds],
-        [hold.allocation_id for _, hold in holds],
-        [moment_of(hold.expires_ms) for _, hold in holds],
-        [hold.ended_by for _, hold in holds],
-        [pg_array(place for place, _ in hold.reserved) for _, hold in holds],
-        [pg_array(str(micro) for _, micro in hold.reserved) for _, hold in holds],
     )
