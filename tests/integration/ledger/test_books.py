@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE
 from collections import Counter
 
 import pytest
@@ -117,22 +120,28 @@ async def test_a_batch_delivered_again_after_a_restart_books_nothing(ledger: Rea
 
 @pytest.mark.defect("L12", "F32")
 async def test_credit_for_k_admits_exactly_k_holds_over_two_processes(ledger: RealLedger) -> None:
-    """64 workers, two pools of connections, one book."""
+    """64 workers in two processes of their own, one book; they begin together."""
     await ledger.tenant("race", limit_micro=700)
-    async with opened(ledger.addresses) as other:
-
-        async def ask(number: int) -> bool:
-            try:
-                await (ledger, other)[number % 2].hold("race", f"r{number}", 100)
-            except Refused as refused:
-                if not isinstance(refused.refusal, InsufficientCredit):
-                    raise
-                return False
-            return True
-
-        admitted = await asyncio.gather(*(ask(number) for number in range(64)))
-    assert 7 == sum(admitted)
-    assert 0 == (await ledger.balance("race")).available_micro
+    rivals = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "integration.ledger.rival"),
+            *(ledger.addresses.api, "race", name, "32", "100"),
+            stdin=PIPE,
+            stdout=PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        for name in ("left", "right")
+    ]
+    for rival in rivals:
+        assert rival.stdout is not None
+        assert b"ready\n" == await rival.stdout.readline()
+    # Each has its connections by now: nothing but the lock of the book orders them.
+    answers = await asyncio.gather(*(rival.communicate(b"go\n") for rival in rivals))
+    assert [0, 0] == [rival.returncode for rival in rivals]
+    assert 7 == sum(int(answer) for answer, _ in answers)
+    balance = await ledger.balance("race")
+    assert (7, 0, 700) == (balance.book.seq, balance.available_micro, balance.held_micro)
+    assert [] == [line for line in await ledger.audit() if "race" in line]
 
 
 @pytest.mark.defect("L11", "F40", "F41")
