@@ -9,8 +9,8 @@ What other services have to know of at once (tenants, keys) is written to the ou
 transaction.
 
 Refusals, in order of precedence. Any: `NotFound`. Tenant or programme opened: `AlreadyExists`.
-Grant proposed: `CurrencyDiffers`, `GrantExpired`. Hold priced: `NoPrice`. All others as
-`core.decisions` says.
+Grant proposed: `CurrencyDiffers`, `GrantExpired`. Hold priced: `NoPrice`, `PriceOutOfRange`. All
+others as `core.decisions` says.
 """
 
 from __future__ import annotations
@@ -38,7 +38,14 @@ from ledger.core.decisions import (
 )
 from ledger.core.directory import PROGRAMME_CURRENCY, book_of_programme, book_of_tenant
 from ledger.core.grants import ApproveGrant, Grant, ProposalRefusal, refuse_proposal
-from ledger.core.holds import HoldState, NoPrice, PlaceHold, ReleaseHold, price_hold
+from ledger.core.holds import (
+    HoldState,
+    NoPrice,
+    PlaceHold,
+    PriceOutOfRange,
+    ReleaseHold,
+    price_hold,
+)
 from ledger.core.unit_of_work import UnitOfWork
 from ledger.store import books, directory
 from runtime.auth import AccessKey, MintedKey, access_message, mint, store_keys
@@ -164,7 +171,7 @@ class Commands:
         *,
         gpus: int,
         duration_ms: int,
-    ) -> int | NotFound | NoPrice:
+    ) -> int | NotFound | NoPrice | PriceOutOfRange:
         """Price a hold asked for as GPUs and a duration, now and in the tenant's currency."""
         tenant = await directory.find_tenant(connection, tenant_id)
         if tenant is None:

@@ -13,8 +13,8 @@ What an entry says about a hold (`HoldDetail`) is written here, in `placed_detai
 `ended_detail`, and read back here, in `hold_after`. Why a hold has ended is `ended_by` everywhere
 but in what is stored and hashed: there it is the detail's `cause` and the column `ended`.
 
-Refusals, in order of precedence. Pricing: `NoPrice`. Placing: `HoldOver`, `InsufficientCredit`.
-Releasing: `HoldClosed`.
+Refusals, in order of precedence. Pricing: `NoPrice`, `PriceOutOfRange`. Placing: `HoldOver`,
+`InsufficientCredit`. Releasing: `HoldClosed`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hisab_contracts.entries import HoldDetail
 from hisab_contracts.ids import AllocationId, HoldId, HubCode, ProjectId, Sku
 from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.prices import PriceBook, PriceSeries, quote_micro
-from hisab_contracts.units import hour_floor_ms
+from hisab_contracts.units import MAX_MICRO, hour_floor_ms
 
 LIMIT: Final = "limit"
 """Where a hold reserves on the credit limit instead of on a lot; its draws are `receivable`."""
@@ -103,6 +103,12 @@ class NoPrice(Struct, frozen=True):
     series: PriceSeries
 
 
+class PriceOutOfRange(Struct, frozen=True):
+    """So many GPUs for so long cost more than an amount can be (64 bits)."""
+
+    priced_micro: int
+
+
 class HoldOver(Struct, frozen=True):
     """The hold's own expiry has come already."""
 
@@ -124,7 +130,7 @@ class HoldClosed(Struct, frozen=True):
 
 def price_hold(
     prices: PriceBook, series: PriceSeries, *, gpus: int, duration_ms: int, now_ms: int
-) -> int | NoPrice:
+) -> int | NoPrice | PriceOutOfRange:
     """Price a hold asked for as GPUs and a duration, at the price line that rates the hour of now.
 
     The rule is the one that metering rates usage by, so a job is admitted at the price it will be
@@ -133,7 +139,8 @@ def price_hold(
     line = prices.line_at(series, hour_floor_ms(now_ms))
     if line is None:
         return NoPrice(series)
-    return quote_micro(line, gpus, duration_ms)
+    priced_micro = quote_micro(line, gpus, duration_ms)
+    return PriceOutOfRange(priced_micro) if priced_micro > MAX_MICRO else priced_micro
 
 
 def placed_detail(command: PlaceHold, reserved: Sequence[Draw]) -> HoldDetail:
