@@ -50,7 +50,7 @@ from ledger.core.unit_of_work import UnitOfWork
 from ledger.store import books, directory
 from runtime.auth import AccessKey, MintedKey, access_message, mint, store_keys
 from runtime.clock import now_ms
-from runtime.database import after_commit
+from runtime.database import after_commit, checked_now_ms
 from runtime.kafka import Message
 
 if TYPE_CHECKING:
@@ -137,11 +137,13 @@ class Commands:
         programme_currency = await directory.programme_currency(connection, grant.programme_id)
         if tenant is None or programme_currency is None:
             return NotFound("tenant or programme")
+        # A refusal is remembered under its key, so a clock that jumped must not give one.
+        present_ms = await checked_now_ms(connection, self._clock)
         refused = refuse_proposal(
             grant,
             tenant_currency=tenant.currency,
             programme_currency=programme_currency,
-            now_ms=self._clock(),
+            now_ms=present_ms,
         )
         if refused is not None:
             return refused
@@ -178,7 +180,8 @@ class Commands:
             return NotFound("tenant")
         series = PriceSeries(tenant.currency, sku, price_class)
         prices = PriceBook(await directory.price_lines_of(connection, series))
-        return price_hold(prices, series, gpus=gpus, duration_ms=duration_ms, now_ms=self._clock())
+        present_ms = await checked_now_ms(connection, self._clock)
+        return price_hold(prices, series, gpus=gpus, duration_ms=duration_ms, now_ms=present_ms)
 
     async def enter_hold(
         self, connection: Connection, tenant_id: str, command: PlaceHold | ReleaseHold

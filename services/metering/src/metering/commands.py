@@ -45,6 +45,7 @@ from runtime.kafka import Message
 from runtime.outbox import Outbox
 
 if TYPE_CHECKING:
+    from runtime.clock import Clock
     from runtime.database import Connection
 
 
@@ -96,6 +97,7 @@ async def quote(
     *,
     gpus: int,
     duration_ms: int,
+    clock: Clock = now_ms,
 ) -> JobQuote | NotPriced:
     """Price a job at what is in force now, in the currency of the tenant's book."""
     currency = None
@@ -103,8 +105,8 @@ async def quote(
         tenant = TenantId(tenant_id)
         currency = (await prices.currencies_of(connection, [tenant])).get(tenant)
     series = PriceSeries(currency or DEFAULT_CURRENCY, sku, price_class)
-    hour_ms = hour_floor_ms(now_ms())
-    book = PriceBook(await prices.price_lines_at(connection, series, hour_ms))
+    hour_ms = hour_floor_ms(clock())
+    book = PriceBook(await prices.price_lines_of(connection, series))
     return quote_job(book, JobRequest(series, gpus, duration_ms), hour_ms)
 
 
