@@ -19,8 +19,8 @@ import msgspec
 from hisab_contracts.canonical import canonical_bytes, content_sha256
 from hisab_contracts.entries import Entry
 from hisab_contracts.ids import PriceClass, Sku
-from ledger.core.decisions import SetBudget
-from ledger.core.unit_of_work import UnitOfWork
+from ledger.core.decisions import UnitOfWork
+from ledger.core.movements import SetBudget
 from metering.core.pricing import ListedPrice, PriceList, price_lines_of, price_version
 from unit.invoicing.documents import golden_documents
 from unit.ledger.values import CoreLedger, approve, at, book, grant, hold, invoiced, release, total

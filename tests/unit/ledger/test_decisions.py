@@ -12,20 +12,18 @@ from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.units import MAX_MICRO
 from ledger.core.book import BookedBucket, BookKind, Books, is_newer, may_return_credit
 from ledger.core.decisions import (
-    AlreadyInvoiced,
     BookCommand,
     Footprint,
     NotFound,
-    NotReceivable,
     RefundUnsupported,
-    SetBudget,
     TotalOutOfRange,
+    UnitOfWork,
     decide,
     footprint_of,
 )
 from ledger.core.grants import BudgetExceeded, GrantNotProposed, MakerIsChecker
 from ledger.core.holds import HoldClosed, HoldOver, InsufficientCredit
-from ledger.core.unit_of_work import UnitOfWork
+from ledger.core.movements import AlreadyInvoiced, NotReceivable, SetBudget
 from unit.ledger.values import (
     DAY_MS,
     HOUR_MS,

@@ -27,15 +27,11 @@ from ledger.core.book import (
     BookKind,
     available_micro,
 )
-from ledger.core.decisions import (
-    BookCommand,
-    BookRefusal,
-    RecordInvoiced,
-)
+from ledger.core.decisions import BookChanges, BookCommand, BookRefusal, UnitOfWork
 from ledger.core.expiry import book_at, holds_over
 from ledger.core.grants import ApproveGrant, Grant, GrantState
 from ledger.core.holds import Hold, HoldEnd, PlaceHold, ReleaseHold
-from ledger.core.unit_of_work import BookChanges, UnitOfWork
+from ledger.core.movements import RecordInvoiced
 
 HOUR_MS = 3_600_000
 DAY_MS = 1_753_920_000_000

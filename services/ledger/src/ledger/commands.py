@@ -28,14 +28,7 @@ from hisab_contracts.ids import KeyId, PriceClass, ProgrammeId, Sku
 from hisab_contracts.prices import PriceBook, PriceSeries
 from hisab_contracts.reference import Role, TenantRecord
 from ledger.core.book import hold_state
-from ledger.core.decisions import (
-    BookCommand,
-    BookRefusal,
-    NotFound,
-    RecordInvoiced,
-    SetBudget,
-    footprint_of,
-)
+from ledger.core.decisions import BookCommand, BookRefusal, NotFound, UnitOfWork, footprint_of
 from ledger.core.directory import PROGRAMME_CURRENCY, book_of_programme, book_of_tenant
 from ledger.core.grants import ApproveGrant, Grant, ProposalRefusal, refuse_proposal
 from ledger.core.holds import (
@@ -46,7 +39,7 @@ from ledger.core.holds import (
     ReleaseHold,
     price_hold,
 )
-from ledger.core.unit_of_work import UnitOfWork
+from ledger.core.movements import RecordInvoiced, SetBudget
 from ledger.store import books, directory
 from runtime.auth import AccessKey, MintedKey, access_message, mint, store_keys
 from runtime.clock import now_ms

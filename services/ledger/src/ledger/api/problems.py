@@ -7,14 +7,7 @@ from typing import assert_never
 from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.units import MAX_MICRO, instant_text
 from ledger.commands import AlreadyExists
-from ledger.core.decisions import (
-    AlreadyInvoiced,
-    BookRefusal,
-    NotFound,
-    NotReceivable,
-    RefundUnsupported,
-    TotalOutOfRange,
-)
+from ledger.core.decisions import BookRefusal, NotFound, RefundUnsupported, TotalOutOfRange
 from ledger.core.grants import (
     BudgetExceeded,
     CurrencyDiffers,
@@ -30,6 +23,7 @@ from ledger.core.holds import (
     NoPrice,
     PriceOutOfRange,
 )
+from ledger.core.movements import AlreadyInvoiced, NotReceivable
 from runtime.http import Problem
 
 CommandRefusal = BookRefusal | ProposalRefusal | NoPrice | PriceOutOfRange | AlreadyExists

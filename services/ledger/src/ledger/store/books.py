@@ -26,20 +26,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from hisab_contracts.charges import AllocationFinal, BucketTotal
-from hisab_contracts.ids import BucketId, GrantId, ProgrammeId, TenantId
+from hisab_contracts.ids import AllocationId, BucketId, GrantId, HoldId, ProgrammeId, TenantId
 from hisab_contracts.units import moment_of, ms_of, optional_moment_of, optional_ms_of
 from ledger.core.book import Book, BookedBucket, Lot, in_draw_order, may_return_credit
-from ledger.core.unit_of_work import BookChanges, UnitOfWork
+from ledger.core.decisions import BookChanges, UnitOfWork
+from ledger.core.holds import Hold, PlaceHold
+from ledger.store.accounts import load_accounts, upsert_accounts
 from ledger.store.entries import insert_entries, pg_array
-from ledger.store.holds import (
-    find_due,
-    insert_holds,
-    load_due,
-    load_holds,
-    load_holds_of_allocations,
-    update_holds,
-)
-from runtime.database import checked_now_ms
+from runtime.database import check_clock, checked_now_ms
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
@@ -58,6 +52,12 @@ remaining_micro, reserved_micro
 _LOT_NAMES: Final = tuple(name.strip() for name in _LOT_COLUMNS.split(","))
 _BUCKET_SCALARS: Final = "tenant_id, hour_at, bucket_id, revision, gpu_ns, charged_micro"
 _BUCKET_COLUMNS: Final = _BUCKET_SCALARS + ", accounts, draws"
+_HOLD_SCALARS: Final = "tenant_id, hold_id, hold_micro, allocation_id, expires_at, ended"
+_HOLD_COLUMNS: Final = _HOLD_SCALARS + ", places, reserved"
+"""The column `ended` is what the core calls `ended_by`."""
+SELECT_HOLD: Final = "select " + _HOLD_COLUMNS
+_HOLD_FACTS: Final = "project_id, job_ref, hub, sku"
+"""What was said when a hold was placed, and nothing is decided by."""
 SELECT_BOOK: Final = "select " + BOOK_COLUMNS
 SELECT_LOT: Final = "select " + _LOT_COLUMNS
 SELECT_BUCKET: Final = "select " + _BUCKET_COLUMNS
@@ -78,10 +78,10 @@ async def open_books(
     """
     wanted = sorted(set(book_ids))
     rows = await _lock_books(connection, wanted)
-    now_ms, due = await load_due(connection, wanted, clock)
+    now_ms, due = await _load_due(connection, wanted, clock)
     lots = await load_lots(connection, wanted, spent_lots=False)
     named = await load_accounts(connection, wanted, accounts) if accounts else {}
-    loaded = await load_holds(connection, hold_ids)
+    loaded = await _load_holds(connection, hold_ids)
     return UnitOfWork(_books_of(rows, lots, named), now_ms, holds=loaded, due=due)
 
 
@@ -89,14 +89,14 @@ async def open_expired(connection: Connection, clock: Clock, limit: int) -> Unit
     """Lock books with holds that are over, and load the first `limit` of these; None: none is."""
     # Looked for without locks, so that a look that finds nothing disturbs nobody. The core asks
     # again, by another reading, once the books are locked (`release_expired`).
-    found = await find_due(connection, clock(), limit)
+    found = await _find_due(connection, clock(), limit)
     if not found:
         return None
     wanted = sorted({tenant_id for tenant_id, _ in found})
     rows = await _lock_books(connection, wanted)
     now_ms = await checked_now_ms(connection, clock)
     lots = await load_lots(connection, wanted, spent_lots=False)
-    return UnitOfWork(_books_of(rows, lots, {}), now_ms, holds=await load_holds(connection, found))
+    return UnitOfWork(_books_of(rows, lots, {}), now_ms, holds=await _load_holds(connection, found))
 
 
 async def open_for_charges(
@@ -112,18 +112,18 @@ async def open_for_charges(
         return UnitOfWork({}, 0)
     rows = await _lock_books(connection, wanted)
     # Everything below is read after the locks: nobody can change it before this transaction ends.
-    now_ms, due = await load_due(connection, wanted, clock)
+    now_ms, due = await _load_due(connection, wanted, clock)
     buckets = await _load_buckets(connection, totals)
     spent_lots = any(
         may_return_credit(total, buckets.get((total.tenant_id, total.bucket_id)))
         for total in totals
     )
     lots = await load_lots(connection, wanted, spent_lots=spent_lots)
-    loaded = await load_holds(
+    loaded = await _load_holds(
         connection,
         [(total.tenant_id, total.hold_id) for total in totals if total.hold_id is not None],
     )
-    of_allocations = await load_holds_of_allocations(connection, finals)
+    of_allocations = await _load_holds_of_allocations(connection, finals)
     for (tenant_id, _, _), ending in of_allocations.items():
         loaded |= {(tenant_id, hold.hold_id): hold for hold in ending}
     return UnitOfWork(
@@ -149,11 +149,11 @@ async def save(connection: Connection, changes: BookChanges) -> None:
     if changes.buckets:
         await _upsert_buckets(connection, changes.buckets)
     if changes.placed:
-        await insert_holds(connection, changes.placed)
+        await _insert_holds(connection, changes.placed)
     if changes.holds:
-        await update_holds(connection, changes.holds)
+        await _update_holds(connection, changes.holds)
     if changes.accounts:
-        await _upsert_accounts(connection, changes.accounts)
+        await upsert_accounts(connection, changes.accounts)
     await insert_entries(connection, changes.entries, changes.traces)
 
 
@@ -324,44 +324,6 @@ async def _upsert_lots(connection: Connection, lots: Sequence[tuple[str, Lot]]) 
     )
 
 
-# Accounts.
-
-_LOAD_ACCOUNTS = """
-select tenant_id, account, balance_micro
-  from accounts
- where tenant_id = any($1::text[]) and ($2::text[] is null or account = any($2::text[]))
-"""
-# Writes what accounts have come to.
-_UPSERT_ACCOUNTS = """
-insert into accounts (tenant_id, account, balance_micro)
-select n.tenant_id, n.account, n.balance_micro
-  from unnest($1::text[], $2::text[], $3::bigint[]) as n (tenant_id, account, balance_micro)
-on conflict (tenant_id, account) do update set balance_micro = excluded.balance_micro
-"""
-
-
-async def load_accounts(
-    connection: Connection, tenant_ids: Sequence[str], accounts: Collection[str] | None
-) -> dict[str, dict[str, int]]:
-    """Load these accounts of these books, or all of them, by book and account."""
-    named = None if accounts is None else list(accounts)
-    found: dict[str, dict[str, int]] = {}
-    for row in await connection.fetch(_LOAD_ACCOUNTS, tenant_ids, named):
-        found.setdefault(row["tenant_id"], {})[row["account"]] = row["balance_micro"]
-    return found
-
-
-async def _upsert_accounts(
-    connection: Connection, accounts: Sequence[tuple[str, str, int]]
-) -> None:
-    await connection.execute(
-        _UPSERT_ACCOUNTS,
-        [tenant_id for tenant_id, _, _ in accounts],
-        [account for _, account, _ in accounts],
-        [micro for _, _, micro in accounts],
-    )
-
-
 # Buckets.
 
 # The hour is part of the key, so that it stays local.
@@ -430,4 +392,171 @@ async def _upsert_buckets(
         [bucket.charged_micro for _, bucket in buckets],
         [pg_array(account for account, _ in bucket.draws) for _, bucket in buckets],
         [pg_array(str(micro) for _, micro in bucket.draws) for _, bucket in buckets],
+    )
+
+
+# Holds.
+
+_LOAD_HOLDS = (
+    SELECT_HOLD
+    + """
+  from unnest($1::text[], $2::text[]) as n (of_tenant, of_hold)
+  join holds h on h.tenant_id = n.of_tenant and h.hold_id = n.of_hold
+"""
+)
+_LOAD_HOLDS_OF_ALLOCATIONS = (
+    SELECT_HOLD
+    + """, hub
+  from unnest($1::text[], $2::text[], $3::text[]) as n (of_tenant, of_hub, of_allocation)
+  join holds h
+    on h.tenant_id = n.of_tenant and h.hub = n.of_hub and h.allocation_id = n.of_allocation
+   and h.ended is null
+ order by tenant_id, hold_id
+"""
+)
+# Writes holds that were placed: what was said of them, and what they reserve.
+_INSERT_HOLDS = (
+    "insert into holds ("
+    + _HOLD_COLUMNS
+    + ", "
+    + _HOLD_FACTS
+    + ") select "
+    + _HOLD_SCALARS
+    + ", places::text[], reserved::bigint[], "
+    + _HOLD_FACTS
+    + """
+  from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[],
+              $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[])
+    as n ("""
+    + _HOLD_COLUMNS
+    + ", "
+    + _HOLD_FACTS
+    + ")"
+)
+# Writes what older holds still reserve, and how they ended; the rest of a hold never changes.
+_UPDATE_HOLDS = (
+    """
+update holds h set ended = n.ended, places = n.places::text[], reserved = n.reserved::bigint[]
+  from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[],
+              $7::text[], $8::text[]) as n ("""
+    + _HOLD_COLUMNS
+    + """)
+ where h.tenant_id = n.tenant_id and h.hold_id = n.hold_id
+"""
+)
+# Looked at without locks; the core asks again once they are held (`release_expired`).
+_FIND_DUE = """
+select tenant_id, hold_id from holds where ended is null and expires_at <= $1
+ order by expires_at limit $2
+"""
+# The server's clock, and the open holds of these books that are over. One row without a hold where
+# there is none: the clock is always answered.
+_LOAD_DUE = (
+    "select clock_at, "
+    + _HOLD_COLUMNS
+    + """
+  from (select clock_timestamp() as clock_at) server
+  left join holds on tenant_id = any($1::text[]) and ended is null and expires_at <= $2
+ order by expires_at, hold_id
+"""
+)
+
+
+async def _find_due(
+    connection: Connection, now_ms: int, limit: int
+) -> list[tuple[TenantId, HoldId]]:
+    """Name open holds that are over, the oldest first. Lock their books before acting."""
+    rows = await connection.fetch(_FIND_DUE, moment_of(now_ms), limit)
+    return [(TenantId(row["tenant_id"]), HoldId(row["hold_id"])) for row in rows]
+
+
+async def _load_due(
+    connection: Connection, tenant_ids: Sequence[str], clock: Clock
+) -> tuple[int, list[tuple[str, Hold]]]:
+    """Read the clock, and load the open holds of these books that are over by then, by tenant.
+
+    Raises `ClockStep` when the reading is too far from the server's clock: whatever it would end
+    would be ended for good.
+    """
+    now_ms = clock()
+    rows = await connection.fetch(_LOAD_DUE, tenant_ids, moment_of(now_ms))
+    check_clock(now_ms, rows[0]["clock_at"])
+    found = [row for row in rows if row["hold_id"] is not None]
+    return now_ms, [(row["tenant_id"], hold_from_row(row)) for row in found]
+
+
+async def _load_holds(
+    connection: Connection, hold_ids: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], Hold]:
+    """Load holds by (tenant, hold); unknown ones are left out."""
+    wanted = sorted(set(hold_ids))
+    if not wanted:
+        return {}
+    tenant_ids, names = [tenant for tenant, _ in wanted], [hold for _, hold in wanted]
+    rows = await connection.fetch(_LOAD_HOLDS, tenant_ids, names)
+    return {(row["tenant_id"], row["hold_id"]): hold_from_row(row) for row in rows}
+
+
+async def _load_holds_of_allocations(
+    connection: Connection, finals: Iterable[AllocationFinal]
+) -> dict[tuple[str, str, str], list[Hold]]:
+    """Load the open holds that one of these finals ends, by (tenant, hub, allocation)."""
+    wanted = sorted({(final.tenant_id, final.hub, final.allocation_id) for final in finals})
+    if not wanted:
+        return {}
+    rows = await connection.fetch(
+        _LOAD_HOLDS_OF_ALLOCATIONS,
+        [tenant_id for tenant_id, _, _ in wanted],
+        [hub for _, hub, _ in wanted],
+        [allocation_id for _, _, allocation_id in wanted],
+    )
+    found: dict[tuple[str, str, str], list[Hold]] = {}
+    for row in rows:
+        key = row["tenant_id"], row["hub"], row["allocation_id"]
+        found.setdefault(key, []).append(hold_from_row(row))
+    return found
+
+
+async def _insert_holds(
+    connection: Connection, placed: Sequence[tuple[str, PlaceHold, Hold]]
+) -> None:
+    """Write holds that were placed: (tenant, what was asked, what it reserves)."""
+    await connection.execute(
+        _INSERT_HOLDS,
+        *_columns_of_holds([(tenant_id, hold) for tenant_id, _, hold in placed]),
+        [command.project_id for _, command, _ in placed],
+        [command.job_ref for _, command, _ in placed],
+        [command.hub for _, command, _ in placed],
+        [command.sku for _, command, _ in placed],
+    )
+
+
+async def _update_holds(connection: Connection, holds: Sequence[tuple[str, Hold]]) -> None:
+    """Write what older holds still reserve, and how they ended."""
+    await connection.execute(_UPDATE_HOLDS, *_columns_of_holds(holds))
+
+
+def hold_from_row(row: Row) -> Hold:
+    """Read one hold."""
+    allocation_id = row["allocation_id"]
+    return Hold(
+        hold_id=HoldId(row["hold_id"]),
+        hold_micro=row["hold_micro"],
+        allocation_id=None if allocation_id is None else AllocationId(allocation_id),
+        expires_ms=ms_of(row["expires_at"]),
+        ended_by=row["ended"],
+        reserved=tuple(zip(row["places"], row["reserved"], strict=True)),
+    )
+
+
+def _columns_of_holds(holds: Sequence[tuple[str, Hold]]) -> tuple[list[object], ...]:
+    return (
+        [tenant_id for tenant_id, _ in holds],
+        [hold.hold_id for _, hold in holds],
+        [hold.hold_micro for _, hold in holds],
+        [hold.allocation_id for _, hold in holds],
+        [moment_of(hold.expires_ms) for _, hold in holds],
+        [hold.ended_by for _, hold in holds],
+        [pg_array(place for place, _ in hold.reserved) for _, hold in holds],
+        [pg_array(str(micro) for _, micro in hold.reserved) for _, hold in holds],
     )

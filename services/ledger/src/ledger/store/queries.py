@@ -21,18 +21,19 @@ from ledger.core.balance import Balance, balance_at, complete_until
 from ledger.core.book import Book, BookedBucket, hold_state, in_draw_order
 from ledger.core.expiry import book_at, hold_at
 from ledger.core.holds import Hold, HoldState
+from ledger.store.accounts import load_accounts
 from ledger.store.books import (
     BOOK_COLUMNS,
     SELECT_BOOK,
     SELECT_BUCKET,
+    SELECT_HOLD,
     SELECT_LOT,
     book_from_row,
     bucket_from_row,
-    load_accounts,
+    hold_from_row,
     load_lots,
     lot_from_values,
 )
-from ledger.store.holds import SELECT_HOLD, hold_from_row
 
 if TYPE_CHECKING:
     from runtime.database import Connection
