@@ -428,6 +428,35 @@ def test_a_hold_whose_time_has_come_ends_by_the_clock_unless_it_has_ended_before
     assert [("clock", "ledger")] == [(e.caused_by, e.actor) for e in unit.changes().entries]
 
 
+@pytest.mark.defect("L11", "F41")
+def test_a_unit_ends_what_is_due_once_and_only_in_books_that_it_writes_to() -> None:
+    """Before the first entry of a book; a final or a release comes too late for what is over."""
+    due = [(name, held(f"due-{name}", 0, allocation_id="a", expires_ms=at(9))) for name in "tu"]
+    unit = UnitOfWork(
+        {name: book(tenant_id=name, limit_micro=50) for name in "tu"},
+        at(10),
+        due=due,
+        holds_of_allocations={("t", "lhr", "a"): ["due-t"]},
+    )
+    final = AllocationFinal(
+        tenant_id=TenantId("t"),
+        hub=HubCode("lhr"),
+        allocation_id=AllocationId("a"),
+        ended_ms=0,
+    )
+    unit.release_final(final)
+    assert HoldClosed("expired") == unit.enter("t", release("due-t"))
+    assert [] == list(unit.changes().entries)
+    for bucket in ("1", "2"):
+        charge = total(10, bucket=bucket, hold_id="due-t")
+        assert isinstance(unit.enter("t", charge, trace_id="f" * 32), tuple)
+    changes = unit.changes()
+    assert ["hold_released", "charge", "charge"] == [entry.kind for entry in changes.entries]
+    assert [None, "f" * 32, "f" * 32] == list(changes.traces)
+    assert ["expired", None] == [unit.hold(name, f"due-{name}").ended_by for name in "tu"]
+    assert [("t", "due-t")] == [(tenant_id, hold.hold_id) for tenant_id, hold in changes.holds]
+
+
 def test_a_unit_names_everything_that_it_changed_and_nothing_else() -> None:
     """A hold that was placed in it is new, however often it changed after."""
     ledger = funded(100, kind="commercial", limit_micro=50)

@@ -332,10 +332,8 @@ class UnitOfWork:
             self._changed_buckets.add(bucket_key)
         if books.programme is not None:
             self._books[books.programme.tenant_id] = books.programme
-        due = self._due.pop(book_id, [])
-        still_due = [hold_id for hold_id in due if self._holds[book_id, hold_id].ended_by is None]
-        if still_due:
-            self._due[book_id] = still_due
+        # Whatever was due in this book ended before the command's own entry.
+        self._due.pop(book_id, None)
 
     def _changed_lots(self, books: Iterable[Book]) -> list[tuple[str, Lot]]:
         changed: list[tuple[str, Lot]] = []
