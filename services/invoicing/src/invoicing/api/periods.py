@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, assert_never
+from typing import TYPE_CHECKING, Annotated, Final, assert_never
 
 from fastapi import Request, Response
 from msgspec import Meta, Struct
@@ -40,6 +40,9 @@ from runtime.service import Kit
 
 if TYPE_CHECKING:
     from runtime.database import Connection
+
+LAST_ISSUED_BEFORE: Final = dt.date(2100, 1, 1)
+"""All usage lies before it; a slip in a year would date every later invoice of the series."""
 
 DESCRIBED_BLOCKERS = 5
 """How many blockers a problem's detail names; its `blocked_by` lists all of them."""
@@ -141,10 +144,12 @@ class Periods(Resource):
         principal = await self._kit.access.authorise(request)
         require_month(month)
         command = await read_command(request, CloseBody)
-        override = command.body.override
+        issued_on, override = command.body.issued_on, command.body.override
+        if issued_on is not None and issued_on >= LAST_ISSUED_BEFORE:
+            raise Problem("malformed", "issued_on lies before 2100")
         wanted = close_request(
             month,
-            command.body.issued_on,
+            issued_on,
             None if override is None else override.reason,
             principal.actor,
         )
