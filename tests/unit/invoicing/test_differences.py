@@ -47,6 +47,13 @@ def test_another_amount_of_a_line_points_to_the_entries() -> None:
     )
 
 
+def test_where_other_lines_are_billed_their_taxes_are_no_difference_of_their_own() -> None:
+    """A charge gone takes its line, its rate and its authority along: the entries are to blame."""
+    fewer = msgspec.structs.replace(CONTENT, lines=CONTENT.lines[1:], taxes=CONTENT.taxes[:1])
+    found = differences(ISSUED, RecomputedDocument(fewer, OTHER))
+    assert {"entries"} == {difference.part for difference in found}
+
+
 def test_another_rate_points_to_the_tax_table() -> None:
     """So does another authority or citation."""
     recomputed = with_line(tax_bps=1700, tax_minor="14280")
