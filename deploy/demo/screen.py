@@ -127,7 +127,7 @@ def pkr_between(before_micro: int | str, after_micro: int | str) -> str:
 
 
 def _minor_shown(micro: int) -> int:
-    return (abs(micro) // MICRO_PER_MINOR) * (-1 if micro < 0 else 1)
+    return (abs(micro) // seed.MICRO_PER_PAISA) * (-1 if micro < 0 else 1)
 
 
 def pkr_of_minor(minor: int | str) -> str:
