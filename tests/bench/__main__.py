@@ -26,6 +26,7 @@ import asyncpg
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(1, str(ROOT / "deploy" / "local"))
 
+import invoicing_gap_scan  # noqa: E402
 import ledger_charges  # noqa: E402
 import metering_events  # noqa: E402
 import path_freshness  # noqa: E402
@@ -48,7 +49,9 @@ FIGURES: dict[str, Measure] = {
 }
 """`ledger.charges` brings `ledger.charges_hot` along: it is its baseline."""
 
-LONG_FIGURES: dict[str, Measure] = {}
+LONG_FIGURES: dict[str, Measure] = {
+    "invoicing.gap_scan": invoicing_gap_scan.measure,
+}
 """What grows, measured at two sizes; a figure's `growth` is cost per row at the larger size over
 that at the smaller one."""
 

@@ -419,6 +419,22 @@ async def test_a_key_is_shown_once_and_revoked_at_once(api: Api) -> None:
     assert 401 == (await api.get("/v1/trial-balance", found)).status_code
 
 
+@pytest.mark.parametrize(
+    ("currency", "status"), [("XTS", 422), ("ABC", 422), ("JPY", 201), ("KWD", 201)]
+)
+async def test_a_tenants_currency_is_one_of_iso_4217(api: Api, currency: str, status: int) -> None:
+    """Any three letters would open a book that nobody can bill."""
+    body = {
+        "tenant_id": f"in-{currency}",
+        "name": "x",
+        "kind": "commercial",
+        "currency": currency,
+        "credit_limit_micro": "0",
+    }
+    answer = await api.post("/v1/tenants", body, "operator", key=f"t-{currency}")
+    assert status == answer.status_code
+
+
 async def test_only_a_commercial_tenant_has_a_credit_limit(api: Api) -> None:
     """Only what is receivable counts against it."""
     body = {

@@ -187,16 +187,24 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def transaction(
-        self, *, tenant: str | None = None, lock_timeout_ms: int | None = None
+        self,
+        *,
+        tenant: str | None = None,
+        lock_timeout_ms: int | None = None,
+        snapshot: bool = False,
     ) -> AsyncIterator[Connection]:
         """Run the body in one transaction and commit it; roll back on any exception.
 
-        `tenant` is what row-level security sees: a tenant id or `ALL_TENANTS`. Raises
+        `tenant` is what row-level security sees: a tenant id or `ALL_TENANTS`. With `snapshot` all
+        its statements see what was committed when the first one began, and one that writes what
+        another has written since is refused (`SerializationError`: run it again). Raises
         `CommitUnknown` when the answer to COMMIT is lost.
         """
         async with (
             self.connection() as connection,
-            transaction_on(connection, tenant=tenant, lock_timeout_ms=lock_timeout_ms),
+            transaction_on(
+                connection, tenant=tenant, lock_timeout_ms=lock_timeout_ms, snapshot=snapshot
+            ),
         ):
             yield connection
 
@@ -246,13 +254,17 @@ class Database:
 
 @contextlib.asynccontextmanager
 async def transaction_on(
-    connection: Connection, *, tenant: str | None = None, lock_timeout_ms: int | None = None
+    connection: Connection,
+    *,
+    tenant: str | None = None,
+    lock_timeout_ms: int | None = None,
+    snapshot: bool = False,
 ) -> AsyncIterator[None]:
     """Run the body in a transaction on a connection that is already held."""
     callbacks: list[Callable[[], None]] = []
     token = _AFTER_COMMIT.set(callbacks)
     try:
-        transaction = connection.transaction()
+        transaction = connection.transaction(isolation="repeatable_read" if snapshot else None)
         await transaction.start()
         try:
             if tenant is not None or lock_timeout_ms is not None:
