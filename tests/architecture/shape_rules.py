@@ -16,7 +16,7 @@ VAGUE_NAMES = frozenset(
 )
 
 ONLY_IN: Mapping[str, tuple[str, ...]] = {
-    "aiokafka": ("runtime.kafka", "runtime.records"),
+    "aiokafka": ("runtime.kafka", "runtime.readback", "runtime.records"),
     "asyncpg": (
         "runtime.database",
         "runtime.idempotency",
@@ -25,7 +25,13 @@ ONLY_IN: Mapping[str, tuple[str, ...]] = {
         *stores(),
     ),
     "fastapi": ("runtime.http", "runtime.openapi", "runtime.service", "*.api.*"),
-    "starlette": ("runtime.http", "runtime.idempotency", "runtime.service", "runtime.auth"),
+    "starlette": (
+        "runtime.http",
+        "runtime.gate",
+        "runtime.idempotency",
+        "runtime.service",
+        "runtime.auth",
+    ),
     "uvicorn": ("runtime.service",),
     "uvloop": ("runtime.service",),
     "opentelemetry": ("runtime.telemetry",),

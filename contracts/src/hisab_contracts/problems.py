@@ -56,6 +56,12 @@ _CATALOGUE = (
     ProblemType("tax-missing", "No tax row covers this hub and date", 409),
     ProblemType("too-many-requests", "This key sends more than its limit", 429, True),
     ProblemType("internal", "A defect of ours; it is logged under the trace id", 500, True),
+    ProblemType(
+        "behind-published",
+        "This database lacks what was published: nothing is served before it is recovered",
+        503,
+        True,
+    ),
     ProblemType("unavailable", "A part this answer needs is not reachable now", 503, True),
 )
 

@@ -183,3 +183,17 @@ async def override_progress(connection: Connection, override: ProgressOverride) 
         override.accepted_by,
         override.reason,
     )
+
+
+_ACCEPTED_OFFSETS = """
+select partition, max(next_offset) as next_offset
+  from consumer_override
+ where topic = $1
+ group by partition
+"""
+
+
+async def accepted_offsets(connection: Connection, topic: str) -> dict[int, int]:
+    """Return from where an operator has said, on the record, that a topic of ours may be read."""
+    rows = await connection.fetch(_ACCEPTED_OFFSETS, topic)
+    return {row["partition"]: row["next_offset"] for row in rows}

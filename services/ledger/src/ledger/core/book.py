@@ -343,11 +343,7 @@ def fold(before: RebuiltBook, entries: Iterable[Entry]) -> RebuiltBook:
     buckets = dict(before.buckets)
     holds = dict(before.holds)
     for entry in entries:
-        charge, hold_id = entry.charge, None
-        if entry.hold is not None:
-            hold_id = entry.hold.hold_id
-        elif charge is not None:
-            hold_id = charge.hold_id
+        charge, hold_id = entry.charge, hold_id_of(entry)
         books = evolve(
             Books(
                 book=book,
@@ -362,6 +358,13 @@ def fold(before: RebuiltBook, entries: Iterable[Entry]) -> RebuiltBook:
         if books.hold is not None:
             holds[books.hold.hold_id] = books.hold
     return RebuiltBook(book, buckets, holds)
+
+
+def hold_id_of(entry: Entry) -> HoldId | None:
+    """Return the hold that an entry moves: its own, or the one its charge runs under."""
+    if entry.hold is not None:
+        return entry.hold.hold_id
+    return None if entry.charge is None else entry.charge.hold_id
 
 
 def _with_entry(book: Book, entry: Entry) -> Book:

@@ -22,11 +22,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from hisab_contracts.charges import AllocationFinal, BucketTotal
+from hisab_contracts.entries import Entry
 from hisab_contracts.ids import AllocationId, BucketId, GrantId, HoldId, ProgrammeId, TenantId
 from hisab_contracts.units import moment_of, ms_of, optional_moment_of, optional_ms_of
-from ledger.core.book import Book, BookedBucket, Lot, in_draw_order, may_return_credit
+from ledger.core.book import (
+    Book,
+    BookedBucket,
+    Lot,
+    hold_id_of,
+    in_draw_order,
+    may_return_credit,
+)
 from ledger.core.decisions import BookChanges, UnitOfWork
 from ledger.core.holds import Hold, PlaceHold
+from ledger.core.restoration import programme_book_of
 from ledger.store.entries import insert_entries, pg_array
 
 if TYPE_CHECKING:
@@ -85,7 +94,9 @@ async def open_for_charges(
         return UnitOfWork({})
     rows = await _lock_books(connection, wanted)
     # Everything below is read after the locks: nobody can change it before this transaction ends.
-    buckets = await _load_buckets(connection, totals)
+    buckets = await _load_buckets(
+        connection, {(total.tenant_id, total.bucket_id): total.hour_ms for total in totals}
+    )
     spent_lots = any(
         may_return_credit(total, buckets.get((total.tenant_id, total.bucket_id)))
         for total in totals
@@ -107,6 +118,35 @@ async def open_for_charges(
             for allocation, ending in of_allocations.items()
         },
     )
+
+
+async def open_to_take_back(connection: Connection, published: Sequence[Entry]) -> UnitOfWork:
+    """Lock and load all that published entries speak of, programmes of their grants included."""
+    grants = [entry.grant for entry in published if entry.grant is not None]
+    wanted = sorted(
+        {entry.tenant_id for entry in published} | {programme_book_of(grant) for grant in grants}
+    )
+    rows = await _lock_books(connection, wanted)
+    # Whole books: nobody has said beforehand which lots and accounts these entries move.
+    lots = await load_lots(connection, wanted, spent_lots=True)
+    accounts = await load_accounts(connection, wanted, None)
+    buckets = await _load_buckets(
+        connection,
+        {
+            (entry.tenant_id, entry.charge.bucket_id): entry.charge.hour_ms
+            for entry in published
+            if entry.charge is not None
+        },
+    )
+    holds = await _load_holds(
+        connection,
+        [
+            (entry.tenant_id, hold_id)
+            for entry in published
+            if (hold_id := hold_id_of(entry)) is not None
+        ],
+    )
+    return UnitOfWork(_books_of(rows, lots, accounts), buckets=buckets, holds=holds)
 
 
 async def save(connection: Connection, changes: BookChanges) -> None:
@@ -362,10 +402,9 @@ on conflict (tenant_id, hour_at, bucket_id) do update
 
 
 async def _load_buckets(
-    connection: Connection, totals: Iterable[BucketTotal]
+    connection: Connection, wanted: Mapping[tuple[str, str], int]
 ) -> dict[tuple[str, str], BookedBucket]:
-    """Load what was booked of these buckets, by (tenant, bucket); others are left out."""
-    wanted = {(total.tenant_id, total.bucket_id): total.hour_ms for total in totals}
+    """Load what was booked of buckets, by (tenant, bucket); `wanted` has the hour of each."""
     rows = await connection.fetch(
         _LOAD_BUCKETS,
         [tenant_id for tenant_id, _ in wanted],
