@@ -1,5 +1,6 @@
-"""Run the ledger: `python -m ledger migrate | serve | openapi | override-progress | audit |
-recover`.
+"""Run the ledger: `python -m ledger COMMAND`.
+
+The commands: `migrate`, `serve`, `openapi`, `override-progress`, `audit`, `recover`.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def build(kit: Kit) -> Parts:
     return Parts(
         resources=api.resources(kit, commands),
         topics=(
-            Topic(topics.ENTRIES, kit.settings.partitions),
+            Topic(topics.ENTRIES, kit.settings.partitions, kept_for_ever=True),
             Topic(topics.TENANTS, 1, compacted=True),
             Topic(topics.ACCESS, 1, compacted=True),
         ),

@@ -8,7 +8,8 @@ come from their topics first; revocations with them. What is here already is com
 
 One batch is one transaction: killed in between, the command is repeated and goes on. It works under
 the sequencer's lease, so that no ledger publishes meanwhile, and is put on the record with what it
-took back. A ledger that waits behind its gate opens by itself afterwards, and publishes the entries
+took back. Charges are read on from where this database is, which books nothing twice: they are
+totals. A ledger that waits behind its gate opens by itself afterwards, and publishes the entries
 again: readers drop what they have.
 
 In no topic, and gone unless the backup has them: names of tenants and programmes opened since (the
@@ -59,6 +60,7 @@ from runtime.auth import store_keys
 from runtime.clock import now_ms
 from runtime.database import Database, Limits, transaction_on
 from runtime.kafka import Kafka
+from runtime.progress import accept_progress
 from runtime.readback import Readback
 
 if TYPE_CHECKING:
@@ -110,7 +112,12 @@ class Recovery:
             tenants = await self._take_directory(connection)
             taken, holds = await self._take_entries(connection)
             done = Recovered(entries=taken, tenants=tenants, holds=holds)
-            await directory.record_recovery(connection, accepted_by, reason, taken, tenants, holds)
+            async with transaction_on(connection):
+                # Its consumers were further than this database is, and would refuse to go back.
+                await accept_progress(connection, accepted_by, reason)
+                await directory.record_recovery(
+                    connection, accepted_by, reason, taken, tenants, holds
+                )
         return done
 
     async def _take_directory(self, connection: Connection) -> list[str]:

@@ -87,6 +87,8 @@ class Topic:
     partitions: int
     compacted: bool = False
     log_append_time: bool = False
+    kept_for_ever: bool = False
+    """Facts that a restored service compares itself with, or takes back."""
 
 
 class PublishFailed(Outage):
@@ -187,6 +189,8 @@ class Kafka:
         configs = {"min.insync.replicas": str(max(1, self._replication - 1))}
         if topic.compacted:
             configs["cleanup.policy"] = "compact"
+        if topic.kept_for_ever:
+            configs["retention.ms"] = "-1"
         if topic.log_append_time:
             configs["message.timestamp.type"] = "LogAppendTime"
         return NewTopic(topic.name, topic.partitions, self._replication, topic_configs=configs)

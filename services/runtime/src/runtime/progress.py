@@ -185,6 +185,21 @@ async def override_progress(connection: Connection, override: ProgressOverride) 
     )
 
 
+_ACCEPT_PROGRESS = """
+insert into consumer_override (topic, partition, next_offset, accepted_by, reason)
+select topic, partition, next_offset, $1, $2 from consumer_progress order by topic, partition
+on conflict do nothing
+"""
+
+
+async def accept_progress(connection: Connection, accepted_by: str, reason: str) -> None:
+    """Put on the record that every partition is read on from where this database is.
+
+    After a restore that is behind the hints, and no consumer would go on by itself (`machine`).
+    """
+    await connection.execute(_ACCEPT_PROGRESS, accepted_by, reason)
+
+
 _ACCEPTED_OFFSETS = """
 select partition, max(next_offset) as next_offset
   from consumer_override
