@@ -81,7 +81,7 @@ async def open_books(
     rows = await _lock_books(connection, wanted)
     lots = await load_lots(connection, wanted, spent_lots=False)
     named = await load_accounts(connection, wanted, accounts) if accounts else {}
-    holds = await _load_holds(connection, hold_ids)
+    holds = await load_holds(connection, hold_ids)
     return UnitOfWork(_books_of(rows, lots, named), holds=holds)
 
 
@@ -94,7 +94,7 @@ async def open_for_charges(
         return UnitOfWork({})
     rows = await _lock_books(connection, wanted)
     # Everything below is read after the locks: nobody can change it before this transaction ends.
-    buckets = await _load_buckets(
+    buckets = await load_buckets(
         connection, {(total.tenant_id, total.bucket_id): total.hour_ms for total in totals}
     )
     spent_lots = any(
@@ -102,7 +102,7 @@ async def open_for_charges(
         for total in totals
     )
     lots = await load_lots(connection, wanted, spent_lots=spent_lots)
-    holds = await _load_holds(
+    holds = await load_holds(
         connection,
         [(total.tenant_id, total.hold_id) for total in totals if total.hold_id is not None],
     )
@@ -130,7 +130,7 @@ async def open_to_take_back(connection: Connection, published: Sequence[Entry]) 
     # Whole books: nobody has said beforehand which lots and accounts these entries move.
     lots = await load_lots(connection, wanted, spent_lots=True)
     accounts = await load_accounts(connection, wanted, None)
-    buckets = await _load_buckets(
+    buckets = await load_buckets(
         connection,
         {
             (entry.tenant_id, entry.charge.bucket_id): entry.charge.hour_ms
@@ -138,7 +138,7 @@ async def open_to_take_back(connection: Connection, published: Sequence[Entry]) 
             if entry.charge is not None
         },
     )
-    holds = await _load_holds(
+    holds = await load_holds(
         connection,
         [
             (entry.tenant_id, hold_id)
@@ -401,7 +401,7 @@ on conflict (tenant_id, hour_at, bucket_id) do update
 )
 
 
-async def _load_buckets(
+async def load_buckets(
     connection: Connection, wanted: Mapping[tuple[str, str], int]
 ) -> dict[tuple[str, str], BookedBucket]:
     """Load what was booked of buckets, by (tenant, bucket); `wanted` has the hour of each."""
@@ -529,7 +529,7 @@ async def hold_with_book(connection: Connection, hold_id: str) -> tuple[Hold, Bo
     return hold_from_row(row), book_from_row(row, lots, {})
 
 
-async def _load_holds(
+async def load_holds(
     connection: Connection, hold_ids: Iterable[tuple[str, str]]
 ) -> dict[tuple[str, str], Hold]:
     """Load holds by (tenant, hold); unknown ones are left out."""
