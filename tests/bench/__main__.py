@@ -27,6 +27,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(1, str(ROOT / "deploy" / "local"))
 
 import ledger_charges  # noqa: E402
+import ledger_growth  # noqa: E402
 import metering_events  # noqa: E402
 import path_freshness  # noqa: E402
 
@@ -48,9 +49,11 @@ FIGURES: dict[str, Measure] = {
 }
 """`ledger.charges` brings `ledger.charges_hot` along: it is its baseline."""
 
-LONG_FIGURES: dict[str, Measure] = {}
+LONG_FIGURES: dict[str, Measure] = {
+    "ledger.sequencer_catchup": ledger_growth.measure,
+}
 """What grows, measured at two sizes; a figure's `growth` is cost per row at the larger size over
-that at the smaller one."""
+that at the smaller one. `ledger.sequencer_catchup` brings `ledger.audit` along."""
 
 
 def main(arguments: list[str]) -> int:

@@ -16,14 +16,15 @@ class Backup:
 
     server: Server
     service: str
+    name: str
 
     @classmethod
-    def of(cls, stack: Stack, service: str) -> Backup:
+    def of(cls, stack: Stack, service: str, name: str = "backup") -> Backup:
         """The backup of a service's database; nothing is copied yet."""
         content = stack.content()
         postgres = content["infrastructure"]["postgres"]
         server = Server(content["provider"]["postgres"], postgres["admin"], postgres["passwords"])
-        return cls(server, service)
+        return cls(server, service, name)
 
     def dsn(self, role: str) -> str:
         """Where a role finds the database."""
@@ -31,11 +32,11 @@ class Backup:
 
     async def take(self) -> None:
         """Copy the database; its service must be down."""
-        await self._copy(self.service, f"{self.service}_backup")
+        await self._copy(self.service, f"{self.service}_{self.name}")
 
     async def restore(self) -> None:
         """Put the copy in the place of the database, whoever is connected."""
-        await self._copy(f"{self.service}_backup", self.service)
+        await self._copy(f"{self.service}_{self.name}", self.service)
 
     async def _copy(self, source: str, target: str) -> None:
         connection = await asyncpg.connect(self.server.admin, timeout=60)

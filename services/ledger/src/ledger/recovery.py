@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Final, assert_never
 import msgspec
 from msgspec import Struct
 
-from hisab_contracts import topics
 from hisab_contracts.entries import Entry
 from hisab_contracts.ids import KeyId, ProgrammeId
 from hisab_contracts.reference import TenantRecord
@@ -54,7 +53,7 @@ from ledger.core.restoration import (
     programme_book_of,
     refuse_taking_back,
 )
-from ledger.restoration import entries_in, everything_in, keys_in, offsets_to_compare
+from ledger.restoration import LedgerTopics, entries_in, everything_in, keys_in, offsets_to_compare
 from ledger.store import books, directory, entries
 from runtime.auth import store_keys
 from runtime.clock import now_ms
@@ -91,15 +90,16 @@ class Recovery:
         self,
         kafka: Kafka,
         database: Database,
+        published: LedgerTopics | None = None,
         *,
-        topic: str = topics.ENTRIES,
         budgets_micro: Mapping[ProgrammeId, int] | None = None,
     ) -> None:
         """`budgets_micro` are those of programmes that were opened after the backup."""
+        published = published or LedgerTopics()
         self._database = database
-        self._entries = Readback(kafka, topic)
-        self._tenants = Readback(kafka, topics.TENANTS)
-        self._keys = Readback(kafka, topics.ACCESS)
+        self._entries = Readback(kafka, published.entries)
+        self._tenants = Readback(kafka, published.tenants)
+        self._keys = Readback(kafka, published.keys)
         self._budgets_micro = budgets_micro or {}
 
     async def run(self, *, accepted_by: str, reason: str) -> Recovered:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 import msgspec
 import structlog
+from msgspec import Struct
 
 from hisab_contracts import topics
 from hisab_contracts.entries import Entry, read_entry_message
@@ -59,15 +60,26 @@ AHEAD: Final = (
 _log = structlog.get_logger("ledger.restoration")
 
 
+class LedgerTopics(Struct, frozen=True, kw_only=True):
+    """Where the ledger publishes what it can compare itself with."""
+
+    entries: str = topics.ENTRIES
+    tenants: str = topics.TENANTS
+    keys: str = topics.ACCESS
+
+
 class PublishedGuard:
     """Compares what the ledger has published with its database."""
 
-    def __init__(self, kafka: Kafka, database: Database, *, topic: str = topics.ENTRIES) -> None:
+    def __init__(
+        self, kafka: Kafka, database: Database, published: LedgerTopics | None = None
+    ) -> None:
         """Compare this database (as its writer) with this cluster."""
+        published = published or LedgerTopics()
         self._database = database
-        self._entries = Readback(kafka, topic)
-        self._tenants = Readback(kafka, topics.TENANTS)
-        self._keys = Readback(kafka, topics.ACCESS)
+        self._entries = Readback(kafka, published.entries)
+        self._tenants = Readback(kafka, published.tenants)
+        self._keys = Readback(kafka, published.keys)
 
     async def refusal(self) -> str | None:
         """Say what was published and is not here, and what to do; None: all of it is here."""
