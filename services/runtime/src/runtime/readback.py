@@ -51,9 +51,10 @@ class OffsetRange:
 class Readback:
     """One topic that this service publishes, as the broker has it."""
 
-    def __init__(self, kafka: Kafka, topic: str) -> None:
+    def __init__(self, kafka: Kafka, topic: str, *, standstill_ms: int = STANDSTILL_MS) -> None:
         """Name the topic; nothing is connected."""
         self._kafka = kafka
+        self._standstill_ms = standstill_ms
         self.topic = topic
 
     async def ranges(self) -> dict[int, OffsetRange]:
@@ -109,7 +110,7 @@ class Readback:
             if now_at != positions:
                 positions, moved_ms = now_at, ticks_ms()
             ends = {where: end for where, end in ends.items() if now_at[where] < end}
-            if ends and ticks_ms() - moved_ms > STANDSTILL_MS:
+            if ends and ticks_ms() - moved_ms > self._standstill_ms:
                 held = ", ".join(str(Partition(*where)) for where in ends)
                 raise BrokerLost(f"a transaction stays open on {held}: its end cannot be read")
 
