@@ -53,7 +53,7 @@ LONG_FIGURES: dict[str, Measure] = {
     "ledger.sequencer_catchup": ledger_growth.measure,
 }
 """What grows, measured at two sizes; a figure's `growth` is cost per row at the larger size over
-that at the smaller one. `ledger.sequencer_catchup` brings `ledger.audit` along."""
+that at the smaller one. The sequencer's figure brings that of the audit along."""
 
 
 def main(arguments: list[str]) -> int:

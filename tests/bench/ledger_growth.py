@@ -1,4 +1,4 @@
-"""`ledger.sequencer_catchup` and `ledger.audit`: what waits, a book of years, in two sizes.
+"""What waits to be published, and a book of years that is audited: each in two sizes.
 
 While the ledger is down, charges are booked by its own consumer into one book: 100 000, and later a
 million more. Then it starts and publishes all that waits; and the audit is run as an operator runs

@@ -15,10 +15,10 @@ from hisab_contracts.charges import BucketTotal
 from hisab_contracts.entries import entry_hash
 from hisab_contracts.ids import HoldId
 from ledger.core.book import Book, BookKind, Books, RebuiltBook, balance_micro, fold
-from ledger.core.decisions import UnitOfWork, decide
+from ledger.core.decisions import decide
 from ledger.core.grants import GrantExpired
 from ledger.core.holds import HoldClosed, HoldEnd, InsufficientCredit
-from ledger.core.restoration import placing_of, refuse_taking_back
+from ledger.core.restoration import RestoredBooks, placing_of, refuse_taking_back
 from unit.ledger.values import (
     DAY_MS,
     HOUR_MS,
@@ -218,7 +218,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def take_back(self) -> None:
         """Taken back from what was published, entry by entry, a lost book is what it was."""
         opening = self.ledger.opening
-        unit = UnitOfWork({opening.tenant_id: opening})
+        unit = RestoredBooks({opening.tenant_id: opening})
         for entry in self.ledger.entries:
             assert None is refuse_taking_back(entry, unit.book(opening.tenant_id))
             unit.take_back(entry, placing_of(entry))

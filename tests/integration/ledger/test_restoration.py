@@ -18,7 +18,7 @@ from infrastructure import Database as Addresses
 from infrastructure import Infrastructure
 from integration.ledger.real import RealLedger, opened
 from ledger.core.book import Book
-from ledger.recovery import CannotRecover, Recovery
+from ledger.recovery import NotRecovered, Recovery
 from ledger.restoration import LedgerTopics, PublishedGuard
 from ledger.sequencer import Sequencer
 from ledger.store import sequence
@@ -173,7 +173,7 @@ async def test_a_database_that_was_served_after_its_restore_is_named_as_forked(
     refused = await restored.refusal(copy)
     assert refused is not None
     assert "nothing can join them" in refused
-    with pytest.raises(CannotRecover, match="served after it was restored"):
+    with pytest.raises(NotRecovered, match="served after it was restored"):
         await restored.recovery(copy).run(accepted_by="ops", reason="disk lost")
 
 
@@ -183,9 +183,9 @@ async def test_a_programme_of_later_needs_its_budget_named(restored: Restored) -
     await restored.now.programme("relief", 500)
     await restored.now.grant(TENANT, "g3", 50, programme_id="relief")
     await restored.publish(restored.now)
-    with pytest.raises(CannotRecover, match="--programme relief=BUDGET_MICRO"):
+    with pytest.raises(NotRecovered, match="--programme relief=BUDGET_MICRO"):
         await restored.recovery(copy).run(accepted_by="ops", reason="disk lost")
-    with pytest.raises(CannotRecover, match="less than it granted"):
+    with pytest.raises(NotRecovered, match="less than it granted"):
         await restored.recovery(copy, relief=49).run(accepted_by="ops", reason="disk lost")
     await restored.recovery(copy, relief=500).run(accepted_by="ops", reason="disk lost")
     (relief,) = [book for book in await books_of(copy) if book.tenant_id.endswith("relief")]
@@ -260,7 +260,7 @@ async def test_records_that_were_removed_are_excused_by_an_operator_and_nothing_
     refused = await restored.refusal(copy)
     assert refused is not None
     assert "has an entry that this database lacks" in refused
-    with pytest.raises(CannotRecover, match="in no topic any more"):
+    with pytest.raises(NotRecovered, match="in no topic any more"):
         await restored.recovery(copy).run(accepted_by="ops", reason="disk lost")
 
 

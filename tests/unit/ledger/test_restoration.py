@@ -9,7 +9,7 @@ from hisab_contracts.charges import BucketTotal
 from hisab_contracts.entries import Entry
 from hisab_contracts.ids import ProgrammeId, TenantId
 from ledger.core.book import Book
-from ledger.core.decisions import BookCommand, SetBudget, UnitOfWork
+from ledger.core.decisions import BookCommand, SetBudget
 from ledger.core.directory import book_of_programme
 from ledger.core.restoration import (
     BookUnknown,
@@ -20,6 +20,7 @@ from ledger.core.restoration import (
     EntryLacking,
     ProgrammeUnknown,
     RecordsRemoved,
+    RestoredBooks,
     compare_published,
     counterpart_of,
     first_to_compare,
@@ -33,13 +34,13 @@ OPENING = Book(tenant_id=TenantId("t"), kind="startup", currency="PKR", credit_l
 IGNITE = book_of_programme(ProgrammeId("p"))
 
 
-def unit_of(*books: Book) -> UnitOfWork:
+def unit_of(*books: Book) -> RestoredBooks:
     """These books, opened."""
-    return UnitOfWork({book.tenant_id: book for book in books})
+    return RestoredBooks({book.tenant_id: book for book in books})
 
 
 def entered(
-    unit: UnitOfWork, command: BookCommand | BucketTotal, book_id: str = "t"
+    unit: RestoredBooks, command: BookCommand | BucketTotal, book_id: str = "t"
 ) -> tuple[Entry, ...]:
     """Enter a command that is not refused."""
     decided = unit.enter(book_id, command, DAY_MS)
@@ -47,7 +48,7 @@ def entered(
     return decided
 
 
-def history() -> tuple[UnitOfWork, list[Entry]]:
+def history() -> tuple[RestoredBooks, list[Entry]]:
     """A programme that grants, a hold, a charge under it, a release; the tenant's entries."""
     unit = unit_of(OPENING, IGNITE)
     entered(unit, SetBudget(budget_micro=1_000, actor="key:operator"), IGNITE.tenant_id)

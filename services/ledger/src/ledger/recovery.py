@@ -35,7 +35,7 @@ from msgspec import Struct
 from hisab_contracts.entries import Entry
 from hisab_contracts.ids import KeyId, ProgrammeId
 from hisab_contracts.reference import TenantRecord
-from ledger.core.decisions import SetBudget, UnitOfWork
+from ledger.core.decisions import SetBudget
 from ledger.core.directory import PROGRAMME_CURRENCY, book_of_programme, book_of_tenant
 from ledger.core.restoration import (
     UNKNOWN,
@@ -46,6 +46,7 @@ from ledger.core.restoration import (
     EntryForged,
     EntryLacking,
     ProgrammeUnknown,
+    RestoredBooks,
     TakingBackRefusal,
     compare_published,
     counterpart_of,
@@ -54,7 +55,7 @@ from ledger.core.restoration import (
     refuse_taking_back,
 )
 from ledger.restoration import LedgerTopics, entries_in, everything_in, keys_in, offsets_to_compare
-from ledger.store import books, directory, entries
+from ledger.store import books, directory, entries, recoveries
 from runtime.auth import store_keys
 from runtime.clock import now_ms
 from runtime.database import Database, Limits, transaction_on
@@ -70,7 +71,7 @@ SEQUENCER_LEASE: Final = "task:sequencer"
 ACTOR: Final = "ledger:recover"
 
 
-class CannotRecover(Exception):
+class NotRecovered(Exception):
     """What was published cannot be taken back; the message says why, and what to do."""
 
 
@@ -103,19 +104,19 @@ class Recovery:
         self._budgets_micro = budgets_micro or {}
 
     async def run(self, *, accepted_by: str, reason: str) -> Recovered:
-        """Take everything back and put it on the record; raises `CannotRecover`."""
+        """Take everything back and put it on the record; raises `NotRecovered`."""
         stop = asyncio.Event()
         asyncio.get_running_loop().call_later(LEASE_PATIENCE_S, stop.set)
         async with self._database.lease(SEQUENCER_LEASE, stop) as connection:
             if connection is None:
-                raise CannotRecover("a ledger serves this database: there is nothing to recover")
+                raise NotRecovered("a ledger serves this database: there is nothing to recover")
             tenants = await self._take_directory(connection)
             taken, holds = await self._take_entries(connection)
             done = Recovered(entries=taken, tenants=tenants, holds=holds)
             async with transaction_on(connection):
                 # Its consumers were further than this database is, and would refuse to go back.
                 await accept_progress(connection, accepted_by, reason)
-                await directory.record_recovery(
+                await recoveries.record_recovery(
                     connection, accepted_by, reason, taken, tenants, holds
                 )
         return done
@@ -144,12 +145,12 @@ class Recovery:
         ranges = await self._entries.ranges()
         begin = await offsets_to_compare(connection, self._entries.topic, ranges)
         if isinstance(begin, str):
-            raise CannotRecover(begin)
+            raise NotRecovered(begin)
         taken, holds = 0, list[str]()
         async for records in self._entries.read(begin, ranges):
             found = entries_in(records)
             if isinstance(found, str):
-                raise CannotRecover(found)
+                raise NotRecovered(found)
             async with transaction_on(connection):
                 batch = await self._take_batch(connection, [entry for _, entry in found])
             taken += len(batch)
@@ -171,7 +172,7 @@ class Recovery:
                 case EntryLacking():
                     lacking[place] = entry
                 case EntryDiffers():
-                    raise CannotRecover(reason_of(fault))
+                    raise NotRecovered(reason_of(fault))
                 case None:
                     pass
                 case _:
@@ -180,25 +181,25 @@ class Recovery:
             return ()
         batch = list(lacking.values())
         await self._open_programmes(connection, batch)
-        unit = await books.open_to_take_back(connection, batch)
+        unit = await recoveries.open_to_take_back(connection, batch)
         for entry in batch:
             await self._take_one(connection, unit, entry)
         await books.save(connection, unit.changes())
         return batch
 
-    async def _take_one(self, connection: Connection, unit: UnitOfWork, entry: Entry) -> None:
+    async def _take_one(self, connection: Connection, unit: RestoredBooks, entry: Entry) -> None:
         refused = refuse_taking_back(entry, unit.book_or_none(entry.tenant_id))
         if refused is not None:
-            raise CannotRecover(reason_of(refused))
+            raise NotRecovered(reason_of(refused))
         grant = entry.grant
         if grant is not None:
             programme = unit.book_or_none(programme_book_of(grant))
             counterpart = counterpart_of(entry, grant, programme)
             if not isinstance(counterpart, Entry):
-                raise CannotRecover(reason_of(counterpart))
+                raise NotRecovered(reason_of(counterpart))
             unit.take_back(counterpart, None)
             approver = KeyId(entry.actor.removeprefix("key:"))
-            await directory.take_back_grant(
+            await recoveries.take_back_grant(
                 connection, entry.tenant_id, grant, UNKNOWN, approver, entry.recorded_ms
             )
         unit.take_back(entry, placing_of(entry))
@@ -278,7 +279,7 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
                 chosen.reason,
             )
         )
-    except CannotRecover as error:
+    except NotRecovered as error:
         sys.stderr.write(f"not recovered: {error}\n")
         return 1
     sys.stdout.write(f"{done.entries} entries taken back\n")

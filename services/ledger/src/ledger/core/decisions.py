@@ -48,7 +48,6 @@ from ledger.core.book import (
     available_micro,
     balance_micro,
     evolve,
-    hold_id_of,
     is_newer,
     next_entry,
     postings_of,
@@ -221,10 +220,6 @@ class UnitOfWork:
         """Return a book as it stands now."""
         return self._books[book_id]
 
-    def book_or_none(self, book_id: str) -> Book | None:
-        """Return a book as it stands now; None when there is none of this id."""
-        return self._books.get(book_id)
-
     def hold(self, tenant_id: str, hold_id: str) -> Hold:
         """Return a hold as it stands now."""
         return self._holds[tenant_id, hold_id]
@@ -277,21 +272,6 @@ class UnitOfWork:
                     hold_id=hold.hold_id, ended_by="expired", caused_by="clock", actor="ledger"
                 )
                 self.enter(tenant_id, command, now_ms)
-
-    def take_back(self, entry: Entry, placed: PlaceHold | None) -> None:
-        """Fold an entry that was decided before, and was lost since; `placed`: it placed this hold.
-
-        Raises `InvariantBroken` where it does not follow from its book as it stands.
-        """
-        book_id, charge = entry.tenant_id, entry.charge
-        books = Books(
-            self._books[book_id],
-            None if charge is None else self._buckets.get((book_id, charge.bucket_id)),
-            self._hold_or_none(book_id, hold_id_of(entry)),
-        )
-        self._fold(books, (entry,), None)
-        if placed is not None:
-            self._placed[book_id, placed.hold_id] = placed
 
     def changes(self) -> BookChanges:
         """Collect what has to be written; no entries: nothing has."""

@@ -27,10 +27,13 @@ from hisab_contracts.ids import EntryId, HubCode, ProgrammeId, ProjectId, Sku, T
 from ledger.core.book import (
     PROGRAMME_BOOK,
     Book,
+    Books,
     balance_micro,
+    hold_id_of,
     next_entry,
     postings_of,
 )
+from ledger.core.decisions import UnitOfWork
 from ledger.core.holds import PlaceHold
 
 UNKNOWN: Final = "-"
@@ -95,6 +98,29 @@ TakingBackRefusal = (
     EntryForged | BookUnknown | EntryDiffers | EntriesMissing | ProgrammeUnknown | BudgetTooSmall
 )
 """Why a published entry cannot be taken back."""
+
+
+class RestoredBooks(UnitOfWork):
+    """Books of a restored database, whole: what they lack is folded into them as it was."""
+
+    def book_or_none(self, book_id: str) -> Book | None:
+        """Return a book as it stands now; None when there is none of this id."""
+        return self._books.get(book_id)
+
+    def take_back(self, entry: Entry, placed: PlaceHold | None) -> None:
+        """Fold an entry that was decided before, and was lost since; `placed`: it placed this hold.
+
+        Raises `InvariantBroken` where it does not follow from its book as it stands.
+        """
+        book_id, charge = entry.tenant_id, entry.charge
+        books = Books(
+            self._books[book_id],
+            None if charge is None else self._buckets.get((book_id, charge.bucket_id)),
+            self._hold_or_none(book_id, hold_id_of(entry)),
+        )
+        self._fold(books, (entry,), None)
+        if placed is not None:
+            self._placed[book_id, placed.hold_id] = placed
 
 
 def first_to_compare(

@@ -22,20 +22,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from hisab_contracts.charges import AllocationFinal, BucketTotal
-from hisab_contracts.entries import Entry
 from hisab_contracts.ids import AllocationId, BucketId, GrantId, HoldId, ProgrammeId, TenantId
 from hisab_contracts.units import moment_of, ms_of, optional_moment_of, optional_ms_of
 from ledger.core.book import (
     Book,
     BookedBucket,
     Lot,
-    hold_id_of,
     in_draw_order,
     may_return_credit,
 )
 from ledger.core.decisions import BookChanges, UnitOfWork
 from ledger.core.holds import Hold, PlaceHold
-from ledger.core.restoration import programme_book_of
 from ledger.store.entries import insert_entries, pg_array
 
 if TYPE_CHECKING:
@@ -78,11 +75,11 @@ async def open_books(
     (tenant, hold).
     """
     wanted = sorted(set(book_ids))
-    rows = await _lock_books(connection, wanted)
+    rows = await lock_books(connection, wanted)
     lots = await load_lots(connection, wanted, spent_lots=False)
     named = await load_accounts(connection, wanted, accounts) if accounts else {}
     holds = await load_holds(connection, hold_ids)
-    return UnitOfWork(_books_of(rows, lots, named), holds=holds)
+    return UnitOfWork(books_of(rows, lots, named), holds=holds)
 
 
 async def open_for_charges(
@@ -92,7 +89,7 @@ async def open_for_charges(
     wanted = sorted({total.tenant_id for total in totals} | {final.tenant_id for final in finals})
     if not wanted:
         return UnitOfWork({})
-    rows = await _lock_books(connection, wanted)
+    rows = await lock_books(connection, wanted)
     # Everything below is read after the locks: nobody can change it before this transaction ends.
     buckets = await load_buckets(
         connection, {(total.tenant_id, total.bucket_id): total.hour_ms for total in totals}
@@ -110,7 +107,7 @@ async def open_for_charges(
     for (tenant_id, _, _), ending in of_allocations.items():
         holds |= {(tenant_id, hold.hold_id): hold for hold in ending}
     return UnitOfWork(
-        _books_of(rows, lots, {}),
+        books_of(rows, lots, {}),
         buckets=buckets,
         holds=holds,
         holds_of_allocations={
@@ -118,35 +115,6 @@ async def open_for_charges(
             for allocation, ending in of_allocations.items()
         },
     )
-
-
-async def open_to_take_back(connection: Connection, published: Sequence[Entry]) -> UnitOfWork:
-    """Lock and load all that published entries speak of, programmes of their grants included."""
-    grants = [entry.grant for entry in published if entry.grant is not None]
-    wanted = sorted(
-        {entry.tenant_id for entry in published} | {programme_book_of(grant) for grant in grants}
-    )
-    rows = await _lock_books(connection, wanted)
-    # Whole books: nobody has said beforehand which lots and accounts these entries move.
-    lots = await load_lots(connection, wanted, spent_lots=True)
-    accounts = await load_accounts(connection, wanted, None)
-    buckets = await load_buckets(
-        connection,
-        {
-            (entry.tenant_id, entry.charge.bucket_id): entry.charge.hour_ms
-            for entry in published
-            if entry.charge is not None
-        },
-    )
-    holds = await load_holds(
-        connection,
-        [
-            (entry.tenant_id, hold_id)
-            for entry in published
-            if (hold_id := hold_id_of(entry)) is not None
-        ],
-    )
-    return UnitOfWork(_books_of(rows, lots, accounts), buckets=buckets, holds=holds)
 
 
 async def save(connection: Connection, changes: BookChanges) -> None:
@@ -199,7 +167,8 @@ update books b
 )
 
 
-async def _lock_books(connection: Connection, book_ids: Sequence[str]) -> Sequence[Row]:
+async def lock_books(connection: Connection, book_ids: Sequence[str]) -> Sequence[Row]:
+    """Lock books for appending, in id order, and read them."""
     return await connection.fetch(_LOCK_BOOKS, book_ids)
 
 
@@ -234,11 +203,12 @@ def book_from_row(row: Row, lots: tuple[Lot, ...], accounts: Mapping[str, int]) 
     )
 
 
-def _books_of(
+def books_of(
     rows: Iterable[Row],
     lots: Mapping[str, Sequence[Lot]],
     accounts: Mapping[str, Mapping[str, int]],
 ) -> dict[str, Book]:
+    """Read books, each with the lots and accounts that were loaded of it."""
     return {
         row["tenant_id"]: book_from_row(
             row, in_draw_order(lots.get(row["tenant_id"], ())), accounts.get(row["tenant_id"], {})

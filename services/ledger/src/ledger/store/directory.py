@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from hisab_contracts.entries import GrantDetail
 from hisab_contracts.ids import (
     GrantId,
     KeyId,
@@ -176,59 +175,6 @@ async def mark_approved(connection: Connection, grant_id: GrantId, approver: Key
     """Store an approval; returns the grant as approved. It is decided, and the row locked."""
     (row,) = await connection.fetch(_APPROVE_GRANT, grant_id, approver)
     return _grant_from_row(row)
-
-
-# A proposal that the backup has keeps its proposer.
-_TAKE_BACK_GRANT = """
-insert into grants (grant_id, tenant_id, programme_id, grant_micro, priority, effective_at,
-                    expires_at, state, proposed_by, approved_by, approved_at)
-values ($1, $2, $3, $4, $5, $6, $7, 'approved', $8, $9, $10)
-on conflict (grant_id) do update
-   set state = excluded.state, approved_by = excluded.approved_by,
-       approved_at = excluded.approved_at
- where grants.state = 'proposed'
-"""
-
-
-async def take_back_grant(
-    connection: Connection,
-    tenant_id: str,
-    grant: GrantDetail,
-    proposer: str,
-    approver: KeyId,
-    approved_ms: int,
-) -> None:
-    """Store an approved grant as its entry describes it."""
-    await connection.execute(
-        _TAKE_BACK_GRANT,
-        grant.grant_id,
-        tenant_id,
-        grant.programme_id,
-        grant.grant_micro,
-        grant.priority,
-        moment_of(grant.effective_ms),
-        optional_moment_of(grant.expires_ms),
-        proposer,
-        approver,
-        moment_of(approved_ms),
-    )
-
-
-_RECORD_RECOVERY = """
-insert into recoveries (accepted_by, reason, entries, tenants, holds) values ($1, $2, $3, $4, $5)
-"""
-
-
-async def record_recovery(
-    connection: Connection,
-    accepted_by: str,
-    reason: str,
-    entries: int,
-    tenants: Sequence[str],
-    holds: Sequence[str],
-) -> None:
-    """Put on the record what was taken back from the topics."""
-    await connection.execute(_RECORD_RECOVERY, accepted_by, reason, entries, tenants, holds)
 
 
 def _grant_from_row(row: Row) -> Grant:
