@@ -75,11 +75,11 @@ async def open_books(
     (tenant, hold).
     """
     wanted = sorted(set(book_ids))
-    rows = await lock_books(connection, wanted)
+    rows = await _lock_books(connection, wanted)
     lots = await load_lots(connection, wanted, spent_lots=False)
     named = await load_accounts(connection, wanted, accounts) if accounts else {}
     holds = await load_holds(connection, hold_ids)
-    return UnitOfWork(books_of(rows, lots, named), holds=holds)
+    return UnitOfWork(_books_of(rows, lots, named), holds=holds)
 
 
 async def open_for_charges(
@@ -89,7 +89,7 @@ async def open_for_charges(
     wanted = sorted({total.tenant_id for total in totals} | {final.tenant_id for final in finals})
     if not wanted:
         return UnitOfWork({})
-    rows = await lock_books(connection, wanted)
+    rows = await _lock_books(connection, wanted)
     # Everything below is read after the locks: nobody can change it before this transaction ends.
     buckets = await load_buckets(
         connection, {(total.tenant_id, total.bucket_id): total.hour_ms for total in totals}
@@ -107,7 +107,7 @@ async def open_for_charges(
     for (tenant_id, _, _), ending in of_allocations.items():
         holds |= {(tenant_id, hold.hold_id): hold for hold in ending}
     return UnitOfWork(
-        books_of(rows, lots, {}),
+        _books_of(rows, lots, {}),
         buckets=buckets,
         holds=holds,
         holds_of_allocations={
@@ -115,6 +115,14 @@ async def open_for_charges(
             for allocation, ending in of_allocations.items()
         },
     )
+
+
+async def lock_whole_books(connection: Connection, book_ids: Iterable[str]) -> dict[str, Book]:
+    """Lock these books and load all of their lots and accounts; those that do not exist are out."""
+    wanted = sorted(set(book_ids))
+    rows = await _lock_books(connection, wanted)
+    lots = await load_lots(connection, wanted, spent_lots=True)
+    return _books_of(rows, lots, await load_accounts(connection, wanted, None))
 
 
 async def save(connection: Connection, changes: BookChanges) -> None:
@@ -167,8 +175,7 @@ update books b
 )
 
 
-async def lock_books(connection: Connection, book_ids: Sequence[str]) -> Sequence[Row]:
-    """Lock books for appending, in id order, and read them."""
+async def _lock_books(connection: Connection, book_ids: Sequence[str]) -> Sequence[Row]:
     return await connection.fetch(_LOCK_BOOKS, book_ids)
 
 
@@ -203,12 +210,11 @@ def book_from_row(row: Row, lots: tuple[Lot, ...], accounts: Mapping[str, int]) 
     )
 
 
-def books_of(
+def _books_of(
     rows: Iterable[Row],
     lots: Mapping[str, Sequence[Lot]],
     accounts: Mapping[str, Mapping[str, int]],
 ) -> dict[str, Book]:
-    """Read books, each with the lots and accounts that were loaded of it."""
     return {
         row["tenant_id"]: book_from_row(
             row, in_draw_order(lots.get(row["tenant_id"], ())), accounts.get(row["tenant_id"], {})

@@ -13,14 +13,7 @@ from hisab_contracts.ids import KeyId
 from hisab_contracts.units import moment_of, optional_moment_of
 from ledger.core.book import hold_id_of
 from ledger.core.restoration import RestoredBooks, programme_book_of
-from ledger.store.books import (
-    books_of,
-    load_accounts,
-    load_buckets,
-    load_holds,
-    load_lots,
-    lock_books,
-)
+from ledger.store.books import load_buckets, load_holds, lock_whole_books
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -29,13 +22,11 @@ if TYPE_CHECKING:
 async def open_to_take_back(connection: Connection, published: Sequence[Entry]) -> RestoredBooks:
     """Lock and load all that published entries speak of, programmes of their grants included."""
     grants = [entry.grant for entry in published if entry.grant is not None]
-    wanted = sorted(
-        {entry.tenant_id for entry in published} | {programme_book_of(grant) for grant in grants}
-    )
-    rows = await lock_books(connection, wanted)
     # Whole books: nobody has said beforehand which lots and accounts these entries move.
-    lots = await load_lots(connection, wanted, spent_lots=True)
-    accounts = await load_accounts(connection, wanted, None)
+    opened = await lock_whole_books(
+        connection,
+        {entry.tenant_id for entry in published} | {programme_book_of(grant) for grant in grants},
+    )
     buckets = await load_buckets(
         connection,
         {
@@ -52,7 +43,7 @@ async def open_to_take_back(connection: Connection, published: Sequence[Entry]) 
             if (hold_id := hold_id_of(entry)) is not None
         ],
     )
-    return RestoredBooks(books_of(rows, lots, accounts), buckets=buckets, holds=holds)
+    return RestoredBooks(opened, buckets=buckets, holds=holds)
 
 
 # A proposal that the backup has keeps its proposer.
