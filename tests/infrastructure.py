@@ -80,6 +80,10 @@ class Infrastructure:
             self._templates[service] = template.name
         return self._create(service, self._templates[service])
 
+    def copied_database(self, service: str, source: Database) -> Database:
+        """Copy a database as it is, as a backup does; nobody may be connected to it."""
+        return self._create(service, source.name)
+
     def drop_database(self, database: Database) -> None:
         """Drop a database, whoever is still connected."""
         self._administer(f'drop database if exists "{database.name}" with (force)')

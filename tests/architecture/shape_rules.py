@@ -16,7 +16,7 @@ VAGUE_NAMES = frozenset(
 )
 
 ONLY_IN: Mapping[str, tuple[str, ...]] = {
-    "aiokafka": ("runtime.kafka", "runtime.records"),
+    "aiokafka": ("runtime.kafka", "runtime.readback", "runtime.records"),
     "asyncpg": (
         "runtime.database",
         "runtime.idempotency",
@@ -34,6 +34,7 @@ ONLY_IN: Mapping[str, tuple[str, ...]] = {
     "starlette": (
         "runtime.http",
         "runtime.application",
+        "runtime.gate",
         "runtime.server",
         "runtime.idempotency",
         "runtime.service",

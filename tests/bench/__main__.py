@@ -28,6 +28,7 @@ sys.path.insert(1, str(ROOT / "deploy" / "local"))
 
 import invoicing_gap_scan  # noqa: E402
 import ledger_charges  # noqa: E402
+import ledger_growth  # noqa: E402
 import metering_events  # noqa: E402
 import path_freshness  # noqa: E402
 
@@ -51,9 +52,10 @@ FIGURES: dict[str, Measure] = {
 
 LONG_FIGURES: dict[str, Measure] = {
     "invoicing.gap_scan": invoicing_gap_scan.measure,
+    "ledger.sequencer_catchup": ledger_growth.measure,
 }
 """What grows, measured at two sizes; a figure's `growth` is cost per row at the larger size over
-that at the smaller one."""
+that at the smaller one. The sequencer's figure brings that of the audit along."""
 
 
 def main(arguments: list[str]) -> int:

@@ -53,7 +53,7 @@ async def measure(
     for other in ("metering", "invoicing"):
         stack.stop(other)
     spread = [f"bench-{number:04d}" for number in range(tenants)]
-    await _open_tenants(stack, [*spread, "bench-hot"])
+    await open_tenants(stack, [*spread, "bench-hot"])
     partitions = len(await _partitions(stack))
     database = await asyncpg.connect(stack.database("ledger", "reader"))
     try:
@@ -82,7 +82,7 @@ async def measure(
     ]
 
 
-async def _open_tenants(stack: Stack, names: Sequence[str]) -> None:
+async def open_tenants(stack: Stack, names: Sequence[str]) -> None:
     """Register commercial tenants, each with one lot, through the API."""
     gate = asyncio.Semaphore(AT_ONCE)
     async with httpx2.AsyncClient(
@@ -139,10 +139,11 @@ async def _partitions(stack: Stack) -> set[int]:
 
 def _charges(tenants: Sequence[str], count: int) -> list[BucketTotal]:
     """Write one message per bucket, tenant by tenant within an hour, as metering would."""
-    return [_charge(tenants[number % len(tenants)], number) for number in range(count)]
+    return [charge_of(tenants[number % len(tenants)], number) for number in range(count)]
 
 
-def _charge(tenant: str, number: int) -> BucketTotal:
+def charge_of(tenant: str, number: int) -> BucketTotal:
+    """Write the message of one bucket; each number is a bucket of its own."""
     tenant_id, project_id = TenantId(tenant), ProjectId("main")
     hub, node_id = HubCode("lhr"), NodeId(f"n{number % 16:02d}")
     allocation_id = AllocationId(f"job-{number % 20_000}")
@@ -231,7 +232,7 @@ async def _produce(stack: Stack, messages: Sequence[BucketTotal], partitions: in
 async def _bare_insert(stack: Stack, tenants: Sequence[str]) -> int:
     """Insert the same rows into a table like `entries` but without checks and triggers; rows/s."""
     admin = stack.content()["infrastructure"]["postgres"]["admin"]
-    connection = await asyncpg.connect(_on_database(admin, stack.database("ledger", "reader")))
+    connection = await asyncpg.connect(on_database(admin, stack.database("ledger", "reader")))
     try:
         entries: list[Entry] = []
         for tenant in tenants:
@@ -255,7 +256,7 @@ async def _bare_insert(stack: Stack, tenants: Sequence[str]) -> int:
     return round(len(entries) / seconds)
 
 
-def _on_database(admin: str, like: str) -> str:
+def on_database(admin: str, like: str) -> str:
     """Return the superuser's DSN on the database that another DSN names."""
     database = like.rpartition("/")[2].partition("?")[0]
     head, _, tail = admin.rpartition("/")

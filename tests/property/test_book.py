@@ -18,6 +18,7 @@ from ledger.core.book import Book, BookKind, Books, RebuiltBook, balance_micro, 
 from ledger.core.decisions import decide
 from ledger.core.grants import GrantExpired
 from ledger.core.holds import HoldClosed, HoldEnd, InsufficientCredit
+from ledger.core.restoration import RestoredBooks, placing_of, refuse_taking_back
 from unit.ledger.values import (
     DAY_MS,
     HOUR_MS,
@@ -245,6 +246,20 @@ class LedgerMachine(RuleBasedStateMachine):
         assert all(entry.hash == entry_hash(entry) for entry in self.ledger.entries)
         recorded = [entry.recorded_ms for entry in self.ledger.entries]
         assert sorted(recorded) == recorded
+        self.take_back()
+
+    def take_back(self) -> None:
+        """Taken back from what was published, entry by entry, a lost book is what it was."""
+        opening = self.ledger.opening
+        unit = RestoredBooks({opening.tenant_id: opening}, self.ledger.book.recorded_ms)
+        for entry in self.ledger.entries:
+            assert None is refuse_taking_back(entry, unit.book(opening.tenant_id))
+            unit.take_back(entry, placing_of(entry))
+        changes = unit.changes()
+        assert self.ledger.book == unit.book(opening.tenant_id)
+        assert self.ledger.buckets == {bucket.bucket_id: bucket for _, bucket in changes.buckets}
+        holds = [*changes.holds, *((tenant, hold) for tenant, _, hold in changes.placed)]
+        assert self.ledger.holds == {hold.hold_id: hold for _, hold in holds}
 
 
 class UnfundedMachine(LedgerMachine):

@@ -58,6 +58,12 @@ _CATALOGUE = (
     ProblemType("tax-missing", "No tax row covers this hub and date", 409),
     ProblemType("too-many-requests", "This key, or this address, asks too often", 429, True),
     ProblemType("internal", "A defect of ours; it is logged under the trace id", 500, True),
+    ProblemType(
+        "behind-published",
+        "This database lacks what was published: nothing is served before it is recovered",
+        503,
+        True,
+    ),
     ProblemType("unavailable", "A part this answer needs is not reachable now", 503, True),
 )
 

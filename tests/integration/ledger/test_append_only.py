@@ -141,10 +141,13 @@ async def test_the_database_itself_refuses_a_maker_who_checks(ledger: RealLedger
         ),
         ("update entries set hash = sha256('x') where tenant_id = $1 and seq = 1", ".1:"),
         ("delete from entries where tenant_id = $1 and seq = 2", ".3:"),
-        ("delete from entries where tenant_id = $1 and seq = 3", "differ from the entries"),
+        ("delete from entries where tenant_id = $1 and seq = 3", ".4:"),
+        ("delete from entries where tenant_id = $1 and seq = 5", "differ from the entries"),
         ("update lots set remaining_micro = 5 where tenant_id = $1", "differ from the entries"),
         ("update buckets set revision = 7 where tenant_id = $1", "buckets differ"),
         ("delete from buckets where tenant_id = $1", "buckets differ"),
+        ("update holds set ended = null where tenant_id = $1", "holds differ"),
+        ("delete from holds where tenant_id = $1", "holds differ"),
         ("update books set recorded_at = now() where tenant_id = $1", "differ from the entries"),
     ],
 )
@@ -156,6 +159,8 @@ async def test_an_edit_behind_our_back_is_found_and_named(
     await ledger.grant(tenant_id, f"g-{tenant_id}", 100)
     await ledger.book(total(30, bucket="1", tenant_id=tenant_id))
     await ledger.book(total(30, bucket="2", tenant_id=tenant_id))
+    await ledger.hold(tenant_id, f"h-{tenant_id}", 5)
+    await ledger.release(f"h-{tenant_id}")
     assert [] == [line for line in await ledger.audit() if tenant_id in line]
     async with ledger.admin.transaction() as connection:
         await connection.execute("alter table entries disable trigger all")

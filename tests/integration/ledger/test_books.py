@@ -24,10 +24,10 @@ from ledger.store.directory import find_tenant
 from ledger.store.entries import entries_after
 from ledger.store.queries import (
     balance_of,
+    buckets_after,
     hold_of,
-    projected_books,
-    projected_buckets,
-    projected_holds,
+    holds_after,
+    projected_book,
 )
 from runtime.clock import now_ms
 from runtime.database import ALL_TENANTS, ClockStep
@@ -413,9 +413,9 @@ async def test_columns_that_a_later_release_adds_do_not_disturb_this_one(
             return (
                 await balance_of(reader, "older", now_ms(), 0),
                 await hold_of(reader, "ho", now_ms()),
-                await projected_books(reader),
-                await projected_buckets(reader, "older"),
-                await projected_holds(reader, "older"),
+                await projected_book(reader, TenantId("older")),
+                await buckets_after(reader, TenantId("older"), None, 100),
+                await holds_after(reader, TenantId("older"), "", 100),
             )
 
         before = await read_all()

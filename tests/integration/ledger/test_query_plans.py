@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from integration.ledger.real import RealLedger
-from ledger.store import books, directory, entries, queries
+from ledger.store import books, directory, entries, queries, sequence
 
 NOW = dt.datetime(2025, 7, 31, tzinfo=dt.UTC)
 BUCKET = [UUID(int=1)]
@@ -24,14 +24,19 @@ QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("holds that are over", books._FIND_DUE, (NOW, 10)),
     ("holds of books that are over", books._LOAD_DUE, (["a"], NOW)),
     ("entries after", entries._ENTRIES_AFTER, ("a", 5, 100)),
-    ("window entries", entries._WINDOW_ENTRIES, ("1", "2", "", 0, 100)),
-    ("unpublished", entries._UNPUBLISHED, ()),
-    ("last window", entries._LAST_WINDOW, ()),
+    ("hashes", entries._HASHES_OF, (["a"], [1])),
+    ("window end", sequence._WINDOW_END, ("1", "2", 100)),
+    ("window entries", sequence._WINDOW_ENTRIES, ("1", "2")),
+    ("unpublished", sequence._UNPUBLISHED, (100,)),
+    ("last window", sequence._LAST_WINDOW, ()),
+    ("ahead of the server", sequence._IS_AHEAD, ()),
+    ("due watermarks", sequence._DUE_WATERMARKS, ("1",)),
     ("balance", queries._BALANCE, ("a", NOW, 0)),
     ("hold", queries._HOLD_WITH_BOOK, ("h", NOW)),
     ("price lines", directory._PRICE_LINES_OF, ("PKR", "sku", "on_demand")),
 ]
 BIG = {"entries", "buckets", "books", "lots", "holds", "sequence_windows", "price_lines", "grants"}
+BIG |= {"unpublished_watermarks"}
 
 
 def scanned(plan: dict[str, Any]) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,9 +16,9 @@ from infrastructure import Infrastructure
 from integration.ledger.real import RealLedger
 from ledger.core.book import PROGRAMME_BOOK
 from ledger.sequencer import Sequencer
-from ledger.store import entries
-from runtime.kafka import Kafka, Topic
-from unit.ledger.values import total, watermark
+from ledger.store import sequence
+from runtime.kafka import Kafka, Message, Topic
+from unit.ledger.values import HOUR_MS, total, watermark
 
 
 @dataclass
@@ -82,7 +83,7 @@ async def drain(sequencer: Sequencer, ledger: RealLedger) -> None:
     async with ledger.writer.connection() as connection, asyncio.timeout(600):
         while True:
             await sequencer.step(connection)
-            if await entries.count_unpublished(connection) == 0:
+            if await sequence.count_unpublished(connection) == 0:
                 return
             await asyncio.sleep(0.02)
 
@@ -102,7 +103,7 @@ async def test_a_transaction_that_commits_late_is_not_skipped(
         await ledger.book(total(1, tenant_id="early"))
         async with ledger.writer.connection() as connection:
             assert 0 == await sequencer.step(connection)
-            assert 1 == await entries.count_unpublished(connection)
+            assert 1 == await sequence.count_unpublished(connection)
     await ledger.book(total(2, bucket="1", tenant_id="late"))
     await drain(sequencer, ledger)
     found = [(entry.tenant_id, entry.seq) for entry in await published.entries()]
@@ -156,28 +157,97 @@ async def test_a_watermark_follows_every_entry_booked_before_it(
         assert [*[Entry] * (len(kinds) - 1), EntryWatermark] == kinds
 
 
-async def test_a_new_lease_publishes_watermarks_again_and_an_idle_one_never(
+async def marks_of(published: Published, hub: str) -> list[int]:
+    """The revisions of a hub's watermarks in the topic, in order."""
+    found = await published.read()
+    return [
+        said.revision
+        for part in found.values()
+        for said, _ in part
+        if isinstance(said, EntryWatermark) and said.hub == hub
+    ]
+
+
+async def test_a_watermark_is_published_once_whoever_holds_the_lease(
     ledger: RealLedger, kafka: Kafka, published: Published
 ) -> None:
-    """What was published is not even read again, until the lease changes hands."""
-    mark = watermark("isb", 1, 1_753_920_000_000)
-    await ledger.book(mark)
+    """Neither an idle sequencer nor the next holder of the lease says it again."""
+    await ledger.book(watermark("isb", 1, 1_753_920_000_000))
+    for _ in range(2):
+        sequencer = Sequencer(kafka, topic=published.topic)
+        async with ledger.writer.connection() as connection, asyncio.timeout(600):
+            while not await marks_of(published, "isb"):
+                await sequencer.run(connection)
+            await sequencer.run(connection)
+    assert [1] == await marks_of(published, "isb")
+
+
+@pytest.mark.defect("F46")
+async def test_a_watermark_that_was_sent_and_not_noted_is_sent_again(
+    ledger: RealLedger, kafka: Kafka, published: Published
+) -> None:
+    """Killed between the broker's acknowledgement and the commit: twice, never zero times."""
+    await ledger.book(watermark("skd", 1, 1_753_920_000_000))
+    async with ledger.writer.connection() as connection, asyncio.timeout(600):
+        due = await sequence.due_watermarks(connection, 2**62)
+        await kafka.publish([Message(published.topic, None, value, (), 0) for _, value in due])
+        sequencer = Sequencer(kafka, topic=published.topic)
+        while await sequence.due_watermarks(connection, 2**62):
+            await sequencer.step(connection)
+    assert [1, 1] == await marks_of(published, "skd")
+
+
+async def test_watermarks_leave_although_write_transactions_overlap_for_ever(
+    ledger: RealLedger, kafka: Kafka, published: Published
+) -> None:
+    """At no look is the newest watermark below the horizon, and yet older ones leave."""
+    await ledger.tenant("busy", limit_micro=1_000)
     sequencer = Sequencer(kafka, topic=published.topic)
+    await drain(sequencer, ledger)
+    async with ledger.writer.connection() as looking:
+        # Each writer begins before the one before it ends, so that one is open at every look; and
+        # what is booked then is younger than that one.
+        writer = await writing(ledger)
+        for revision in range(1, 6):
+            await ledger.book(watermark("ovl", revision, 1_753_920_000_000 + revision * HOUR_MS))
+            await sequencer.step(looking)
+            younger = await writing(ledger)
+            await writer.aclose()
+            writer = younger
+        waiting = await sequence.due_watermarks(looking, 2**62)
+        await writer.aclose()
+    assert 1 == len([message for _, message in waiting if b'"ovl"' in message])
+    assert [1, 2, 3, 4] == await marks_of(published, "ovl")
 
-    async def published_marks() -> int:
-        found = await published.read()
-        marks = [said for part in found.values() for said, _ in part]
-        return sum(isinstance(said, EntryWatermark) and said.hub == "isb" for said in marks)
 
-    async with ledger.writer.connection() as first, ledger.writer.connection() as second:
-        for times, holder in enumerate((first, second), start=1):
-            async with asyncio.timeout(600):
-                while await published_marks() < times:
-                    await sequencer.run(holder)
-            horizon = await entries.horizon_of(holder)
-            assert [] == await entries.watermarks_between(holder, horizon, 2**62)
-            await sequencer.run(holder)
-            assert times == await published_marks()
+async def writing(ledger: RealLedger) -> AsyncExitStack:
+    """A transaction that has written, and stays open until it is closed."""
+    stack = AsyncExitStack()
+    connection = await stack.enter_async_context(ledger.admin.transaction())
+    await connection.fetchval("select pg_current_xact_id()::text")
+    return stack
+
+
+async def test_a_backlog_is_cut_into_windows_that_keep_transactions_whole(
+    ledger: RealLedger, kafka: Kafka, published: Published
+) -> None:
+    """Windows of at most 10; the one transaction that has 25 is one window; none is lost."""
+    await drain(Sequencer(kafka, topic=published.topic), ledger)
+    await ledger.tenant("backlog", limit_micro=10**9)
+    for number in range(12):
+        await ledger.book(*(total(1, bucket=f"{number}{n}", tenant_id="backlog") for n in range(4)))
+    await ledger.book(*(total(1, bucket=f"99{n}", tenant_id="backlog") for n in range(25)))
+    async with ledger.reader.connection() as connection:
+        before = await sequence.last_window(connection)
+    await drain(Sequencer(kafka, topic=published.topic, most=10), ledger)
+    async with ledger.reader.connection() as connection:
+        rows = await connection.fetch(
+            "select entries from sequence_windows where window_id > $1 order by window_id",
+            0 if before is None else before.window_id,
+        )
+    assert [8, 8, 8, 8, 8, 8, 25] == [row["entries"] for row in rows]
+    found = [entry.seq for entry in await published.entries() if entry.tenant_id == "backlog"]
+    assert list(range(1, 12 * 4 + 26)) == found
 
 
 @pytest.mark.defect("L6", "F46")
@@ -190,17 +260,17 @@ async def test_a_window_not_marked_published_is_published_again(
     await ledger.tenant("twice", limit_micro=1_000)
     await ledger.book(*(total(1, bucket=str(n), tenant_id="twice") for n in range(5)))
     async with ledger.writer.connection() as connection:
-        last = await entries.last_window(connection)
+        last = await sequence.last_window(connection)
         assert last is not None
-        horizon = await entries.horizon_of(connection)
+        horizon = await sequence.horizon_of(connection)
         while (
-            await entries.cut_window(
-                connection, last.until_xid, horizon, last.first_index + last.entries
+            await sequence.cut_window(
+                connection, last.until_xid, horizon, last.first_index + last.entries, 5_000
             )
             is None
         ):
-            horizon = await entries.horizon_of(connection)
-        assert 5 == await entries.count_unpublished(connection)
+            horizon = await sequence.horizon_of(connection)
+        assert 5 == await sequence.count_unpublished(connection)
     await drain(Sequencer(kafka, topic=published.topic), ledger)
     found = [entry.seq for entry in await published.entries() if entry.tenant_id == "twice"]
     assert [1, 2, 3, 4, 5] == found

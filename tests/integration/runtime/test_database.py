@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -11,6 +12,7 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
+from infrastructure import Infrastructure
 from integration.runtime.bare import Bare
 from runtime import database, progress
 from runtime.clock import now_ms
@@ -22,10 +24,11 @@ from runtime.database import (
     checked_now_ms,
     transaction_on,
 )
+from runtime.idempotency import forget_refusals
 from runtime.kafka import Message
 from runtime.machine import Partition, Slice
 from runtime.migrations import EditedHistory, migrate
-from runtime.outbox import Outbox
+from runtime.outbox import MESSAGES_COUNTED, Outbox
 from runtime.service import API_CONNECTIONS, Kit
 
 if TYPE_CHECKING:
@@ -268,3 +271,58 @@ async def test_a_commit_is_never_cancelled(bare: Bare) -> None:
 async def _write(kit: Kit) -> None:
     async with kit.writer.connection() as connection, transaction_on(connection):
         await Outbox(("t",)).write(connection, [Message("t", b"k", b"v")])
+
+
+async def test_refusals_are_forgotten_after_35_days_in_parts_and_answers_never(bare: Bare) -> None:
+    """However many have gathered: a pause of months is caught up with."""
+    insert = (
+        "insert into idempotency (scope, idempotency_key, command, document, status, recorded_at)"
+        " select 'a', $1 || n, 'c', '', $2, clock_timestamp() - $3::int * interval '1 day'"
+        "   from generate_series(1, 25) n"
+    )
+    async with bare.open_kit() as kit, kit.writer.connection() as connection:
+        for name, status, days in (("old", 409, 36), ("new", 409, 34), ("done", 201, 400)):
+            await connection.execute(insert, name, status, days)
+        await forget_refusals(connection, at_once=10)
+        kept = await connection.fetch(
+            "select status, count(*) as rows from idempotency group by status order by status"
+        )
+        names = await connection.fetchval(
+            "select count(*) from idempotency where idempotency_key like 'old%'"
+        )
+    assert ([(201, 25), (409, 25)], 0) == ([tuple(row) for row in kept], names)
+
+
+async def test_a_depth_is_counted_as_far_as_it_matters(bare: Bare) -> None:
+    """A backlog of millions is not read by whoever asks how long it is."""
+    async with bare.open_kit() as kit, kit.writer.connection() as connection:
+        await connection.execute(
+            "insert into outbox (topic, message_value)"
+            " select 't', '' from generate_series(1, $1::int)",
+            MESSAGES_COUNTED + 5,
+        )
+        assert MESSAGES_COUNTED == await Outbox(("t",)).depth(connection)
+
+
+async def test_a_pool_that_meets_another_database_gives_no_connection_and_says_so(
+    bare: Bare, infrastructure: Infrastructure
+) -> None:
+    """Dropped and made again behind its address, as a restore does under a running service."""
+    async with bare.open_kit() as kit:
+        replaced = asyncio.create_task(kit.writer.until_replaced())
+        async with kit.writer.connection() as connection:
+            assert 1 == await connection.fetchval("select 1")
+        assert not replaced.done()
+        infrastructure.drop_database(bare.dsns)
+        administrator = await asyncpg.connect(infrastructure.server.admin)
+        await administrator.execute(f'create database "{bare.dsns.name}"')
+        await administrator.close()
+        async with asyncio.timeout(60):
+            while not replaced.done():
+                with contextlib.suppress(Exception):
+                    async with kit.writer.connection() as connection:
+                        await connection.fetchval("select 1")
+                await asyncio.sleep(0.01)
+        with pytest.raises(Unavailable, match="another one than at start"):
+            async with kit.writer.connection():
+                pass

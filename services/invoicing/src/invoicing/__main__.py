@@ -17,6 +17,7 @@ from invoicing.core.periods import complete_until
 from invoicing.ledger_client import LedgerClient
 from invoicing.pdf import TypesetterProcess
 from invoicing.recompute import RecomputePool
+from invoicing.restoration import AnnouncedGuard
 from invoicing.store import entries
 from runtime.consumer import Consumer, Subscription
 from runtime.kafka import Topic
@@ -45,7 +46,7 @@ def build(kit: Kit) -> Parts:
 
     return Parts(
         resources=resources(kit, RecomputePool()),
-        topics=(Topic(topics.DOCUMENTS, kit.settings.partitions),),
+        topics=(Topic(topics.DOCUMENTS, kit.settings.partitions, kept_for_ever=True),),
         consumers=(
             Consumer(
                 kit.kafka,
@@ -71,6 +72,7 @@ def build(kit: Kit) -> Parts:
             Task("gaps", 500, consumer.GapFetcher(ledger).run),
         ),
         status=status,
+        guard=AnnouncedGuard(kit.kafka, kit.writer).refusal,
     )
 
 

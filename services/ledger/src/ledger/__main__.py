@@ -1,4 +1,7 @@
-"""Run the ledger: `python -m ledger migrate | serve | openapi | override-progress | audit`."""
+"""Run the ledger: `python -m ledger COMMAND`.
+
+The commands: `migrate`, `serve`, `openapi`, `override-progress`, `audit`, `recover`.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ import ledger
 from hisab_contracts import topics
 from hisab_contracts.reference import Role
 from hisab_contracts.units import optional_instant_text
-from ledger import api, audit, jobs
+from ledger import api, audit, jobs, recovery
 from ledger.commands import Commands
 from ledger.consumer import ChargeConsumer, keep_prices
 from ledger.core.balance import complete_until
+from ledger.restoration import PublishedGuard
 from ledger.sequencer import Sequencer
-from ledger.store.entries import count_unpublished, watermarks_by_hub
+from ledger.store.sequence import count_unpublished, watermarks_by_hub
 from runtime.auth import key_of
 from runtime.consumer import Consumer, Subscription
 from runtime.kafka import Topic
@@ -70,7 +74,7 @@ def build(kit: Kit) -> Parts:
     return Parts(
         resources=api.resources(kit, commands),
         topics=(
-            Topic(topics.ENTRIES, kit.settings.partitions),
+            Topic(topics.ENTRIES, kit.settings.partitions, kept_for_ever=True),
             Topic(topics.TENANTS, 1, compacted=True),
             Topic(topics.ACCESS, 1, compacted=True),
         ),
@@ -85,6 +89,7 @@ def build(kit: Kit) -> Parts:
         ),
         status=status,
         start=make_first_operator,
+        guard=PublishedGuard(kit.kafka, kit.writer).refusal,
     )
 
 
@@ -116,9 +121,11 @@ SERVICE: Final = Service(
 )
 
 if __name__ == "__main__":
-    # The kit knows the commands that all services have; this one is the ledger's own.
+    # The kit knows the commands that all services have; these are the ledger's own.
     if sys.argv[1:] == ["audit"]:
         sys.exit(audit.main(os.environ))
     if sys.argv[1:] == ["serve"]:
         refuse_malformed_key(os.environ)
+    if sys.argv[1:2] == ["recover"]:
+        sys.exit(recovery.main(sys.argv[2:], os.environ))
     sys.exit(main(SERVICE, sys.argv[1:], os.environ))

@@ -1,11 +1,17 @@
 """`python -m ledger audit`: nothing was edited, invented or lost, and every projection is right.
 
-Theory. In one snapshot every book is read from its first entry to its last: each entry's hash is
-computed again from what is stored (the hash of the row before included), and the entries are
-folded. An edit behind our back breaks the hash of the edited entry, or, when the forger wrote a
-matching hash, that of the entry after it, or the head that the book keeps. Then the fold is
-compared with the live projections: book, lots, accounts, buckets, holds. The trial balance must be
-0. Last come the charges that could not be booked (`consumer`): usage that no bill will show.
+Theory. Every book is read from its first entry to its last, in pages: each entry's hash is computed
+again from what is stored (the hash of the row before included), and the entries are folded. An edit
+behind our back breaks the hash of the edited entry, or, when the forger wrote a matching hash, that
+of the entry after it, or the head that the book keeps. Then the fold is held against the live
+projections: book, lots, accounts, buckets, holds. The trial balance must be 0. Last come the
+charges that could not be booked (`consumer`): usage that no bill will show.
+
+It may run for hours, on books that grow meanwhile, and hold nothing back: entries never change, so
+their pages need no common snapshot; projections are compared in slices, each in a short snapshot of
+its own into which the fold is first taken: its entries up to the head that this snapshot shows. So
+what is compared belongs together, exactly. Memory does not grow with a book: the states of buckets
+and holds lie in a temporary file (`store/rebuilt`); lots and accounts of one book are held.
 
 It reads as the `reader` role (HISAB_DB_READER) or, without one, as the writer. Exit status 1 and a
 line per finding when anything is wrong. What a forger could do who rewrites a whole chain and its
@@ -16,41 +22,77 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from hisab_contracts.entries import entry_hash
+import msgspec
+
+from hisab_contracts.entries import Entry, entry_hash
+from hisab_contracts.ids import TenantId
 from hisab_contracts.invariants import InvariantBroken
-from ledger.core.book import Book, RebuiltBook, fold
+from ledger.core.book import Book, BookedBucket, RebuiltBook, fold, hold_id_of
+from ledger.core.holds import Hold
+from ledger.store.books import load_buckets, load_holds
 from ledger.store.entries import entries_after, first_parked, parked_count
 from ledger.store.queries import (
-    projected_books,
-    projected_buckets,
-    projected_holds,
+    book_ids_after,
+    buckets_after,
+    holds_after,
+    projected_book,
     take_snapshot,
     trial_balance,
 )
+from ledger.store.rebuilt import RebuiltStates
 from runtime.database import Database, Limits
 
 if TYPE_CHECKING:
     from runtime.database import Connection
 
-PAGE = 5_000
-PARKED_SHOWN = 100
+PAGE: Final = 5_000
+BOOKS_AT_ONCE: Final = 1_000
+PARKED_SHOWN: Final = 100
+
+State = TypeVar("State", bound=msgspec.Struct)
+
+TOTALS: Final = "totals, head, lots or accounts"
 
 
-async def audit(connection: Connection) -> list[str]:
-    """Audit every book inside the caller's transaction; returns what is wrong, one line each."""
-    # One snapshot for everything: a book that grows meanwhile would differ from its own entries.
-    await take_snapshot(connection)
+class BookBroken(Exception):
+    """A book's entries do not follow from each other; the message names the first that does not."""
+
+
+async def audit(database: Database, *, page: int = PAGE) -> list[str]:
+    """Audit every book, so many rows at a time; returns what is wrong, one line each."""
     findings: list[str] = []
-    for live in await projected_books(connection):
-        findings += await _audit_book(connection, live)
-    found = await trial_balance(connection)
-    total_micro = sum(found.accounts.values())
-    if total_micro:
-        findings.append(f"trial balance: sums to {total_micro} instead of 0")
-    return findings + await _parked(connection)
+    buckets, holds = RebuiltStates(BookedBucket), RebuiltStates(Hold)
+    try:
+        async for tenant_id in _books(database):
+            buckets.clear()
+            holds.clear()
+            findings += await _BookAudit(database, tenant_id, buckets, holds, page).run()
+    finally:
+        buckets.close()
+        holds.close()
+    async with database.transaction() as connection:
+        await take_snapshot(connection)
+        found = await trial_balance(connection)
+        total_micro = sum(found.accounts.values())
+        if total_micro:
+            findings.append(f"trial balance: sums to {total_micro} instead of 0")
+        return findings + await _parked(connection)
+
+
+async def _books(database: Database) -> AsyncIterator[TenantId]:
+    """Name every book; one that is opened meanwhile may be missed."""
+    after = ""
+    while True:
+        async with database.connection() as connection:
+            found = await book_ids_after(connection, after, BOOKS_AT_ONCE)
+        for tenant_id in found:
+            yield tenant_id
+        if len(found) < BOOKS_AT_ONCE:
+            return
+        after = found[-1]
 
 
 async def _parked(connection: Connection) -> list[str]:
@@ -65,39 +107,157 @@ async def _parked(connection: Connection) -> list[str]:
     return shown
 
 
-async def _audit_book(connection: Connection, live: Book) -> list[str]:
-    """Read one book from its first entry; stop at the first entry that is not as it was."""
-    opening = Book(
-        tenant_id=live.tenant_id,
-        kind=live.kind,
-        currency=live.currency,
-        credit_limit_micro=live.credit_limit_micro,
-    )
-    rebuilt = RebuiltBook(opening)
-    while True:
-        page = await entries_after(connection, opening.tenant_id, rebuilt.book.seq, PAGE)
-        for entry in page:
-            if entry_hash(entry) != entry.hash:
-                return [f"entry {entry.entry_id}: it or its predecessor is not what was hashed"]
+class _BookAudit:
+    """One book: its entries folded, and what they come to held against what is projected."""
+
+    def __init__(
+        self,
+        database: Database,
+        tenant_id: TenantId,
+        buckets: RebuiltStates[BookedBucket],
+        holds: RebuiltStates[Hold],
+        page: int,
+    ) -> None:
+        self._database = database
+        self._tenant_id = tenant_id
+        self._buckets = buckets
+        self._holds = holds
+        self._page = page
+        self._book: Book | None = None
+        self._differing: set[str] = set()
+
+    async def run(self) -> list[str]:
+        """Read the book from its first entry; stop at the first entry that is not as it was."""
         try:
-            rebuilt = fold(rebuilt, page)
-        except InvariantBroken as error:
-            first, last = page[0].entry_id, page[-1].entry_id
-            return [f"entries {first} to {last}: {error}"]
-        if len(page) < PAGE:
-            break
-    return [
-        f"book {opening.tenant_id}: {what} differ from the entries"
-        for what, differs in (
-            ("totals, head, lots or accounts", rebuilt.book != live),
-            (
-                "buckets",
-                dict(rebuilt.buckets) != await projected_buckets(connection, opening.tenant_id),
-            ),
-            ("holds", dict(rebuilt.holds) != await projected_holds(connection, opening.tenant_id)),
+            while await self._fold_page():
+                pass
+            await self._compare_totals()
+            await self._compare_buckets()
+            await self._compare_holds()
+        except BookBroken as error:
+            return [str(error)]
+        return [
+            f"book {self._tenant_id}: {what} differ from the entries"
+            for what in (TOTALS, "buckets", "holds")
+            if what in self._differing
+        ]
+
+    async def _fold_page(self) -> bool:
+        """Fold the next entries, outside any snapshot: they never change. False at the end."""
+        async with self._database.connection() as connection:
+            opened = await self._opened(connection)
+            entries = await entries_after(connection, self._tenant_id, opened.seq, self._page)
+        self._fold(opened, entries)
+        return len(entries) == self._page
+
+    async def _opened(self, connection: Connection) -> Book:
+        """Return the book as folded so far: at first as it was opened, without entries."""
+        if self._book is None:
+            live = await projected_book(connection, self._tenant_id)
+            self._book = Book(
+                tenant_id=live.tenant_id,
+                kind=live.kind,
+                currency=live.currency,
+                credit_limit_micro=live.credit_limit_micro,
+            )
+        return self._book
+
+    def _fold(self, book: Book, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if entry_hash(entry) != entry.hash:
+                raise BookBroken(
+                    f"entry {entry.entry_id}: it or its predecessor is not what was hashed"
+                )
+        charges = [entry.charge for entry in entries if entry.charge is not None]
+        hold_ids = {hold_id for entry in entries if (hold_id := hold_id_of(entry)) is not None}
+        before = RebuiltBook(
+            book,
+            {
+                bucket.bucket_id: bucket
+                for bucket in self._buckets.load({c.bucket_id for c in charges}).values()
+            },
+            {hold.hold_id: hold for hold in self._holds.load(hold_ids).values()},
         )
-        if differs
-    ]
+        try:
+            rebuilt = fold(before, entries)
+        except InvariantBroken as error:
+            first, last = entries[0].entry_id, entries[-1].entry_id
+            raise BookBroken(f"entries {first} to {last}: {error}") from error
+        self._book = rebuilt.book
+        self._buckets.save(rebuilt.buckets.items())
+        self._holds.save(rebuilt.holds.items())
+
+    async def _live(self, connection: Connection) -> Book:
+        """Take a snapshot, and the fold into it: up to the head that the snapshot shows."""
+        await take_snapshot(connection)
+        live = await projected_book(connection, self._tenant_id)
+        while self._book is not None and self._book.seq < live.seq:
+            entries = await entries_after(connection, self._tenant_id, self._book.seq, self._page)
+            if not entries:
+                break
+            self._fold(self._book, entries)
+        return live
+
+    async def _compare_totals(self) -> None:
+        async with self._database.transaction() as connection:
+            live = await self._live(connection)
+        if live != self._book:
+            self._differing.add(TOTALS)
+
+    async def _compare_buckets(self) -> None:
+        after: BookedBucket | None = None
+        while True:
+            async with self._database.transaction() as connection:
+                await self._live(connection)
+                found = await buckets_after(connection, self._tenant_id, after, self._page)
+            self._hold_against("buckets", self._buckets, {b.bucket_id: b for b in found})
+            if len(found) < self._page:
+                break
+            after = found[-1]
+        # What has no projection, or one that was written behind the slice that passed it.
+        self._buckets.next_lap()
+        last = ""
+        while unmarked := self._buckets.unmarked(last):
+            last = unmarked[-1].bucket_id
+            async with self._database.transaction() as connection:
+                await self._live(connection)
+                wanted: dict[tuple[str, str], int] = {
+                    (self._tenant_id, bucket.bucket_id): bucket.hour_ms for bucket in unmarked
+                }
+                live = await load_buckets(connection, wanted)
+            states = self._buckets.load([bucket.bucket_id for bucket in unmarked])
+            if states != {bucket_id: bucket for (_, bucket_id), bucket in live.items()}:
+                self._differing.add("buckets")
+
+    async def _compare_holds(self) -> None:
+        after = ""
+        while True:
+            async with self._database.transaction() as connection:
+                await self._live(connection)
+                found = await holds_after(connection, self._tenant_id, after, self._page)
+            self._hold_against("holds", self._holds, {hold.hold_id: hold for hold in found})
+            if len(found) < self._page:
+                break
+            after = found[-1].hold_id
+        self._holds.next_lap()
+        last = ""
+        while unmarked := self._holds.unmarked(last):
+            last = unmarked[-1].hold_id
+            async with self._database.transaction() as connection:
+                await self._live(connection)
+                wanted = [(self._tenant_id, hold.hold_id) for hold in unmarked]
+                live = await load_holds(connection, wanted)
+            states = self._holds.load([hold.hold_id for hold in unmarked])
+            if states != {hold_id: hold for (_, hold_id), hold in live.items()}:
+                self._differing.add("holds")
+
+    def _hold_against(
+        self, what: str, rebuilt: RebuiltStates[State], live: Mapping[str, State]
+    ) -> None:
+        """Compare a slice of a projection with what the entries come to, and mark it."""
+        if rebuilt.load(live.keys()) != live:
+            self._differing.add(what)
+        rebuilt.mark(live.keys())
 
 
 async def _run(dsn: str) -> list[str]:
@@ -106,8 +266,7 @@ async def _run(dsn: str) -> list[str]:
     )
     await database.open()
     try:
-        async with database.transaction() as connection:
-            return await audit(connection)
+        return await audit(database)
     finally:
         await database.close()
 

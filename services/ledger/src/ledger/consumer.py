@@ -26,7 +26,7 @@ from hisab_contracts.entries import EntryWatermark
 from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.reference import PriceLine
 from ledger.core.decisions import BookRefusal, NotFound, RefundUnsupported, TotalOutOfRange
-from ledger.store import books, directory, entries
+from ledger.store import books, directory, entries, sequence
 from ledger.store.entries import ParkedCharge
 from runtime import telemetry
 from runtime.clock import now_ms
@@ -75,7 +75,7 @@ class ChargeConsumer:
                     assert_never(message)
         await books.save(connection, unit.changes())
         await entries.park_charges(connection, parked)
-        await entries.keep_watermarks(
+        await sequence.keep_watermarks(
             connection,
             [(partition, watermark) for (partition, _), watermark in watermarks.items()],
         )

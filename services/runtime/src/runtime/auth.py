@@ -189,6 +189,24 @@ async def store_keys(connection: Connection, access_keys: Iterable[AccessKey]) -
     )
 
 
+_LACKING_KEYS = """
+select n.key_id
+  from unnest($1::text[], $2::boolean[]) as n (key_id, revoked)
+  left join access_keys k on k.key_id = n.key_id
+ where k.key_id is null or (n.revoked and not k.revoked)
+ order by n.key_id
+"""
+
+
+async def lacking_keys(connection: Connection, published: Iterable[AccessKey]) -> list[str]:
+    """Return those of these keys that are not stored, or whose revocation is not."""
+    keys = list(published)
+    rows = await connection.fetch(
+        _LACKING_KEYS, [key.key_id for key in keys], [key.revoked for key in keys]
+    )
+    return [row["key_id"] for row in rows]
+
+
 _KEY_BY_ID = _SELECT_KEYS + " where key_id = $1"
 
 

@@ -98,6 +98,13 @@ class Limits:
 
 
 _PING = "select 1"
+# A database that is dropped and made again has another oid; a server restored from a backup, or a
+# standby that was promoted, another timeline.
+_IDENTITY = """
+select d.oid, s.system_identifier, c.timeline_id
+  from pg_database d, pg_control_system() s, pg_control_checkpoint() c
+ where d.datname = current_database()
+"""
 
 
 class Database:
@@ -109,6 +116,8 @@ class Database:
         self._name = name
         self._limits = limits or Limits()
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._identity: tuple[object, ...] | None = None
+        self._replaced = asyncio.Event()
 
     async def open(self) -> None:
         """Create the pool with one connection, so that a wrong DSN is found at start.
@@ -131,7 +140,7 @@ class Database:
             max_inactive_connection_lifetime=300,
             timeout=CONNECT_TIMEOUT_S,
             target_session_attrs=SessionAttribute.read_write,
-            init=_prepare,
+            init=self._prepare,
             # Nothing to reset: settings are local to transactions, leases are given back.
             reset=_nothing,
             server_settings={
@@ -151,6 +160,28 @@ class Database:
         """Return when the database answers; raises when it does not."""
         async with self.connection() as connection:
             await connection.fetchval(_PING)
+
+    async def until_replaced(self) -> None:
+        """Return once a new connection finds another database than the first one did.
+
+        A database that was restored, or a standby that took over, may lack what this process has
+        seen committed: whoever was built on it ends, and compares again at its next start.
+        """
+        await self._replaced.wait()
+
+    async def _prepare(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """Prepare a new connection; refuse it when it leads to another database than before."""
+        # Read and write `numeric` as int: every numeric column of ours is a whole number.
+        await connection.set_type_codec(
+            "numeric", encoder=str, decoder=int, schema="pg_catalog", format="text"
+        )
+        row = await connection.fetchrow(_IDENTITY)
+        identity = () if row is None else tuple(row.values())
+        if self._identity not in (None, identity):
+            _log.critical("another database than at start", name=self._name, identity=identity)
+            self._replaced.set()
+            raise Unavailable(f"{self._name}: the database is another one than at start")
+        self._identity = identity
 
     async def close(self) -> None:
         """Close every connection; bounded, then hard."""
@@ -376,10 +407,3 @@ def _lock_key(name: str) -> int:
 
 async def _nothing(_connection: asyncpg.Connection[asyncpg.Record]) -> None:
     """Spare a round trip per transaction; asyncpg still rolls back what was left open."""
-
-
-async def _prepare(connection: asyncpg.Connection[asyncpg.Record]) -> None:
-    """Read and write `numeric` as int: every numeric column of ours is a whole number."""
-    await connection.set_type_codec(
-        "numeric", encoder=str, decoder=int, schema="pg_catalog", format="text"
-    )

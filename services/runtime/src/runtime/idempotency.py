@@ -48,6 +48,7 @@ M = TypeVar("M", bound=msgspec.Struct)
 MAX_KEY_LENGTH: Final = 255
 IN_FLIGHT_WAIT_MS: Final = 5_000
 UNKNOWN_ATTEMPTS: Final = 5
+FORGOTTEN_AT_ONCE: Final = 5_000
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -213,14 +214,24 @@ async def _finish(
     await connection.execute(_FINISH, scope, command.key, status, answer)
 
 
+# So many at a time, oldest first: after a long pause, all at once would never end in time.
 _FORGET_REFUSALS = """
-delete from idempotency where status >= 400 and recorded_at < clock_timestamp() - interval '35 days'
+delete from idempotency
+ where (scope, idempotency_key) in (
+   select scope, idempotency_key from idempotency
+    where status >= 400 and recorded_at < clock_timestamp() - interval '35 days'
+    order by recorded_at
+    limit $1)
 """
 
 
-async def forget_refusals(connection: Connection) -> None:
-    """Delete refusals that are older than 35 days (the `writer` role may)."""
-    await connection.execute(_FORGET_REFUSALS)
+async def forget_refusals(connection: Connection, at_once: int = FORGOTTEN_AT_ONCE) -> None:
+    """Delete refusals that are older than 35 days (the `writer` role may); answers stay for ever.
+
+    Outside a transaction: each part is committed by itself.
+    """
+    while await connection.execute(_FORGET_REFUSALS, at_once) != "DELETE 0":
+        pass
 
 
 def _answered(status: int, body: bytes) -> Response:

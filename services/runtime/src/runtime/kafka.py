@@ -87,6 +87,8 @@ class Topic:
     partitions: int
     compacted: bool = False
     log_append_time: bool = False
+    kept_for_ever: bool = False
+    """Facts that a restored service compares itself with, or takes back."""
 
 
 class PublishFailed(Outage):
@@ -111,7 +113,7 @@ class OutOfRangeError(Exception):
 
 
 @contextlib.contextmanager
-def _broker_errors() -> Iterator[None]:
+def broker_errors() -> Iterator[None]:
     """Let no aiokafka error leave this module."""
     try:
         yield
@@ -148,7 +150,7 @@ class Kafka:
 
     async def topics(self) -> dict[str, int]:
         """Return the partition count of every topic there is, without creating any."""
-        with _broker_errors():
+        with broker_errors():
             admin = await self._open_admin()
             described = await admin.describe_topics(None)
         return {
@@ -163,7 +165,7 @@ class Kafka:
         missing = [topic for topic in topics if topic.name not in existing]
         if not missing:
             return
-        with _broker_errors():
+        with broker_errors():
             admin = await self._open_admin()
             if await self.is_in_memory():
                 # It cannot create topics, but makes one when it is asked about.
@@ -178,7 +180,7 @@ class Kafka:
     async def is_in_memory(self) -> bool:
         """Say whether the cluster is librdkafka's in-memory one, which lacks some abilities."""
         if self._in_memory is None:
-            with _broker_errors():
+            with broker_errors():
                 cluster = await (await self._open_admin()).describe_cluster()
             self._in_memory = str(cluster["cluster_id"]).startswith(IN_MEMORY_CLUSTER)
         return self._in_memory
@@ -187,6 +189,8 @@ class Kafka:
         configs = {"min.insync.replicas": str(max(1, self._replication - 1))}
         if topic.compacted:
             configs["cleanup.policy"] = "compact"
+        if topic.kept_for_ever:
+            configs["retention.ms"] = "-1"
         if topic.log_append_time:
             configs["message.timestamp.type"] = "LogAppendTime"
         return NewTopic(topic.name, topic.partitions, self._replication, topic_configs=configs)
@@ -211,7 +215,7 @@ class Kafka:
         if not partitions:
             return {}
         wanted = [TopicPartition(*partition) for partition in partitions]
-        with _broker_errors():
+        with broker_errors():
             probe = await self._open_probe()
             ask = probe.end_offsets if place == "end" else probe.beginning_offsets
             found = await ask(wanted)
@@ -222,7 +226,7 @@ class Kafka:
     ) -> dict[Partition, int]:
         """Return what a group has committed; partitions without a commit are left out."""
         wanted = [TopicPartition(*partition) for partition in partitions]
-        with _broker_errors():
+        with broker_errors():
             admin = await self._open_admin()
             found = await admin.list_consumer_group_offsets(group, partitions=wanted)
         return {Partition(*where): what.offset for where, what in found.items() if what.offset >= 0}
@@ -265,7 +269,7 @@ class Kafka:
                     max_request_size=2 * MAX_MESSAGE_BYTES,
                     metadata_max_age_ms=METADATA_MAX_AGE_MS,
                 )
-                self._producer = await _started(producer, producer.stop)
+                self._producer = await started(producer, producer.stop)
             return self._producer
 
     async def _open_admin(self) -> AIOKafkaAdminClient:
@@ -277,7 +281,7 @@ class Kafka:
                     request_timeout_ms=REQUEST_TIMEOUT_MS,
                     metadata_max_age_ms=METADATA_MAX_AGE_MS,
                 )
-                self._admin = await _started(admin, admin.close)
+                self._admin = await started(admin, admin.close)
             return self._admin
 
     async def _open_probe(self) -> AIOKafkaConsumer:
@@ -291,7 +295,7 @@ class Kafka:
                     metadata_max_age_ms=METADATA_MAX_AGE_MS,
                     enable_auto_commit=False,
                 )
-                self._probe = await _started(probe, probe.stop)
+                self._probe = await started(probe, probe.stop)
             return self._probe
 
 
@@ -304,10 +308,10 @@ class _Startable(Protocol):
 Client = TypeVar("Client", bound=_Startable)
 
 
-async def _started(client: Client, close: Callable[[], Awaitable[None]]) -> Client:
+async def started(client: Client, close: Callable[[], Awaitable[None]]) -> Client:
     """Start an aiokafka client, or close it and say why not."""
     try:
-        with _broker_errors():
+        with broker_errors():
             await client.start()
     except BaseException:
         await close()
@@ -489,7 +493,7 @@ class Feed:
         self._is_alone = await self._kafka.is_in_memory()
         if not self._is_alone:
             await self.follow(topics)
-        with _broker_errors():
+        with broker_errors():
             await self._consumer.start()
         # aiokafka's fetcher wakes for the first assignment and must find it still standing.
         await asyncio.sleep(SETTLE_S)
@@ -535,7 +539,7 @@ class Feed:
         before = self._flag.rebalances
         if self._consumer._fetcher.error_future.done():  # noqa: SLF001 - it dies without a word
             raise BrokerLost("aiokafka's fetcher has ended")
-        with _broker_errors():
+        with broker_errors():
             try:
                 again = await self._reread(wanted, max_records)
                 brought = await self._brought(wanted, 0 if again else wait_ms, max_records)

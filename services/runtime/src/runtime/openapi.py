@@ -19,7 +19,14 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from hisab_contracts.problems import PROBLEMS
 from runtime.http import Operation, ProblemDocument, may_be_absent, operation_of
 
-_ALWAYS: Final = ("unauthenticated", "forbidden", "too-many-requests", "internal", "unavailable")
+_ALWAYS: Final = (
+    "unauthenticated",
+    "forbidden",
+    "too-many-requests",
+    "internal",
+    "unavailable",
+    "behind-published",
+)
 _WITH_BODY: Final = ("bad-request", "too-large", "unsupported-media-type", "malformed")
 _WITH_KEY: Final = (
     "idempotency-key-missing",

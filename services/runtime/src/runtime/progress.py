@@ -183,3 +183,32 @@ async def override_progress(connection: Connection, override: ProgressOverride) 
         override.accepted_by,
         override.reason,
     )
+
+
+_ACCEPT_PROGRESS = """
+insert into consumer_override (topic, partition, next_offset, accepted_by, reason)
+select topic, partition, next_offset, $1, $2 from consumer_progress order by topic, partition
+on conflict do nothing
+"""
+
+
+async def accept_progress(connection: Connection, accepted_by: str, reason: str) -> None:
+    """Put on the record that every partition is read on from where this database is.
+
+    After a restore that is behind the hints, and no consumer would go on by itself (`machine`).
+    """
+    await connection.execute(_ACCEPT_PROGRESS, accepted_by, reason)
+
+
+_ACCEPTED_OFFSETS = """
+select partition, max(next_offset) as next_offset
+  from consumer_override
+ where topic = $1
+ group by partition
+"""
+
+
+async def accepted_offsets(connection: Connection, topic: str) -> dict[int, int]:
+    """Return from where an operator has said, on the record, that a topic of ours may be read."""
+    rows = await connection.fetch(_ACCEPTED_OFFSETS, topic)
+    return {row["partition"]: row["next_offset"] for row in rows}

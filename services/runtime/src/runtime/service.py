@@ -25,6 +25,7 @@ import msgspec
 import structlog
 import uvloop
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -34,6 +35,7 @@ from runtime.auth import Access, AccessLimits
 from runtime.clock import pause
 from runtime.consumer import Consumer
 from runtime.database import Database, Limits
+from runtime.gate import Gate, Gated, Guard
 from runtime.http import ANY_KEY, Resource, get, json_response
 from runtime.idempotency import forget_refusals
 from runtime.kafka import Kafka, Topic
@@ -127,7 +129,9 @@ class Parts:
     tasks: Sequence[Task] = ()
     status: Callable[[], Awaitable[Status]] | None = None
     start: Callable[[], Awaitable[None]] | None = None
-    """Runs once, after the databases are open and before anything is served or read."""
+    """Runs once, after the guard has passed and before anything is served or read."""
+    guard: Guard | None = None
+    """Finds what was published and is not in the database: then nothing is served (`gate`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,9 +307,8 @@ async def serve(service: Service, settings: Settings) -> int:
 
 async def run_parts(service: Service, kit: Kit, parts: Parts, stop: asyncio.Event) -> int:
     """Run the parts on an open kit until `stop`, then end them in the order of the data."""
-    if parts.start is not None:
-        await parts.start()
-    app = make_app(service, kit, parts)
+    gate = Gate(parts.guard)
+    app = make_app(service, kit, parts, gate)
     settings = kit.settings
     server = Server(
         app,
@@ -316,31 +319,28 @@ async def run_parts(service: Service, kit: Kit, parts: Parts, stop: asyncio.Even
         stop_s=HTTP_STOP_S - 2,
     )
     stop_consuming, stop_relaying = asyncio.Event(), asyncio.Event()
-    outboxes = () if parts.outbox is None else (parts.outbox,)
     serving = asyncio.create_task(server.serve(), name="http")
-    consuming = [
-        *(_named(f"consumer {part.group}", part.run(stop_consuming)) for part in parts.consumers),
-        *(
-            _named(
-                f"task {task.name}",
-                kit.writer.run_leased(
-                    f"task:{task.name}", task.run, interval_ms=task.interval_ms, stop=stop_consuming
-                ),
-            )
-            for task in (*parts.tasks, FORGET_REFUSALS)
-        ),
-        _named("topics", _make_topics(kit.kafka, parts.topics, stop_consuming)),
-    ]
-    relaying = [
-        _named(f"relay {topic}", Relay(outbox, topic, kit.writer, kit.kafka).run(stop_relaying))
-        for outbox in outboxes
-        for topic in outbox.topics
-    ]
     stopping = asyncio.create_task(stop.wait(), name="stop")
-    running = [serving, *consuming, *relaying]
-    await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)
+    opening = _named("gate", gate.open(stop, parts.start or _nothing_first))
+    watching = [
+        _named("api database", kit.api.until_replaced()),
+        _named("writer database", kit.writer.until_replaced()),
+    ]
+    running = [serving, *watching]
+    consuming: list[asyncio.Task[None]] = []
+    relaying: list[asyncio.Task[None]] = []
+    await asyncio.wait([stopping, opening, *running], return_when=asyncio.FIRST_COMPLETED)
+    if opening.done() and opening.exception() is None and not stop.is_set():
+        consuming = _consuming(kit, parts, stop_consuming)
+        relaying = _relaying(kit, parts, stop_relaying)
+        running += [*consuming, *relaying]
+        await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)
+    elif opening.done() and opening.exception() is not None:
+        running.append(opening)
     failed = _first_ended(running)
-    stopping.cancel()
+    for waiting in (stopping, opening, *watching):
+        waiting.cancel()
+    await asyncio.gather(stopping, opening, *watching, return_exceptions=True)
     _log.info("stopping", because=failed or "signal")
     # In the order of the data: no new requests, then no new records, then what they wrote is out.
     server.should_exit = True
@@ -352,12 +352,54 @@ async def run_parts(service: Service, kit: Kit, parts: Parts, stop: asyncio.Even
     return 0 if failed is None else 1
 
 
-def make_app(service: Service, kit: Kit, parts: Parts) -> FastAPI:
-    """Build the application of a service: its own resources and `GET /v1/status`."""
+async def _nothing_first() -> None:
+    """Stand for a service that has nothing to do at start."""
+
+
+def _consuming(kit: Kit, parts: Parts, stop: asyncio.Event) -> list[asyncio.Task[None]]:
+    """Start what reads and what works by itself."""
+    return [
+        *(_named(f"consumer {part.group}", part.run(stop)) for part in parts.consumers),
+        *(
+            _named(
+                f"task {task.name}",
+                kit.writer.run_leased(
+                    f"task:{task.name}", task.run, interval_ms=task.interval_ms, stop=stop
+                ),
+            )
+            for task in (*parts.tasks, FORGET_REFUSALS)
+        ),
+        _named("topics", _make_topics(kit.kafka, parts.topics, stop)),
+    ]
+
+
+def _relaying(kit: Kit, parts: Parts, stop: asyncio.Event) -> list[asyncio.Task[None]]:
+    """Start a relay for each topic of the outbox."""
+    outboxes = () if parts.outbox is None else (parts.outbox,)
+    return [
+        _named(f"relay {topic}", Relay(outbox, topic, kit.writer, kit.kafka).run(stop))
+        for outbox in outboxes
+        for topic in outbox.topics
+    ]
+
+
+def make_app(service: Service, kit: Kit, parts: Parts, gate: Gate | None = None) -> FastAPI:
+    """Build the application of a service: its own resources and `GET /v1/status`.
+
+    Without a gate everything is served at once.
+    """
+
+    async def ready() -> None:
+        if gate is not None and gate.problem is not None:
+            raise gate.problem
+        await kit.api.ping()
+
     resources = (*parts.resources, StatusResource(service, kit, parts))
-    return create_app(
-        service.name, service.version, resources, ready=kit.api.ping, purpose=service.purpose
-    )
+    app = create_app(service.name, service.version, resources, ready=ready, purpose=service.purpose)
+    # Behind the boundary, so that what the gate turns away is measured and traced like the rest.
+    if gate is not None:
+        app.user_middleware.append(Middleware(Gated, gate=gate))
+    return app
 
 
 class StatusResource(Resource):

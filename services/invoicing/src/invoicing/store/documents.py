@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from hisab_contracts.ids import DocumentId, LegalEntityId
 from invoicing.core.differences import IssuedDocument
 from invoicing.core.document import (
     Content,
@@ -18,6 +19,7 @@ from invoicing.core.document import (
     invoice_state,
     read_content,
 )
+from invoicing.core.restoration import KeptDocument, SeriesYear
 from invoicing.store.closings import facts_from_row
 
 if TYPE_CHECKING:
@@ -171,3 +173,32 @@ async def invoice_basis(connection: Connection, invoice_id: str) -> InvoiceBasis
             stored_pdf_sha256=row["stored_pdf_sha256"],
         ),
     )
+
+
+# What the database has of documents that were announced.
+_KEPT_DOCUMENTS = """
+select invoice_id, number, content_sha256 from invoices where invoice_id = any($1::text[])
+"""
+_LAST_POSITIONS = """
+select legal_entity_id, series, fiscal_year, last_position from invoice_counters
+"""
+
+
+async def kept_documents(
+    connection: Connection, invoice_ids: Sequence[str]
+) -> dict[DocumentId, KeptDocument]:
+    """Return those of these documents that are here."""
+    return {
+        DocumentId(row["invoice_id"]): KeptDocument(row["number"], row["content_sha256"])
+        for row in await connection.fetch(_KEPT_DOCUMENTS, invoice_ids)
+    }
+
+
+async def last_positions(connection: Connection) -> dict[SeriesYear, int]:
+    """Return the last place that was taken in each series and fiscal year."""
+    return {
+        (LegalEntityId(row["legal_entity_id"]), row["series"], row["fiscal_year"]): row[
+            "last_position"
+        ]
+        for row in await connection.fetch(_LAST_POSITIONS)
+    }

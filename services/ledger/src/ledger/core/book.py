@@ -330,13 +330,6 @@ def evolve(books: Books, entry: Entry) -> Books:
     return Books(book, bucket, hold, programme)
 
 
-def hold_named_by(entry: Entry) -> HoldId | None:
-    """Return the hold that an entry speaks of: it places or ends it, or charges under it."""
-    if entry.hold is not None:
-        return entry.hold.hold_id
-    return None if entry.charge is None else entry.charge.hold_id
-
-
 class RebuiltBook(Struct, frozen=True):
     """Everything a book's entries say: what every projection must equal.
 
@@ -354,7 +347,7 @@ def fold(before: RebuiltBook, entries: Iterable[Entry]) -> RebuiltBook:
     buckets = dict(before.buckets)
     holds = dict(before.holds)
     for entry in entries:
-        charge, hold_id = entry.charge, hold_named_by(entry)
+        charge, hold_id = entry.charge, hold_id_of(entry)
         books = evolve(
             Books(
                 book=book,
@@ -369,6 +362,13 @@ def fold(before: RebuiltBook, entries: Iterable[Entry]) -> RebuiltBook:
         if books.hold is not None:
             holds[books.hold.hold_id] = books.hold
     return RebuiltBook(book, buckets, holds)
+
+
+def hold_id_of(entry: Entry) -> HoldId | None:
+    """Return the hold that an entry moves: its own, or the one its charge runs under."""
+    if entry.hold is not None:
+        return entry.hold.hold_id
+    return None if entry.charge is None else entry.charge.hold_id
 
 
 def _with_entry(book: Book, entry: Entry) -> Book:

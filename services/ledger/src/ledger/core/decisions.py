@@ -51,7 +51,7 @@ from ledger.core.book import (
     Lot,
     available_micro,
     evolve,
-    hold_named_by,
+    hold_id_of,
     is_newer,
     next_entry,
     postings_of,
@@ -316,7 +316,7 @@ class UnitOfWork:
         for entry in entries:
             # Each entry with the hold that it speaks of: those that are over end before the
             # command's own entry.
-            hold = self._hold_or_none(book_id, hold_named_by(entry))
+            hold = self._hold_or_none(book_id, hold_id_of(entry))
             books = evolve(replace(books, hold=hold), entry)
             self._entries.append(entry)
             # Only a charge came with a trace; what the clock ended has none.

@@ -28,7 +28,13 @@ from typing import TYPE_CHECKING, Any, Final
 from hisab_contracts.charges import AllocationFinal, BucketTotal
 from hisab_contracts.ids import AllocationId, BucketId, GrantId, HoldId, ProgrammeId, TenantId
 from hisab_contracts.units import moment_of, ms_of, optional_moment_of, optional_ms_of
-from ledger.core.book import Book, BookedBucket, Lot, in_draw_order, may_return_credit
+from ledger.core.book import (
+    Book,
+    BookedBucket,
+    Lot,
+    in_draw_order,
+    may_return_credit,
+)
 from ledger.core.decisions import BookChanges, UnitOfWork
 from ledger.core.holds import Hold, PlaceHold
 from ledger.store.accounts import load_accounts, upsert_accounts
@@ -81,7 +87,7 @@ async def open_books(
     now_ms, due = await _load_due(connection, wanted, clock)
     lots = await load_lots(connection, wanted, spent_lots=False)
     named = await load_accounts(connection, wanted, accounts) if accounts else {}
-    loaded = await _load_holds(connection, hold_ids)
+    loaded = await load_holds(connection, hold_ids)
     return UnitOfWork(_books_of(rows, lots, named), now_ms, holds=loaded, due=due)
 
 
@@ -96,7 +102,7 @@ async def open_expired(connection: Connection, clock: Clock, limit: int) -> Unit
     rows = await _lock_books(connection, wanted)
     now_ms = await checked_now_ms(connection, clock)
     lots = await load_lots(connection, wanted, spent_lots=False)
-    return UnitOfWork(_books_of(rows, lots, {}), now_ms, holds=await _load_holds(connection, found))
+    return UnitOfWork(_books_of(rows, lots, {}), now_ms, holds=await load_holds(connection, found))
 
 
 async def open_for_charges(
@@ -113,13 +119,15 @@ async def open_for_charges(
     rows = await _lock_books(connection, wanted)
     # Everything below is read after the locks: nobody can change it before this transaction ends.
     now_ms, due = await _load_due(connection, wanted, clock)
-    buckets = await _load_buckets(connection, totals)
+    buckets = await load_buckets(
+        connection, {(total.tenant_id, total.bucket_id): total.hour_ms for total in totals}
+    )
     spent_lots = any(
         may_return_credit(total, buckets.get((total.tenant_id, total.bucket_id)))
         for total in totals
     )
     lots = await load_lots(connection, wanted, spent_lots=spent_lots)
-    loaded = await _load_holds(
+    loaded = await load_holds(
         connection,
         [(total.tenant_id, total.hold_id) for total in totals if total.hold_id is not None],
     )
@@ -137,6 +145,14 @@ async def open_for_charges(
             for allocation, ending in of_allocations.items()
         },
     )
+
+
+async def lock_whole_books(connection: Connection, book_ids: Iterable[str]) -> dict[str, Book]:
+    """Lock these books and load all of their lots and accounts; those that do not exist are out."""
+    wanted = sorted(set(book_ids))
+    rows = await _lock_books(connection, wanted)
+    lots = await load_lots(connection, wanted, spent_lots=True)
+    return _books_of(rows, lots, await load_accounts(connection, wanted, None))
 
 
 async def save(connection: Connection, changes: BookChanges) -> None:
@@ -353,11 +369,10 @@ on conflict (tenant_id, hour_at, bucket_id) do update
 )
 
 
-async def _load_buckets(
-    connection: Connection, totals: Iterable[BucketTotal]
+async def load_buckets(
+    connection: Connection, wanted: Mapping[tuple[str, str], int]
 ) -> dict[tuple[str, str], BookedBucket]:
-    """Load what was booked of these buckets, by (tenant, bucket); others are left out."""
-    wanted = {(total.tenant_id, total.bucket_id): total.hour_ms for total in totals}
+    """Load what was booked of buckets, by (tenant, bucket); `wanted` has the hour of each."""
     rows = await connection.fetch(
         _LOAD_BUCKETS,
         [tenant_id for tenant_id, _ in wanted],
@@ -485,7 +500,7 @@ async def _load_due(
     return now_ms, [(row["tenant_id"], hold_from_row(row)) for row in found]
 
 
-async def _load_holds(
+async def load_holds(
     connection: Connection, hold_ids: Iterable[tuple[str, str]]
 ) -> dict[tuple[str, str], Hold]:
     """Load holds by (tenant, hold); unknown ones are left out."""

@@ -89,6 +89,19 @@ async def find_tenant(connection: Connection, tenant_id: str) -> TenantRecord | 
     )
 
 
+_UNKNOWN_TENANTS = """
+select n.tenant_id
+  from unnest($1::text[]) as n (tenant_id)
+ where not exists (select from tenants t where t.tenant_id = n.tenant_id)
+ order by n.tenant_id
+"""
+
+
+async def unknown_tenants(connection: Connection, tenant_ids: Sequence[str]) -> list[str]:
+    """Return those of these tenants that are not registered."""
+    return [row["tenant_id"] for row in await connection.fetch(_UNKNOWN_TENANTS, tenant_ids)]
+
+
 _INSERT_PROGRAMME = """
 insert into programmes (programme_id, name, currency, budget_micro)
 values ($1, $2, $3, $4)

@@ -1,4 +1,4 @@
-"""Entries as rows: appended, read back as they were hashed, numbered in windows, found again.
+"""Entries as rows: appended, read back as they were hashed, found again.
 
 Theory. An entry is one row, its postings inside as parallel arrays. What follows from the rest is
 not stored: a charge's cause and actor (its bucket, metering), its hour (when it is effective), its
@@ -7,13 +7,7 @@ charge costs less than half a kilobyte, and `entry_from_row` gives back the entr
 The detail of a hold or grant is stored as the JSON it had then, without null members; read into a
 type that has grown since, it still hashes to the stored hash (decision 0009).
 
-A window of transaction ids [from, until) below the horizon (`horizon_of`: every older transaction
-has ended) is complete for ever: no commit can add to it. The sequencer numbers entries by such
-windows, and sorts each by (book, seq), because within one book a later entry can carry an older
-transaction id than the one before it, but never from another window.
-
-Beside the entries stand the watermarks that came among their charges, and the charges that could
-not become entries (parked, with their bytes).
+Beside the entries stand the charges that could not become entries (parked, with their bytes).
 """
 
 from __future__ import annotations
@@ -28,7 +22,6 @@ from hisab_contracts.entries import (
     GENESIS_HASH,
     ChargeDetail,
     Entry,
-    EntryWatermark,
     GrantDetail,
     HoldDetail,
     Posting,
@@ -45,7 +38,7 @@ from hisab_contracts.ids import (
     TenantId,
     entry_id,
 )
-from hisab_contracts.units import moment_of, ms_of, optional_moment_of, optional_ms_of
+from hisab_contracts.units import moment_of, ms_of
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
@@ -58,12 +51,12 @@ tenant_id, seq, kind, effective_at, recorded_at, hash, caused_by, actor, bucket_
 project_id, hold_id, hub, node_id, sku, price_class, price_version, revision, gpu_ns, over_limit,
 detail, trace_id
 """
-_ENTRY_COLUMNS: Final = _ENTRY_SCALARS + ", accounts, amounts, balances"
+ENTRY_COLUMNS: Final = _ENTRY_SCALARS + ", accounts, amounts, balances"
 
 # Arrays inside a row travel as literals: `unnest` flattens arrays of arrays.
 _INSERT_ENTRIES = (
     "insert into entries ("
-    + _ENTRY_COLUMNS
+    + ENTRY_COLUMNS
     + ") select "
     + _ENTRY_SCALARS
     + """, accounts::text[], amounts::bigint[], balances::bigint[]
@@ -72,7 +65,7 @@ _INSERT_ENTRIES = (
               $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[],
               $18::bigint[], $19::bigint[], $20::boolean[], $21::bytea[], $22::uuid[],
               $23::text[], $24::text[], $25::text[]) as n ("""
-    + _ENTRY_COLUMNS
+    + ENTRY_COLUMNS
     + ")"
 )
 
@@ -125,7 +118,7 @@ def pg_array(members: Iterable[str]) -> str:
 
 _ENTRIES_AFTER = (
     "select "
-    + _ENTRY_COLUMNS
+    + ENTRY_COLUMNS
     + """, lag(hash) over (order by seq) as prev_hash
   from entries
  where tenant_id = $1 and seq >= $2
@@ -144,6 +137,22 @@ async def entries_after(
     """
     rows = await connection.fetch(_ENTRIES_AFTER, tenant_id, after_seq, limit + 1)
     return [entry_from_row(row) for row in rows if row["seq"] > after_seq][:limit]
+
+
+# Which entries are here, by place, and what they are.
+_HASHES_OF = """
+select e.tenant_id, e.seq, e.hash
+  from unnest($1::text[], $2::bigint[]) as n (tenant_id, seq)
+  join entries e on e.tenant_id = n.tenant_id and e.seq = n.seq
+"""
+
+
+async def hashes_of(connection: Connection, wanted: Sequence[Entry]) -> dict[tuple[str, int], str]:
+    """Return the hash of the entry that stands in the place of each of these, where one does."""
+    rows = await connection.fetch(
+        _HASHES_OF, [entry.tenant_id for entry in wanted], [entry.seq for entry in wanted]
+    )
+    return {(row["tenant_id"], row["seq"]): row["hash"].hex() for row in rows}
 
 
 def entry_from_row(row: Row) -> Entry:
@@ -199,189 +208,6 @@ def _charge_from_row(row: Row, effective_ms: int, postings: Sequence[Posting]) -
         ),
         over_limit=row["over_limit"],
     )
-
-
-_HORIZON = """
-select pg_snapshot_xmin(pg_current_snapshot())::text::bigint as horizon
-"""
-
-
-async def horizon_of(connection: Connection) -> int:
-    """Return the oldest transaction id that may still be running: all below it have ended."""
-    return int(await connection.fetchval(_HORIZON))
-
-
-class Window(Struct, frozen=True, kw_only=True):
-    """A numbered range of transactions: its entries have the indexes from `first_index` on."""
-
-    window_id: int
-    from_xid: int
-    until_xid: int
-    first_index: int
-    entries: int
-    is_published: bool
-
-
-_WINDOW_COLUMNS: Final = """
-window_id, from_xid::text::bigint as from_xid, until_xid::text::bigint as until_xid, first_index,
-entries, published_at
-"""
-_LAST_WINDOW = (
-    "select " + _WINDOW_COLUMNS + " from sequence_windows order by window_id desc limit 1"
-)
-
-
-async def last_window(connection: Connection) -> Window | None:
-    """Return the newest window, published or not; None before the first."""
-    row = await connection.fetchrow(_LAST_WINDOW)
-    return None if row is None else _window_from_row(row)
-
-
-def _window_from_row(row: Row) -> Window:
-    return Window(
-        window_id=row["window_id"],
-        from_xid=row["from_xid"],
-        until_xid=row["until_xid"],
-        first_index=row["first_index"],
-        entries=row["entries"],
-        is_published=row["published_at"] is not None,
-    )
-
-
-# Nothing is numbered where no entry lies: an empty window would only be a row to keep.
-_CUT_WINDOW = (
-    """
-with found as (
-  select count(*) as entries from entries
-   where xid >= $1::text::xid8 and xid < $2::text::xid8
-)
-insert into sequence_windows (from_xid, until_xid, first_index, entries)
-select $1::text::xid8, $2::text::xid8, $3, entries from found where entries > 0
-returning """
-    + _WINDOW_COLUMNS
-)
-
-
-async def cut_window(
-    connection: Connection, from_xid: int, until_xid: int, first_index: int
-) -> Window | None:
-    """Commit the next window; None when no entry lies in it, and nothing is committed."""
-    row = await connection.fetchrow(_CUT_WINDOW, str(from_xid), str(until_xid), first_index)
-    return None if row is None else _window_from_row(row)
-
-
-# The hash before is looked up row by row: the predecessor of a window's entry may lie in an older
-# window.
-_WINDOW_ENTRIES = (
-    "select "
-    + _ENTRY_COLUMNS
-    + """,
-       (select p.hash from entries p
-         where p.tenant_id = e.tenant_id and p.seq = e.seq - 1) as prev_hash
-  from entries e
- where e.xid >= $1::text::xid8 and e.xid < $2::text::xid8
-   and (e.tenant_id, e.seq) > ($3, $4)
- order by e.tenant_id, e.seq
- limit $5
-"""
-)
-
-
-async def window_entries(
-    connection: Connection, window: Window, after: tuple[str, int], limit: int
-) -> list[tuple[Entry, str | None]]:
-    """Read a window's entries in index order after (book, seq), each with its trace id."""
-    rows = await connection.fetch(
-        _WINDOW_ENTRIES, str(window.from_xid), str(window.until_xid), after[0], after[1], limit
-    )
-    return [
-        (entry_from_row(row), None if row["trace_id"] is None else row["trace_id"].hex)
-        for row in rows
-    ]
-
-
-_MARK_PUBLISHED = """
-update sequence_windows set published_at = clock_timestamp() where window_id = $1
-"""
-
-
-async def mark_published(connection: Connection, window: Window) -> None:
-    """Note that a window's entries are all in Kafka."""
-    await connection.execute(_MARK_PUBLISHED, window.window_id)
-
-
-# Entries in open windows, and those that no window has numbered yet.
-_UNPUBLISHED = """
-select (select coalesce(sum(entries), 0) from sequence_windows where published_at is null)
-       + (select count(*) from entries
-           where xid >= coalesce((select until_xid from sequence_windows
-                                   order by window_id desc limit 1), '0'::xid8))
-       as unpublished
-"""
-
-
-async def count_unpublished(connection: Connection) -> int:
-    """Count the entries committed and not yet in Kafka."""
-    return int(await connection.fetchval(_UNPUBLISHED))
-
-
-# That a lower revision is ignored is decided here and not in the core, as the row is not locked
-# before. An update takes a new xid: the watermark has to leave after the entries of the transaction
-# that brought it, not after those of an older one.
-_KEEP_WATERMARKS = """
-insert into hub_watermarks as w (partition, hub, revision, watermark_at, message)
-select n.partition, n.hub, n.revision, n.watermark_at, n.message
-  from unnest($1::int[], $2::text[], $3::bigint[], $4::timestamptz[], $5::bytea[])
-       as n (partition, hub, revision, watermark_at, message)
- order by n.partition, n.hub
-on conflict (partition, hub) do update
-   set revision = excluded.revision, watermark_at = excluded.watermark_at,
-       message = excluded.message, xid = pg_current_xact_id()
- where w.revision < excluded.revision
-"""
-
-
-async def keep_watermarks(
-    connection: Connection, watermarks: Sequence[tuple[int, EntryWatermark]]
-) -> None:
-    """Keep the newest watermark of each (partition, hub), placed among the entries by its xid."""
-    if not watermarks:
-        return
-    await connection.execute(
-        _KEEP_WATERMARKS,
-        [partition for partition, _ in watermarks],
-        [watermark.hub for _, watermark in watermarks],
-        [watermark.revision for _, watermark in watermarks],
-        [optional_moment_of(watermark.watermark_ms) for _, watermark in watermarks],
-        [msgspec.json.encode(watermark) for _, watermark in watermarks],
-    )
-
-
-_WATERMARKS_BETWEEN = """
-select partition, message
-  from hub_watermarks
- where xid >= $1::text::xid8 and xid < $2::text::xid8
- order by partition, hub
-"""
-
-
-async def watermarks_between(
-    connection: Connection, from_xid: int, until_xid: int
-) -> list[tuple[int, bytes]]:
-    """Read the watermarks kept by these ended transactions: (partition, message)."""
-    rows = await connection.fetch(_WATERMARKS_BETWEEN, str(from_xid), str(until_xid))
-    return [(row["partition"], row["message"]) for row in rows]
-
-
-_ALL_WATERMARKS = "select hub, watermark_at from hub_watermarks order by hub, partition"
-
-
-async def watermarks_by_hub(connection: Connection) -> dict[str, list[int | None]]:
-    """Read each hub's watermarks, one per partition in which it was heard of."""
-    found: dict[str, list[int | None]] = {}
-    for row in await connection.fetch(_ALL_WATERMARKS):
-        found.setdefault(row["hub"], []).append(optional_ms_of(row["watermark_at"]))
-    return found
 
 
 class ParkedCharge(Struct, frozen=True, kw_only=True):

@@ -11,11 +11,11 @@ next column that a `pre` migration adds, and fails once on every connection of t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from hisab_contracts.ids import BucketId, HoldId
+from hisab_contracts.ids import BucketId, TenantId
 from hisab_contracts.units import moment_of, ms_of, optional_ms_of
 from ledger.core.balance import Balance, balance_at, complete_until
 from ledger.core.book import Book, BookedBucket, hold_state, in_draw_order
@@ -157,6 +157,9 @@ async def trial_balance(connection: Connection) -> TrialBalance:
     return TrialBalance(accounts=accounts, recorded_ms=recorded_ms, entries=entries)
 
 
+_LOWEST: Final = BucketId("0" * 32)
+"""Before every bucket."""
+
 _SNAPSHOT = "set transaction isolation level repeatable read, read only"
 
 
@@ -165,34 +168,47 @@ async def take_snapshot(connection: Connection) -> None:
     await connection.execute(_SNAPSHOT)
 
 
-_ALL_BOOKS = SELECT_BOOK + " from books order by tenant_id"
-_ALL_BUCKETS = SELECT_BUCKET + " from buckets where tenant_id = $1"
-_ALL_HOLDS = SELECT_HOLD + " from holds where tenant_id = $1"
+_BOOK_IDS_AFTER = "select tenant_id from books where tenant_id > $1 order by tenant_id limit $2"
+_BOOK = SELECT_BOOK + " from books where tenant_id = $1"
+_BUCKETS_AFTER = (
+    SELECT_BUCKET
+    + """
+  from buckets
+ where tenant_id = $1 and (hour_at, bucket_id) > ($2, $3)
+ order by hour_at, bucket_id
+ limit $4
+"""
+)
+_HOLDS_AFTER = (
+    SELECT_HOLD + " from holds where tenant_id = $1 and hold_id > $2 order by hold_id limit $3"
+)
 
 
-async def projected_books(connection: Connection) -> list[Book]:
-    """Read every book as projected, whole, by id."""
-    rows = await connection.fetch(_ALL_BOOKS)
-    wanted = [row["tenant_id"] for row in rows]
-    lots = await load_lots(connection, wanted, spent_lots=True)
-    accounts = await load_accounts(connection, wanted, None)
-    return [
-        book_from_row(
-            row,
-            in_draw_order(lots.get(row["tenant_id"], ())),
-            accounts.get(row["tenant_id"], {}),
-        )
-        for row in rows
-    ]
+async def book_ids_after(connection: Connection, after: str, limit: int) -> list[TenantId]:
+    """Name books in the order of their ids, after one."""
+    rows = await connection.fetch(_BOOK_IDS_AFTER, after, limit)
+    return [TenantId(row["tenant_id"]) for row in rows]
 
 
-async def projected_buckets(connection: Connection, tenant_id: str) -> dict[BucketId, BookedBucket]:
-    """Read all buckets of a book as projected."""
-    buckets = map(bucket_from_row, await connection.fetch(_ALL_BUCKETS, tenant_id))
-    return {bucket.bucket_id: bucket for bucket in buckets}
+async def projected_book(connection: Connection, tenant_id: TenantId) -> Book:
+    """Read a book as projected, whole. It exists: books are never removed."""
+    (row,) = await connection.fetch(_BOOK, tenant_id)
+    lots = await load_lots(connection, [tenant_id], spent_lots=True)
+    accounts = await load_accounts(connection, [tenant_id], None)
+    return book_from_row(row, in_draw_order(lots.get(tenant_id, ())), accounts.get(tenant_id, {}))
 
 
-async def projected_holds(connection: Connection, tenant_id: str) -> dict[HoldId, Hold]:
-    """Read all holds of a book as projected."""
-    holds = map(hold_from_row, await connection.fetch(_ALL_HOLDS, tenant_id))
-    return {hold.hold_id: hold for hold in holds}
+async def buckets_after(
+    connection: Connection, tenant_id: TenantId, after: BookedBucket | None, limit: int
+) -> list[BookedBucket]:
+    """Read buckets of a book as projected, in order of hour and id, after one."""
+    hour_ms, bucket_id = (0, _LOWEST) if after is None else (after.hour_ms, after.bucket_id)
+    rows = await connection.fetch(_BUCKETS_AFTER, tenant_id, moment_of(hour_ms), bucket_id, limit)
+    return list(map(bucket_from_row, rows))
+
+
+async def holds_after(
+    connection: Connection, tenant_id: TenantId, after: str, limit: int
+) -> list[Hold]:
+    """Read holds of a book as projected, in order of their ids, after one."""
+    return list(map(hold_from_row, await connection.fetch(_HOLDS_AFTER, tenant_id, after, limit)))

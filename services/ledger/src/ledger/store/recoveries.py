@@ -1,0 +1,101 @@
+"""What a recovery takes back: books opened for it, approved grants, and its own record. SQL.
+
+Everything else that it writes is written as ever (`books`, `directory`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hisab_contracts.entries import Entry, GrantDetail
+from hisab_contracts.ids import KeyId
+from hisab_contracts.units import moment_of, optional_moment_of
+from ledger.core.book import hold_id_of
+from ledger.core.restoration import RestoredBooks, programme_book_of
+from ledger.store.books import load_buckets, load_holds, lock_whole_books
+
+if TYPE_CHECKING:
+    from runtime.database import Connection
+
+
+async def open_to_take_back(connection: Connection, published: Sequence[Entry]) -> RestoredBooks:
+    """Lock and load all that published entries speak of, programmes of their grants included."""
+    grants = [entry.grant for entry in published if entry.grant is not None]
+    # Whole books: nobody has said beforehand which lots and accounts these entries move.
+    opened = await lock_whole_books(
+        connection,
+        {entry.tenant_id for entry in published} | {programme_book_of(grant) for grant in grants},
+    )
+    buckets = await load_buckets(
+        connection,
+        {
+            (entry.tenant_id, entry.charge.bucket_id): entry.charge.hour_ms
+            for entry in published
+            if entry.charge is not None
+        },
+    )
+    holds = await load_holds(
+        connection,
+        [
+            (entry.tenant_id, hold_id)
+            for entry in published
+            if (hold_id := hold_id_of(entry)) is not None
+        ],
+    )
+    # Nothing is decided here: the entries carry their own instants, and are folded as they are.
+    latest_ms = max((entry.recorded_ms for entry in published), default=0)
+    return RestoredBooks(opened, latest_ms, buckets=buckets, holds=holds)
+
+
+# A proposal that the backup has keeps its proposer.
+_TAKE_BACK_GRANT = """
+insert into grants (grant_id, tenant_id, programme_id, grant_micro, priority, effective_at,
+                    expires_at, state, proposed_by, approved_by, approved_at)
+values ($1, $2, $3, $4, $5, $6, $7, 'approved', $8, $9, $10)
+on conflict (grant_id) do update
+   set state = excluded.state, approved_by = excluded.approved_by,
+       approved_at = excluded.approved_at
+ where grants.state = 'proposed'
+"""
+
+
+async def take_back_grant(
+    connection: Connection,
+    tenant_id: str,
+    grant: GrantDetail,
+    proposer: str,
+    approver: KeyId,
+    approved_ms: int,
+) -> None:
+    """Store an approved grant as its entry describes it."""
+    await connection.execute(
+        _TAKE_BACK_GRANT,
+        grant.grant_id,
+        tenant_id,
+        grant.programme_id,
+        grant.grant_micro,
+        grant.priority,
+        moment_of(grant.effective_ms),
+        optional_moment_of(grant.expires_ms),
+        proposer,
+        approver,
+        moment_of(approved_ms),
+    )
+
+
+_RECORD_RECOVERY = """
+insert into recoveries (accepted_by, reason, entries, tenants, holds) values ($1, $2, $3, $4, $5)
+"""
+
+
+async def record_recovery(
+    connection: Connection,
+    accepted_by: str,
+    reason: str,
+    entries: int,
+    tenants: Sequence[str],
+    holds: Sequence[str],
+) -> None:
+    """Put on the record what was taken back from the topics."""
+    await connection.execute(_RECORD_RECOVERY, accepted_by, reason, entries, tenants, holds)
