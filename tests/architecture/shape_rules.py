@@ -16,7 +16,7 @@ VAGUE_NAMES = frozenset(
 )
 
 ONLY_IN: Mapping[str, tuple[str, ...]] = {
-    "aiokafka": ("runtime.kafka", "runtime.records"),
+    "aiokafka": ("runtime.kafka", "runtime.feed", "runtime.records", "runtime.topics"),
     "asyncpg": (
         "runtime.database",
         "runtime.idempotency",

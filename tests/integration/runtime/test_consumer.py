@@ -15,7 +15,8 @@ from integration.runtime.raw import RawName, send_raw
 from runtime import telemetry
 from runtime.consumer import Batch, Consumer, Halted, Subscription
 from runtime.database import transaction_on
-from runtime.kafka import BrokerLost, Feed, Message, MessageTooLarge, Topic
+from runtime.feed import Feed
+from runtime.kafka import BrokerLost, Message, MessageTooLarge, Topic
 from runtime.machine import Partition
 from runtime.outbox import Outbox, Relay
 from runtime.records import Record

@@ -23,14 +23,8 @@ import structlog
 from runtime import progress, telemetry
 from runtime.clock import pause, ticks_ms
 from runtime.database import CommitUnknown, Database
-from runtime.kafka import (
-    REBALANCE_TIMEOUT_MS,
-    BrokerLost,
-    Feed,
-    Hints,
-    Kafka,
-    OutOfRangeError,
-)
+from runtime.feed import REBALANCE_TIMEOUT_MS, Feed, Hints, OutOfRangeError
+from runtime.kafka import BrokerLost, Kafka
 from runtime.machine import (
     STUCK_AFTER_MS,
     Action,
@@ -103,6 +97,24 @@ class Subscription:
     max_records: int = 2_000
 
 
+@dataclass(frozen=True, slots=True)
+class HiddenRecords:
+    """Acknowledged records of a partition that no reader may see before a transaction ends."""
+
+    first_offset: int
+    end_offset: int
+
+    def explain(self, partition: Partition) -> str:
+        """Say what holds the partition up, and who can end it."""
+        return (
+            f"a transaction is open on {partition.topic}[{partition.number}]: offsets"
+            f" {self.first_offset} to {self.end_offset - 1} are not read before its producer"
+            " commits or aborts it; when that is gone, end it (kafka-transactions.sh"
+            f" find-hanging, then abort --topic {partition.topic}"
+            f" --partition {partition.number} --start-offset {self.first_offset})"
+        )
+
+
 class Halted(Exception):
     """The consumer must not go on; the message says why."""
 
@@ -150,8 +162,15 @@ class Consumer:
             return await progress.stored_progress(connection, self._wanted)
 
     async def lag_records(self) -> int:
-        """Return how many records wait, over all partitions; end offsets at most 0.5 s old."""
+        """Return how many records wait, over all partitions; end offsets at most 0.5 s old.
+
+        Records that an open transaction hides wait as well: they are acknowledged.
+        """
         return await self._lag.total()
+
+    def hidden(self) -> Mapping[Partition, HiddenRecords]:
+        """Return where an open transaction has held us up for two looks in a row."""
+        return self._lag.held_up
 
     async def run(self, stop: asyncio.Event) -> None:
         """Read and process until `stop`; finishes the transaction in flight, then returns.
@@ -197,7 +216,7 @@ class Consumer:
             await feed.close()
 
     async def _existing_topics(self) -> tuple[str, ...]:
-        known = await self._kafka.topics()
+        known = await self._kafka.topics(self._wanted)
         return tuple(topic for topic in self._wanted if topic in known)
 
     async def _read(self, feed: Feed, topics: tuple[str, ...]) -> None:
@@ -342,7 +361,7 @@ class Consumer:
         while True:
             await asyncio.sleep(OBSERVE_EVERY_S)
             try:
-                await self._lag.refresh()
+                await self._lag.observe()
             except Exception as error:
                 if not is_outage(error):
                     raise
@@ -350,7 +369,9 @@ class Consumer:
                 continue
             moved = self._lag.stored_total != total_before
             total_before = self._lag.stored_total
-            if self._lag.of(self._machine.ready) == 0 and (moved or self._lag.waiting == 0):
+            # What a transaction hides cannot be read by anybody: waiting for it is not being stuck.
+            is_idle = self._lag.readable(self._machine.ready) == 0
+            if is_idle and (moved or self._lag.readable() == 0):
                 self._watch.moved(ticks_ms())
             telemetry.set_lag(self.group, self._lag.waiting)
 
@@ -361,35 +382,65 @@ class _Lag:
     def __init__(self, kafka: Kafka, consumer: Consumer) -> None:
         self._kafka = kafka
         self._consumer = consumer
-        self._by_partition: dict[Partition, int] = {}
+        self._readable: dict[Partition, int] = {}
+        self._hidden: dict[Partition, HiddenRecords] = {}
+        self._hidden_before: dict[Partition, HiddenRecords] = {}
         self._topics: tuple[str, ...] = ()
         self._read_ms: int | None = None
         self._lock = asyncio.Lock()
+        self.waiting = 0
         self.stored_total = 0
+        self.held_up: Mapping[Partition, HiddenRecords] = {}
 
-    @property
-    def waiting(self) -> int:
-        return sum(self._by_partition.values())
-
-    def of(self, partitions: Iterable[Partition]) -> int:
-        return sum(self._by_partition.get(partition, 0) for partition in partitions)
+    def readable(self, partitions: Iterable[Partition] | None = None) -> int:
+        """Return how many records wait that can be read now: in these partitions, or in all."""
+        if partitions is None:
+            return sum(self._readable.values())
+        return sum(self._readable.get(partition, 0) for partition in partitions)
 
     async def total(self) -> int:
         async with self._lock:
             is_old = self._read_ms is None or ticks_ms() - self._read_ms > LAG_FRESH_MS
             if is_old or self._topics != self._consumer.topics:
-                await self.refresh()
+                await self._refresh()
             return self.waiting
 
-    async def refresh(self) -> None:
+    async def observe(self) -> None:
+        """Look again, and compare what is hidden with the last time we observed."""
+        async with self._lock:
+            await self._refresh()
+        # A transaction that was open at one look only is the ordinary life of its producer.
+        self.held_up = {
+            partition: hidden
+            for partition, hidden in self._hidden.items()
+            if partition in self._hidden_before
+            and self._hidden_before[partition].first_offset == hidden.first_offset
+        }
+        self._hidden_before = self._hidden
+
+    async def _refresh(self) -> None:
         read_ms = ticks_ms()
         topics = self._consumer.topics
         # End offsets first, so that what was there then and is not stored yet is counted.
         ends = await self._kafka.end_offsets(topics)
         stored = await self._consumer.positions()
-        self._by_partition = {
-            partition: max(0, end - stored.get(partition, 0)) for partition, end in ends.items()
+        behind = {
+            partition: end - stored.get(partition, 0)
+            for partition, end in ends.items()
+            if end > stored.get(partition, 0)
         }
+        # Asked only where something waits: mostly nowhere.
+        readable = await self._kafka.offsets_at("readable", tuple(behind))
+        self._readable = {
+            partition: max(0, until - stored.get(partition, 0))
+            for partition, until in readable.items()
+        }
+        self._hidden = {
+            partition: HiddenRecords(until, ends[partition])
+            for partition, until in readable.items()
+            if stored.get(partition, 0) >= until
+        }
+        self.waiting = sum(behind.values())
         self.stored_total = sum(stored.values())
         self._topics, self._read_ms = topics, read_ms
 

@@ -85,7 +85,7 @@ class Relay:
 
     async def _relay(self, stop: asyncio.Event) -> None:
         """Hold the lease and publish until the connection, the broker or we end."""
-        while self.topic not in await self._kafka.topics():
+        while self.topic not in await self._kafka.topics([self.topic]):
             await pause(stop, RETRY_S)
             if stop.is_set():
                 return

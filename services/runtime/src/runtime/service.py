@@ -151,6 +151,8 @@ class StatusAnswer(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool
     lag_records: int
     outbox_depth: int
+    blocked_by: list[str]
+    """Where an open transaction keeps acknowledged records from being read."""
     complete_until: dict[str, str | None]
 
 
@@ -361,6 +363,11 @@ class StatusResource(Resource):
                 ready=True,
                 lag_records=lag_records,
                 outbox_depth=outbox_depth,
+                blocked_by=[
+                    records.explain(partition)
+                    for consumer in parts.consumers
+                    for partition, records in sorted(consumer.hidden().items())
+                ],
                 complete_until=dict(more.complete_until),
             )
         )
