@@ -17,6 +17,7 @@ from ledger.core.book import PROGRAMME_BOOK
 from ledger.sequencer import Sequencer
 from ledger.store import entries
 from runtime.kafka import Kafka, Topic
+from runtime.topics import PartitionMismatch
 from unit.ledger.values import total, watermark
 
 
@@ -94,7 +95,7 @@ async def test_a_transaction_that_commits_late_is_not_skipped(
     """Nothing at or above an open transaction's id is published before it ends."""
     await ledger.tenant("late", limit_micro=100)
     await ledger.tenant("early", limit_micro=100)
-    sequencer = Sequencer(kafka, topic=published.topic)
+    sequencer = Sequencer(kafka, topic=published.topic, charges=published.topic)
     await drain(sequencer, ledger)
     held = ledger.batch([total(1, bucket="1", tenant_id="late")])
     async with ledger.writer.transaction() as late:
@@ -120,7 +121,7 @@ async def test_entries_leave_whole_in_order_and_in_their_trace(
     await ledger.hold("whole", "hw", 3)
     for micro in (1, 2, 30):
         await ledger.book(total(micro, tenant_id="whole", hold_id="hw"))
-    await drain(Sequencer(kafka, topic=published.topic), ledger)
+    await drain(Sequencer(kafka, topic=published.topic, charges=published.topic), ledger)
     found = await published.read()
     mine = [
         (said, headers)
@@ -146,7 +147,7 @@ async def test_a_watermark_follows_every_entry_booked_before_it(
             mark,
             partition=partition,
         )
-    sequencer = Sequencer(kafka, topic=published.topic)
+    sequencer = Sequencer(kafka, topic=published.topic, charges=published.topic)
     await drain(sequencer, ledger)
     await drain(sequencer, ledger)
     found = await published.read()
@@ -162,7 +163,7 @@ async def test_a_new_lease_publishes_watermarks_again_and_an_idle_one_never(
     """What was published is not even read again, until the lease changes hands."""
     mark = watermark("isb", 1, 1_753_920_000_000)
     await ledger.book(mark)
-    sequencer = Sequencer(kafka, topic=published.topic)
+    sequencer = Sequencer(kafka, topic=published.topic, charges=published.topic)
 
     async def published_marks() -> int:
         found = await published.read()
@@ -180,12 +181,34 @@ async def test_a_new_lease_publishes_watermarks_again_and_an_idle_one_never(
             assert times == await published_marks()
 
 
+async def test_no_watermark_leaves_while_charges_and_entries_have_different_partitions(
+    ledger: RealLedger, kafka: Kafka, published: Published, unique: Callable[[str], str]
+) -> None:
+    """48 charges and 24 entries would close months without half of the tenants: it halts."""
+    charges = unique("charges")
+    await kafka.create_topics([Topic(charges, 8)])
+    await ledger.book(watermark("mismatched", 1, 1_753_920_000_000))
+    sequencer = Sequencer(kafka, topic=published.topic, charges=charges)
+    with pytest.raises(PartitionMismatch, match=f"{charges} has 8 partitions and"):
+        await drain_watermarks(sequencer, ledger)
+    marks = [said for part in (await published.read()).values() for said, _ in part]
+    assert not [said for said in marks if isinstance(said, EntryWatermark)]
+
+
+async def drain_watermarks(sequencer: Sequencer, ledger: RealLedger) -> None:
+    """Step until the horizon has passed what is committed now, and what is due has left."""
+    async with ledger.writer.connection() as connection, asyncio.timeout(60):
+        horizon = await entries.horizon_of(connection)
+        while sequencer._marked_until <= horizon:
+            await sequencer.step(connection)
+
+
 @pytest.mark.defect("L6", "F46")
 async def test_a_window_not_marked_published_is_published_again(
     ledger: RealLedger, kafka: Kafka, published: Published
 ) -> None:
     """Killed in between: twice, never zero times; (tenant, seq) tells."""
-    first = Sequencer(kafka, topic=published.topic)
+    first = Sequencer(kafka, topic=published.topic, charges=published.topic)
     await drain(first, ledger)
     await ledger.tenant("twice", limit_micro=1_000)
     await ledger.book(*(total(1, bucket=str(n), tenant_id="twice") for n in range(5)))
@@ -201,7 +224,7 @@ async def test_a_window_not_marked_published_is_published_again(
         ):
             horizon = await entries.horizon_of(connection)
         assert 5 == await entries.count_unpublished(connection)
-    await drain(Sequencer(kafka, topic=published.topic), ledger)
+    await drain(Sequencer(kafka, topic=published.topic, charges=published.topic), ledger)
     found = [entry.seq for entry in await published.entries() if entry.tenant_id == "twice"]
     assert [1, 2, 3, 4, 5] == found
 
@@ -211,7 +234,7 @@ async def test_windows_number_every_entry_once_and_programmes_stay_at_home(
 ) -> None:
     """The global index has no gap; a programme's book is in it and not in the topic."""
     await ledger.programme("quiet")
-    await drain(Sequencer(kafka, topic=published.topic), ledger)
+    await drain(Sequencer(kafka, topic=published.topic, charges=published.topic), ledger)
     async with ledger.reader.connection() as connection:
         windows = await connection.fetch(
             "select from_xid::text::bigint f, until_xid::text::bigint u, first_index, entries"

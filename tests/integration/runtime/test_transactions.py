@@ -103,7 +103,7 @@ async def test_what_an_open_transaction_hides_is_lag_and_is_said_and_is_not_bein
             assert "kafka-transactions.sh" in consumer.hidden()[place].explain(place)
             for _ in range(2):
                 before_ms = await moved_at_ms()
-                await until(moved_at_ms, lambda at_ms, past=before_ms: at_ms > past, patience_s=120)
+                await until(moved_at_ms, before_ms.__lt__, patience_s=120)
             await producer.abort_transaction()
             await drained(consumer)
             await until(hidden, lambda found: not found, patience_s=120)

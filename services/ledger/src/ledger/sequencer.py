@@ -13,6 +13,11 @@ published: so after every entry booked before it. Watermarks are facts about com
 entries: they have no index, and after a restart the newest are published again (readers ignore a
 revision they know).
 
+A tenant's charges and entries must have the same partition number, or a watermark would overtake
+the entries it speaks of: before one leaves, both topics are asked how many partitions they have.
+
+Refusals: `PartitionMismatch`, and the process ends.
+
 Books of programmes are numbered like the others but not published: nobody downstream reads them
 until funders' statements are built.
 
@@ -33,6 +38,7 @@ from ledger.core.book import PROGRAMME_BOOK
 from ledger.store import entries
 from runtime.database import transaction_on
 from runtime.kafka import Kafka, Message
+from runtime.topics import require_equal_counts
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -45,10 +51,13 @@ _ENCODER: Final = msgspec.json.Encoder()
 class Sequencer:
     """Numbers and publishes entries while this process holds the lease."""
 
-    def __init__(self, kafka: Kafka, *, topic: str = topics.ENTRIES) -> None:
-        """Publish to this topic through this cluster."""
+    def __init__(
+        self, kafka: Kafka, *, topic: str = topics.ENTRIES, charges: str = topics.CHARGES
+    ) -> None:
+        """Publish to `topic` through this cluster what was booked from `charges`."""
         self._kafka = kafka
         self._topic = topic
+        self._charges = charges
         self._committed = asyncio.Event()
         self._marked_until = 0
         """Watermarks of transactions below this id are out: they are never read again."""
@@ -111,6 +120,11 @@ class Sequencer:
             return
         due = await entries.watermarks_between(connection, self._marked_until, until_xid)
         if due:
+            path = {self._charges, self._topic}
+            found = await self._kafka.topics(path)
+            if len(found) < len(path):
+                return  # One of them is being made: the watermarks stay due.
+            require_equal_counts(found)
             await self._kafka.publish(
                 [
                     Message(self._topic, key=None, value=message, partition=partition)

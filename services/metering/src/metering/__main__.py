@@ -44,7 +44,7 @@ def build(kit: Kit) -> Parts:
         kit.writer,
         Subscription("metering.reference", (TENANTS, ACCESS), keep_reference, compacted=True),
     )
-    watermarks = jobs.Watermarks(kit.kafka, outbox, kit.settings.partitions)
+    watermarks = jobs.Watermarks(kit.kafka, outbox)
 
     async def status() -> Status:
         async with kit.writer.connection() as connection:

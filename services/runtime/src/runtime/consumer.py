@@ -13,13 +13,14 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar, assert_never, cast
 
 import structlog
 
+from hisab_contracts.topics import partition_of
 from runtime import progress, telemetry
 from runtime.clock import pause, ticks_ms
 from runtime.database import CommitUnknown, Database
@@ -50,6 +51,7 @@ from runtime.machine import (
 )
 from runtime.outages import is_outage
 from runtime.records import Record
+from runtime.topics import misplaced
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -61,6 +63,7 @@ OBSERVE_EVERY_S: Final = 2.0
 DISCOVER_EVERY_MS: Final = 500
 RECONNECT_S: Final = 0.5
 IDLE_S: Final = 0.02
+KNOWN_KEYS: Final = 100_000
 
 T = TypeVar("T")
 
@@ -94,6 +97,9 @@ class Subscription:
     again, one by one, for ever: loud, and nothing is lost."""
     compacted: bool = False
     """Reference data: begin at the first offset there is, whatever it is."""
+    placed_by_key: bool = False
+    """Every record with a key must stand in its key's partition, or the consumer halts: what is
+    stated per partition about keys would be stated about others."""
     max_records: int = 2_000
 
 
@@ -140,6 +146,7 @@ class Consumer:
         self._hints = Hints(kafka, f"{subscription.group}.hint")
         self._watch = Watch(ticks_ms(), stuck_after_ms)
         self._lag = _Lag(kafka, self)
+        self._placement = _Placement(kafka)
         self._stop = asyncio.Event()
 
     @property
@@ -167,6 +174,10 @@ class Consumer:
         Records that an open transaction hides wait as well: they are acknowledged.
         """
         return await self._lag.total()
+
+    def partition_count(self, topic: str) -> int | None:
+        """Return how many partitions a topic it follows had when we last looked, every 2 s."""
+        return self._lag.counts.get(topic)
 
     def hidden(self) -> Mapping[Partition, HiddenRecords]:
         """Return where an open transaction has held us up for two looks in a row."""
@@ -315,6 +326,11 @@ class Consumer:
 
     async def _process(self, action: Process) -> Event:
         """One transaction: progress first, then the handler's work."""
+        if self._subscription.placed_by_key:
+            reason = await self._placement.refusal(_records(action.slices))
+            if reason is not None:
+                _log.critical("halted", group=self.group, reason=reason)
+                raise Halted(reason)
         marked = [piece for piece in action.slices if piece.attempt]
         positions = {piece.partition: piece.until for piece in action.slices}
         batch = Batch(_records(action.slices), positions)
@@ -391,6 +407,7 @@ class _Lag:
         self.waiting = 0
         self.stored_total = 0
         self.held_up: Mapping[Partition, HiddenRecords] = {}
+        self.counts: Mapping[str, int] = {}
 
     def readable(self, partitions: Iterable[Partition] | None = None) -> int:
         """Return how many records wait that can be read now: in these partitions, or in all."""
@@ -440,9 +457,57 @@ class _Lag:
             for partition, until in readable.items()
             if stored.get(partition, 0) >= until
         }
+        self.counts = Counter(partition.topic for partition in ends)
         self.waiting = sum(behind.values())
         self.stored_total = sum(stored.values())
         self._topics, self._read_ms = topics, read_ms
+
+
+class _Placement:
+    """Checks that records stand in the partitions of their keys, by the counts that topics have."""
+
+    def __init__(self, kafka: Kafka) -> None:
+        self._kafka = kafka
+        self._counts: dict[str, int] = {}
+        self._numbers: dict[tuple[str, bytes], int] = {}
+
+    async def refusal(self, records: Sequence[Record]) -> str | None:
+        """Return what is wrong with the first record that stands elsewhere, if any does."""
+        if self._misplaced(records) is None:
+            return None
+        # Nothing is known of this topic yet, or partitions were added since we asked.
+        topics = {record.topic for record in records}
+        known = await self._kafka.topics(topics)
+        self._counts |= {name: topic.partitions for name, topic in known.items()}
+        self._numbers.clear()
+        found = self._misplaced(records)
+        if found is None:
+            return None
+        record, number = found
+        count = self._counts.get(record.topic, 0)
+        key = record.key or b""
+        return misplaced(record.topic, record.partition, record.offset, key, number, count)
+
+    def _misplaced(self, records: Sequence[Record]) -> tuple[Record, int] | None:
+        for record in records:
+            if record.key is None:
+                continue  # A statement about the partition, placed there on purpose.
+            number = self._number(record.topic, record.key)
+            if number != record.partition:
+                return record, number
+        return None
+
+    def _number(self, topic: str, key: bytes) -> int:
+        """Return a key's partition: found once per key, murmur2 in Python costs as much as 20."""
+        number = self._numbers.get((topic, key))
+        if number is None:
+            count = self._counts.get(topic)
+            if count is None:
+                return -1
+            if len(self._numbers) >= KNOWN_KEYS:
+                self._numbers.clear()
+            number = self._numbers[topic, key] = partition_of(key, count)
+        return number
 
 
 class _Watchdog(threading.Thread):

@@ -2,13 +2,13 @@
 
 Theory. `Kafka` is what one process asks of the cluster. Its publisher is idempotent with `acks=all`
 and places keys by murmur2; after any failure it begins with a fresh producer, because an idempotent
-one does not always recover. A partition has two ends: the *real* one behind the last record that was
-acknowledged, and the *readable* one, which an open transaction holds back: a record behind it is
-acknowledged and will count unless its transaction is aborted, so lag and barriers go by the real end
-although we read only what is committed. What is read is in `runtime.feed`.
+one does not always recover. A partition has two ends: the *real* one behind the last record that
+was acknowledged, and the *readable* one, which an open transaction holds back: a record behind it
+is acknowledged and will count unless its transaction is aborted, so lag and barriers go by the real
+end although we read only what is committed. What is read is in `runtime.feed`.
 
 Refusals: `PublishFailed` (unknown outcome: send again), `MessageTooLarge` (nothing was sent),
-`BrokerLost` for whatever else goes wrong between us and the broker.
+`PartitionMismatch`, `BrokerLost` for whatever else goes wrong between us and the broker.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from aiokafka.errors import KafkaError, NoError, TopicAlreadyExistsError, for_co
 from hisab_contracts.topics import partition_of
 from runtime.machine import Partition
 from runtime.outages import Outage
-from runtime.topics import ExistingTopic, describe_topics
+from runtime.topics import ExistingTopic, PartitionMismatch, describe_topics
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -122,6 +122,11 @@ class Kafka:
             return found
         return {name: found[name] for name in sorted(set(names)) if name in found}
 
+    async def partition_count(self, topic: str) -> int:
+        """Return how many partitions a topic has now; 0 while it does not exist."""
+        found = await self.topics([topic])
+        return found[topic].partitions if topic in found else 0
+
     async def create_topics(self, topics: Sequence[Topic]) -> None:
         """Create what is missing. What exists is left as it is."""
         existing = await self.topics(topic.name for topic in topics)
@@ -178,9 +183,10 @@ class Kafka:
         if not partitions:
             return {}
         wanted = [TopicPartition(*partition) for partition in partitions]
-        isolation = "read_committed" if place == "readable" else "read_uncommitted"
         with broker_errors():
-            probe = await self._open_probe(isolation)
+            probe = await self._open_probe(
+                "read_committed" if place == "readable" else "read_uncommitted"
+            )
             ask = probe.beginning_offsets if place == "beginning" else probe.end_offsets
             found = await ask(wanted)
         return {Partition(*partition): offset for partition, offset in found.items()}
@@ -199,7 +205,8 @@ class Kafka:
         """Publish and wait for `acks=all`; returns (partition, offset) per message, in order.
 
         Messages of one partition keep their order. Raises `MessageTooLarge` before anything is
-        sent, `PublishFailed` when any is not acknowledged: resend all of them.
+        sent, `PublishFailed` when any is not acknowledged: resend all of them. Raises
+        `PartitionMismatch`, before anything is sent, for a partition that a topic does not have.
         """
         # Before anything is sent: half a batch in the topic would have to be explained.
         for message in messages:
@@ -207,6 +214,7 @@ class Kafka:
                 raise MessageTooLarge(f"{_size(message)} bytes for {message.topic}")
         try:
             producer = await self._open_producer()
+            await _require_partitions(producer, messages)
             if len(messages) <= FEW_MESSAGES:
                 return await _publish_few(producer, messages)
             return await _publish_many(producer, messages)
@@ -283,6 +291,22 @@ async def _started(client: Client, close: Callable[[], Awaitable[None]]) -> Clie
         await close()
         raise
     return client
+
+
+async def _require_partitions(producer: AIOKafkaProducer, messages: Sequence[Message]) -> None:
+    """Refuse a partition that its topic does not have: aiokafka takes it for a defect of ours."""
+    highest: dict[str, int] = {}
+    for message in messages:
+        if message.partition is not None:
+            highest[message.topic] = max(highest.get(message.topic, 0), message.partition)
+    for topic, number in highest.items():
+        count = len(await producer.partitions_for(topic))
+        if number >= count:
+            raise PartitionMismatch(
+                f"a message waits for partition {number} of {topic}, which has {count} partitions:"
+                f" the topic was made anew with fewer. Add partitions until there are {number + 1}"
+                " (kafka-topics.sh --alter --partitions), then start again"
+            )
 
 
 async def _publish_few(

@@ -67,6 +67,7 @@ class Settings:
     http_port: int
     kafka: str
     partitions: int
+    """With how many partitions our topics are made; how many they have, the broker says."""
     replication: int
     instance: str
     database_api: str = field(repr=False)

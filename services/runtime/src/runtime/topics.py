@@ -14,15 +14,14 @@ Refusals: `PartitionMismatch`.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.protocol.abstract import AbstractType
-from aiokafka.protocol.api import Request, RequestStruct, Response
-from aiokafka.protocol.metadata import MetadataRequest_v5
+from aiokafka.protocol.api import RequestHeader_v2, ResponseHeader_v1
+from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.types import (
     Boolean,
     CompactArray,
@@ -54,11 +53,20 @@ class PartitionMismatch(Exception):
     """
 
 
-def require_equal_counts(topics: Mapping[str, ExistingTopic]) -> int | None:
-    """Return the partition count that all these topics have; None when there is none of them.
+def misplaced(topic: str, partition: int, offset: int, key: bytes, number: int, count: int) -> str:
+    """Say that a record does not stand in its key's partition, and what to do about it."""
+    return (
+        f"{topic}[{partition}] offset {offset}: the key {key!r} belongs to partition {number} of"
+        f" {count}. Either partitions were added while records waited, or a producer does not place"
+        " keys by murmur2. Once that has ended, pass the record by on the record"
+        f" (override-progress {topic} {partition} {offset + 1} --accepted-by … --reason …) and"
+        " have whoever wrote it state it again: metering by `reconcile --repair`, the ledger by"
+        " itself, when invoicing misses an entry"
+    )
 
-    Raises `PartitionMismatch` when they differ.
-    """
+
+def require_equal_counts(topics: Mapping[str, ExistingTopic]) -> None:
+    """Raise `PartitionMismatch` unless all these topics have equally many partitions."""
     counts = {name: topic.partitions for name, topic in sorted(topics.items())}
     if len(set(counts.values())) > 1:
         listed = " and ".join(f"{name} has {count} partitions" for name, count in counts.items())
@@ -67,7 +75,6 @@ def require_equal_counts(topics: Mapping[str, ExistingTopic]) -> int | None:
             f" smaller one until each has {max(counts.values())} (kafka-topics.sh --alter"
             " --partitions), while the services are stopped and no records wait, then start again"
         )
-    return next(iter(counts.values()), None)
 
 
 async def describe_topics(
@@ -76,33 +83,58 @@ async def describe_topics(
     """Return those of these topics that exist, or all there are; none is created by asking."""
     # aiokafka has no door for a request that it does not know itself.
     answer = await admin._send_request(_TopicsRequest(names))  # noqa: SLF001
-    found = {}
-    for row in answer.to_object()["topics"]:
-        name = row["topic"]
-        if row["error_code"] == 0 and row["partitions"]:
-            found[name] = ExistingTopic(len(row["partitions"]), row.get("topic_id", ""))
-    return found
+    if isinstance(answer, _Metadata):
+        return {row.topic: ExistingTopic(row.partitions, row.topic_id) for row in answer.found}
+    return {
+        row["topic"]: ExistingTopic(len(row["partitions"]), "")
+        for row in answer.to_object()["topics"]
+        if row["error_code"] == 0 and row["partitions"]
+    }
 
 
-class _TopicId(AbstractType[str]):
-    """16 bytes, as text; zeros stand for no id."""
+# What aiokafka's connection needs of a request and of its answer: it prepares the one for the
+# versions of the broker, and decodes the other from the bytes that came.
 
-    @classmethod
-    def encode(cls, value: str) -> bytes:
-        return base64.urlsafe_b64decode(value + "==") if value else bytes(_ID_BYTES)
 
-    @classmethod
-    def decode(cls, data: BytesIO) -> str:
+class _TopicsRequest:
+    """Asks for topics in the newest version that both sides know."""
+
+    def __init__(self, names: list[str] | None) -> None:
+        self._names = names
+
+    def prepare(self, versions: Mapping[int, tuple[int, int]]) -> object:
+        oldest, newest = versions.get(_METADATA, (0, 0))
+        if oldest <= _MetadataRequest.API_VERSION <= newest:
+            return _MetadataRequest(self._names)
+        # In its oldest version no names would mean none, not all; brokers of today know better.
+        return MetadataRequest(self._names, allow_auto_topic_creation=False).prepare(versions)
+
+
+class _TopicId:
+    """16 bytes, shown as Kafka's own tools show them; zeros stand for no id."""
+
+    @staticmethod
+    def encode(_none: None) -> bytes:
+        return bytes(_ID_BYTES)
+
+    @staticmethod
+    def decode(data: BytesIO) -> str:
         raw = data.read(_ID_BYTES)
         return base64.urlsafe_b64encode(raw).decode().rstrip("=") if any(raw) else ""
 
 
-class _Metadata(Response):
-    """`MetadataResponse`, version 12."""
+class _TopicRow(NamedTuple):
+    """A topic in the answer."""
 
-    API_KEY = _METADATA
-    API_VERSION = 12
-    SCHEMA = Schema(
+    topic: str
+    topic_id: str
+    partitions: int
+
+
+class _Metadata:
+    """The answer, version 12."""
+
+    SCHEMA: Final = Schema(
         ("throttle_time_ms", Int32),
         (
             "brokers",
@@ -143,15 +175,28 @@ class _Metadata(Response):
         ("tags", TaggedFields),
     )
 
+    def __init__(self, found: Sequence[_TopicRow]) -> None:
+        self.found = found
 
-class _MetadataRequest(RequestStruct):
-    """`MetadataRequest`, version 12."""
+    @classmethod
+    def decode(cls, data: BytesIO) -> _Metadata:
+        *_, rows, _tags = cls.SCHEMA.decode(data)
+        return cls(
+            [
+                _TopicRow(topic, topic_id, len(partitions))
+                for error_code, topic, topic_id, _internal, partitions, *_ in rows
+                if error_code == 0 and partitions
+            ]
+        )
 
-    API_KEY = _METADATA
-    API_VERSION = 12
-    FLEXIBLE_VERSION = True
-    RESPONSE_TYPE = _Metadata
-    SCHEMA = Schema(
+
+class _MetadataRequest:
+    """The request, version 12: topics by name, or all of them; none is created."""
+
+    API_KEY: Final = _METADATA
+    API_VERSION: Final = 12
+    RESPONSE_TYPE: Final = _Metadata
+    SCHEMA: Final = Schema(
         (
             "topics",
             CompactArray(
@@ -163,19 +208,18 @@ class _MetadataRequest(RequestStruct):
         ("tags", TaggedFields),
     )
 
-
-class _TopicsRequest(Request[MetadataRequest_v5 | _MetadataRequest]):
-    """Asks for topics in the newest version that both sides know."""
-
-    API_KEY = _METADATA
-
     def __init__(self, names: list[str] | None) -> None:
         self._names = names
 
-    def build(
-        self, request_struct_class: type[MetadataRequest_v5 | _MetadataRequest]
-    ) -> MetadataRequest_v5 | _MetadataRequest:
-        if request_struct_class is _MetadataRequest:
-            topics = None if self._names is None else [("", name, {}) for name in self._names]
-            return _MetadataRequest(topics, False, False, {})
-        return MetadataRequest_v5(self._names, False)
+    def build_request_header(self, correlation_id: int, client_id: str) -> object:
+        return RequestHeader_v2(self, correlation_id=correlation_id, client_id=client_id)
+
+    def encode(self) -> bytes:
+        no_tags: dict[int, bytes] = {}
+        topics = None if self._names is None else [(None, name, no_tags) for name in self._names]
+        encoded: bytes = self.SCHEMA.encode((topics, False, False, no_tags))
+        return encoded
+
+    @staticmethod
+    def parse_response_header(data: BytesIO) -> object:
+        return ResponseHeader_v1.decode(data)

@@ -10,6 +10,7 @@ from fastapi import Request, Response
 from msgspec import Meta, Struct
 
 from hisab_contracts.reference import Role
+from hisab_contracts.topics import ENTRIES
 from hisab_contracts.units import instant_text, ms_of, optional_instant_text, optional_ms_of
 from invoicing.api.access import MONEY_ROLES, require_month
 from invoicing.commands import close_month
@@ -123,8 +124,9 @@ class Periods(Resource):
         """How far a billing month is, and what stands in its way."""
         await self._kit.access.authorise(request, *MONEY_ROLES)
         require_month(month)
+        partitions = await self._count_partitions()
         async with self._kit.api.transaction(tenant=ALL_TENANTS) as connection:
-            answer = await self._period(connection, month)
+            answer = await _period(connection, month, partitions)
         return json_response(answer)
 
     @post(
@@ -150,11 +152,13 @@ class Periods(Resource):
         if isinstance(wanted, IssuedTooEarly):
             raise Problem("malformed", "issued_on lies before the month's last day")
 
+        partitions = await self._count_partitions()
+
         async def run(connection: Connection) -> Answer:
-            closing = await close_month(connection, wanted, self._kit.settings.partitions)
+            closing = await close_month(connection, wanted, partitions)
             if not isinstance(closing, Closing):
                 raise _problem_of(closing)
-            return Answer(202, await self._period(connection, month))
+            return Answer(202, await _period(connection, month, partitions))
 
         return await run_command(
             self._kit.api, command, run, scope=principal.role_scope, tenant=ALL_TENANTS
@@ -169,16 +173,21 @@ class Periods(Resource):
             answer = await _reconciliation(connection, month)
         return json_response(answer)
 
-    async def _period(self, connection: Connection, month: str) -> PeriodAnswer:
-        state = await periods.period_state(connection, month, self._kit.settings.partitions)
-        progress = progress_of(state)
-        return PeriodAnswer(
-            period=month,
-            state=progress.status,
-            blocked_by=_blocked_by(progress.blocked_by),
-            late_micro=str(await periods.late_micro(connection, month)),
-            closing=None if state.recorded is None else _closing(state.recorded),
-        )
+    async def _count_partitions(self) -> int:
+        """Ask the broker how many partitions must be complete; a setting would close too early."""
+        return await self._kit.kafka.partition_count(ENTRIES)
+
+
+async def _period(connection: Connection, month: str, partitions: int) -> PeriodAnswer:
+    state = await periods.period_state(connection, month, partitions)
+    progress = progress_of(state)
+    return PeriodAnswer(
+        period=month,
+        state=progress.status,
+        blocked_by=_blocked_by(progress.blocked_by),
+        late_micro=str(await periods.late_micro(connection, month)),
+        closing=None if state.recorded is None else _closing(state.recorded),
+    )
 
 
 def _problem_of(refusal: CloseRefused) -> Problem:
