@@ -16,7 +16,14 @@ VAGUE_NAMES = frozenset(
 )
 
 ONLY_IN: Mapping[str, tuple[str, ...]] = {
-    "aiokafka": ("runtime.kafka", "runtime.feed", "runtime.records", "runtime.topics"),
+    "aiokafka": (
+        "runtime.kafka",
+        "runtime.feed",
+        "runtime.records",
+        "runtime.topics",
+        "runtime.decoding",
+    ),
+    "cramjam": ("runtime.decoding",),
     "asyncpg": (
         "runtime.database",
         "runtime.idempotency",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import sys
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
     from runtime.database import Connection
 
 
-async def main(bootstrap: str, dsn: str, topic: str, group: str) -> None:
+async def main(bootstrap: str, dsn: str, topic: str, group: str, memory_bytes: str = "-1") -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (int(memory_bytes), int(memory_bytes)))
+
     async def handle(batch: Batch, connection: Connection) -> None:
         if any(record.value == b"poison" for record in batch.records):
             os._exit(9)
         await connection.execute(
             "insert into sink select * from unnest($1::text[], $2::int[], $3::bigint[])",
-            [record.topic for record in batch.records],
+            ["undecodable" if record.undecodable else record.topic for record in batch.records],
             [record.partition for record in batch.records],
             [record.offset for record in batch.records],
         )

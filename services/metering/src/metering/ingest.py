@@ -19,7 +19,7 @@ from hisab_contracts.ids import HubCode
 from hisab_contracts.topics import CHARGES, QUARANTINE, hub_of_topic
 from metering.core import engine
 from metering.core.batch import MeteredBucket, Reference, UsageRecord
-from metering.core.quarantine import ESCAPED_HEADER, UNREAD_RECORD
+from metering.core.quarantine import ESCAPED_HEADER, UNREAD_RECORD, undecodable_batch
 from metering.store import quarantine, state
 from metering.store.quarantine import OpenedQuarantine
 from metering.store.state import ReferenceCache
@@ -157,6 +157,8 @@ def _usage_records(received: Sequence[Record], *, unread: bool) -> Sequence[Usag
                 trace = trace_headers(traceparent)
             if record.is_escaped:
                 cause = ESCAPED_HEADER
+            elif record.undecodable:
+                cause = undecodable_batch(record.undecodable)
         records.append(
             UsageRecord(
                 hub=hub,

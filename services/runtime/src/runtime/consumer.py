@@ -326,11 +326,7 @@ class Consumer:
 
     async def _process(self, action: Process) -> Event:
         """One transaction: progress first, then the handler's work."""
-        if self._subscription.placed_by_key:
-            reason = await self._placement.refusal(_records(action.slices))
-            if reason is not None:
-                _log.critical("halted", group=self.group, reason=reason)
-                raise Halted(reason)
+        await self._require_readable(_records(action.slices))
         marked = [piece for piece in action.slices if piece.attempt]
         positions = {piece.partition: piece.until for piece in action.slices}
         batch = Batch(_records(action.slices), positions)
@@ -353,6 +349,17 @@ class Consumer:
             return self._failure(error, batch)
         self._watch.moved(ticks_ms())
         return Committed()
+
+    async def _require_readable(self, records: Sequence[Record]) -> None:
+        """Halt before records that nobody may handle: undecodable ones, ones in a wrong place."""
+        reason = None
+        if self._subscription.on_unread is None:
+            reason = next((_undecodable(r) for r in records if r.undecodable), None)
+        if reason is None and self._subscription.placed_by_key:
+            reason = await self._placement.refusal(records)
+        if reason is not None:
+            _log.critical("halted", group=self.group, reason=reason)
+            raise Halted(reason)
 
     async def _hand_over(self, batch: Batch, connection: Connection, *, unread: bool) -> None:
         on_unread = self._subscription.on_unread
@@ -548,6 +555,14 @@ def _records(slices: Sequence[Slice]) -> Sequence[Record]:
     if len(slices) == 1:
         return cast("Sequence[Record]", slices[0].records)
     return cast("Sequence[Record]", [record for piece in slices for record in piece.records])
+
+
+def _undecodable(record: Record) -> str:
+    place = f"{record.topic} {record.partition} {record.offset + 1}"
+    return (
+        f"{record.topic}[{record.partition}]: {record.undecodable}. To read on behind it, on the"
+        f" record: override-progress {place} --accepted-by … --reason …"
+    )
 
 
 def _where(batch: Batch) -> dict[str, object]:

@@ -20,15 +20,24 @@ import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import (
+    CorruptRecordException,
     IllegalStateError,
     KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
 )
 
+from runtime.decoding import Undecodable, bound_decoding, budget
 from runtime.kafka import CLOSE_TIMEOUT_S, METADATA_MAX_AGE_MS, BrokerLost, Kafka, broker_errors
 from runtime.machine import Partition
-from runtime.records import RawMessage, Record, Reread, record_of, reread
+from runtime.records import (
+    LOOK_DECODED_BYTES,
+    RawMessage,
+    Record,
+    Reread,
+    record_of,
+    reread,
+)
 
 SETTLE_S: Final = 0.02
 SESSION_TIMEOUT_MS: Final = 45_000
@@ -80,6 +89,7 @@ class Feed:
 
     def __init__(self, kafka: Kafka, group: str) -> None:
         """Describe the member; `open` joins the group."""
+        bound_decoding()
         self._kafka = kafka
         self._is_alone = False
         self._flag = _Flag()
@@ -190,15 +200,22 @@ class Feed:
     async def _brought(
         self, wanted: Sequence[TopicPartition], wait_ms: int, max_records: int
     ) -> Mapping[TopicPartition, Sequence[RawMessage]]:
-        """Return what aiokafka has fetched; what it refuses to read is left for `_reread`."""
+        """Return what aiokafka has fetched; what it cannot read is left for `_reread`.
+
+        That is what it refuses, and what would be too large decoded: its fetcher decodes here, when
+        records are taken, not when they arrive.
+        """
         plain = [where for where in wanted if where not in self._refused]
         if not plain:
             return {}
         try:
-            brought: Mapping[TopicPartition, Sequence[RawMessage]] = await self._consumer.getmany(
-                *plain, timeout_ms=wait_ms, max_records=max_records
-            )
-        except UnicodeDecodeError:
+            with budget(LOOK_DECODED_BYTES):
+                brought: Mapping[
+                    TopicPartition, Sequence[RawMessage]
+                ] = await self._consumer.getmany(
+                    *plain, timeout_ms=wait_ms, max_records=max_records
+                )
+        except (UnicodeDecodeError, Undecodable, CorruptRecordException):
             # It does not say in which partition, and has lost what it took from the others.
             for where in plain:
                 self._consumer.seek(where, self._positions[Partition(*where)])
@@ -215,7 +232,7 @@ class Feed:
         for where in refused:
             offset, most = self._positions[Partition(*where)], max_records // len(refused) + 1
             found[where] = await reread(self._consumer, where, offset, max_records=most)
-            if not any(record.is_escaped for record in found[where].records):
+            if found[where].is_plain:
                 self._refused.discard(where)
         return found
 

@@ -125,7 +125,8 @@ def is_silent(view: HubView, now_ms: int) -> bool:
 def statement_due(view: HubView, now_ms: int, *, anew: bool = False) -> HubWatermark | None:
     """Return what must be stated downstream now, or None when nothing that matters has changed.
 
-    `anew` is for partitions downstream that were told nothing yet: all is stated. The revision is above every one stated before, those that a restored database forgot included.
+    `anew` is for partitions downstream that were told nothing yet: all is stated. The revision is
+    above every one stated before, those that a restored database forgot included.
     """
     if not view.emitted:
         return None
