@@ -13,7 +13,6 @@ import uvloop
 from runtime.consumer import Batch, Consumer, Subscription
 from runtime.database import Database
 from runtime.kafka import Kafka
-from runtime.records import Record
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -32,7 +31,8 @@ async def main(bootstrap: str, dsn: str, topic: str, group: str, memory_bytes: s
             [record.offset for record in batch.records],
         )
 
-    async def put_aside(record: Record, connection: Connection) -> None:
+    async def put_aside(batch: Batch, connection: Connection) -> None:
+        [record] = batch.records
         await connection.execute("insert into sink values ('unread', $1, $2)", 0, record.offset)
 
     database = Database(dsn, name="child")

@@ -12,7 +12,7 @@ from infrastructure import Database, Infrastructure
 from integration.runtime.test_partitions import add_partitions
 from metering.jobs import Watermarks
 from runtime.database import Database as Pool
-from runtime.kafka import Kafka, Topic
+from runtime.kafka import Kafka, Message, Topic
 from runtime.outbox import Outbox
 from runtime.topics import PartitionMismatch
 
@@ -32,6 +32,7 @@ class Stated:
     kafka: Kafka
     charges: str
     entries: str
+    admin: str
 
     def job(self) -> Watermarks:
         outbox = Outbox((self.charges,))
@@ -61,7 +62,7 @@ async def stated(
     writer = Pool(database.writer, name="test")
     await writer.open()
     kafka = Kafka(apache_kafka.bootstrap_servers, client="test", instance="0")
-    yield Stated(writer, kafka, unique("charges"), unique("entries"))
+    yield Stated(writer, kafka, unique("charges"), unique("entries"), database.admin)
     await kafka.close()
     await writer.close()
 
@@ -80,6 +81,27 @@ async def test_watermarks_go_to_every_partition_there_is_and_anew_when_there_are
     await add_partitions(stated.kafka.bootstrap, stated.charges, 5)
     job._looked_ms = 0
     assert [0, 1, 2, 3, 4] == await stated.look(job)
+
+
+async def test_a_barrier_is_never_passed_by_progress_in_another_log(stated: Stated) -> None:
+    """The hub's topic was made anew; what was read of the old one says nothing of the new one."""
+    topic = "hub.lhr.usage.v1"
+    await stated.kafka.create_topics([Topic(topic, 1), Topic(stated.charges, 1)])
+    topic_id = (await stated.kafka.topics([topic]))[topic].topic_id
+    admin = await asyncpg.connect(stated.admin)
+    await admin.execute(
+        "insert into consumer_progress values ($1, 0, 1, 1000000000, -1, 0, 'another')", topic
+    )
+    await admin.execute("update sources set watermark_ms = 7200000")
+    await stated.kafka.publish([Message(topic, None, b"unread", partition=0)])
+    job = stated.job()
+    await stated.look(job)
+    await stated.look(job)
+    assert 3_600_000 == await admin.fetchval("select watermark_ms from hubs")
+    await admin.execute("update consumer_progress set topic_id = $1", topic_id)
+    await stated.look(job)
+    assert 7_200_000 == await admin.fetchval("select watermark_ms from hubs")
+    await admin.close()
 
 
 async def test_nothing_is_stated_while_charges_and_entries_have_different_partitions(

@@ -9,6 +9,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
 from e2e.outside import until
+from hisab_contracts.ids import UNKNOWN_TOPIC
 from hisab_contracts.topics import partition_of
 from infrastructure import Infrastructure
 from integration.runtime.bare import Bare
@@ -30,8 +31,8 @@ async def add_partitions(bootstrap_servers: str, topic: str, count: int) -> None
 
 def test_topics_with_different_counts_are_named_with_what_to_do() -> None:
     """Equal ones pass, and one alone: the other may not have been made yet."""
-    small, large = ExistingTopic(24, "a"), ExistingTopic(48, "b")
-    require_equal_counts({"charges": large, "entries": ExistingTopic(48, "c")})
+    small, large = ExistingTopic(24, UNKNOWN_TOPIC), ExistingTopic(48, UNKNOWN_TOPIC)
+    require_equal_counts({"charges": large, "entries": ExistingTopic(48, UNKNOWN_TOPIC)})
     require_equal_counts({"charges": large})
     with pytest.raises(PartitionMismatch, match="charges has 48 partitions and entries has 24"):
         require_equal_counts({"entries": small, "charges": large})

@@ -95,15 +95,15 @@ async def test_what_an_open_transaction_hides_is_lag_and_is_said_and_is_not_bein
                     (found.first_offset, found.end_offset) for found in consumer.hidden().values()
                 ]
 
-            async def moved_at_ms() -> int:
-                return consumer._watch.moved_at_ms
+            async def moves() -> int:
+                return consumer._watch.moves_count
 
             assert [(1, 52)] == await until(hidden, bool, patience_s=120)
             assert 51 == await consumer.lag_records()
             assert "kafka-transactions.sh" in consumer.hidden()[place].explain(place)
             for _ in range(2):
-                before_ms = await moved_at_ms()
-                await until(moved_at_ms, before_ms.__lt__, patience_s=120)
+                before = await moves()
+                await until(moves, before.__lt__, patience_s=120)
             await producer.abort_transaction()
             await drained(consumer)
             await until(hidden, lambda found: not found, patience_s=120)

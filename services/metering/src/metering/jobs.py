@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from hisab_contracts.charges import AllocationFinal
-from hisab_contracts.ids import HubCode
+from hisab_contracts.ids import HubCode, TopicId
 from hisab_contracts.topics import CHARGES, ENTRIES, hub_topic
 from metering.core.allocations import AllocationCheck, check_allocation
 from metering.core.quarantine import failed_release
@@ -41,7 +41,7 @@ from runtime.kafka import Kafka, Message
 from runtime.machine import Partition
 from runtime.outages import is_outage
 from runtime.outbox import Outbox
-from runtime.progress import stored_progress
+from runtime.progress import StoredProgress, stored_progress
 from runtime.topics import require_equal_counts
 
 if TYPE_CHECKING:
@@ -88,16 +88,7 @@ class Watermarks:
             self._folded_ms = present_ms
         views = await hubs.view_hubs(connection)
         await self._raise_barriers(views, present_ms)
-        progress: Mapping[Partition, int] = {}
-        if self._barriers:
-            # After the barriers were raised: what is read here can only be behind what is metered.
-            topics = [hub_topic(hub) for hub in self._barriers]
-            progress = await stored_progress(connection, topics)
-        passed = {
-            hub: barrier
-            for hub, barrier in self._barriers.items()
-            if has_passed(barrier, _offsets_of(hub, progress))
-        }
+        passed = await self._passed_barriers(connection)
         downstream = await self._kafka.topics([self._charges, self._entries])
         require_equal_counts(downstream)
         if self._charges not in downstream:
@@ -113,6 +104,27 @@ class Watermarks:
                 del self._barriers[view.hub]
         self._partitions = partitions
 
+    async def _passed_barriers(self, connection: Connection) -> dict[HubCode, Barrier]:
+        """Return the barriers that were passed in the log for which they were raised."""
+        if not self._barriers:
+            return {}
+        # After the barriers were raised: what is read here can only be behind what is metered.
+        topics = [hub_topic(hub) for hub in self._barriers]
+        progress = await stored_progress(connection, topics)
+        passed = {
+            hub: barrier
+            for hub, barrier in self._barriers.items()
+            if has_passed(barrier, _offsets_of(hub, barrier.topic_id, progress))
+        }
+        # Asked after the progress: as long as a topic is the same log now, what was read is of it.
+        known = await self._kafka.topics(hub_topic(hub) for hub in passed) if passed else {}
+        for hub in list(passed):
+            topic = known.get(hub_topic(hub))
+            if topic is None or topic.topic_id != passed[hub].topic_id:
+                _log.error("topic was made anew", topic=hub_topic(hub))
+                del passed[hub], self._barriers[hub]
+        return passed
+
     async def _raise_barriers(self, views: Sequence[HubView], present_ms: int) -> None:
         """Ask how far topics reach whose candidate is ahead of what has passed."""
         ahead: dict[HubCode, int] = {}
@@ -126,12 +138,15 @@ class Watermarks:
             return
         # Asked after the candidates were read as committed: whatever was in the topic when the
         # sources stated their watermarks lies below these ends.
-        ends = await self._kafka.end_offsets([hub_topic(hub) for hub in ahead])
+        topics = [hub_topic(hub) for hub in ahead]
+        ends = await self._kafka.end_offsets(topics)
+        # After the ends: those of a log that is no more do not pass for the new one's.
+        known = await self._kafka.topics(topics)
         for hub, ahead_ms in ahead.items():
             topic = hub_topic(hub)
             reached = {part.number: end for part, end in ends.items() if part.topic == topic}
-            if reached:
-                self._barriers[hub] = Barrier(ahead_ms, reached)
+            if reached and topic in known:
+                self._barriers[hub] = Barrier(ahead_ms, reached, known[topic].topic_id)
 
     async def _state(self, connection: Connection, to_state: _ToState, present_ms: int) -> None:
         """Store what has passed and state it downstream, after every charge that it covers."""
@@ -167,12 +182,14 @@ class _ToState:
     """There are partitions that have been told nothing yet."""
 
 
-def _offsets_of(hub: HubCode, progress: Mapping[Partition, int]) -> dict[int, int]:
-    """Return how far each partition of a hub's topic has been metered."""
+def _offsets_of(
+    hub: HubCode, topic_id: TopicId, progress: Mapping[Partition, StoredProgress]
+) -> dict[int, int]:
+    """Return how far each partition of this log of a hub has been metered."""
     topic = hub_topic(hub)
     return {
-        partition.number: next_offset
-        for partition, next_offset in progress.items()
+        partition.number: stored.offset_in(topic_id)
+        for partition, stored in progress.items()
         if partition.topic == topic
     }
 

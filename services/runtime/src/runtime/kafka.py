@@ -114,13 +114,14 @@ class Kafka:
 
     async def topics(self, names: Iterable[str] | None = None) -> dict[str, ExistingTopic]:
         """Return those of these topics that exist, or all there are, without creating any."""
+        wanted = None if names is None else sorted(set(names))
         # The in-memory broker makes a topic when it is asked about by name.
-        asked = None if names is None or await self.is_in_memory() else sorted(set(names))
+        asked = None if await self.is_in_memory() else wanted
         with broker_errors():
             found = await describe_topics(await self._open_admin(), asked)
-        if names is None:
+        if wanted is None:
             return found
-        return {name: found[name] for name in sorted(set(names)) if name in found}
+        return {name: found[name] for name in wanted if name in found}
 
     async def partition_count(self, topic: str) -> int:
         """Return how many partitions a topic has now; 0 while it does not exist."""

@@ -1,6 +1,6 @@
 """What a service is made of, and what `python -m <service>` does with it.
 
-Commands: `migrate`, `serve`, `openapi`, `override-progress`.
+Commands: `migrate`, `serve`, `openapi`, `override-progress`, `accept-topic`.
 
 `serve` runs the HTTP server, the consumers, the relays and the leased tasks in one event loop. On
 SIGTERM or SIGINT it stops taking requests, then lets the consumers finish the transaction in
@@ -43,7 +43,7 @@ from runtime.migrations import migrate
 from runtime.openapi import openapi_document
 from runtime.outages import is_outage
 from runtime.outbox import Outbox, Relay
-from runtime.progress import ProgressOverride, override_progress
+from runtime.progress import ProgressOverride, accept_topic, override_progress
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -175,8 +175,13 @@ def main(service: Service, arguments: Sequence[str], environ: Mapping[str, str])
     )
     for name, kind in (("topic", str), ("partition", int), ("next_offset", int)):
         overriding.add_argument(name, type=kind)
+    accepting = commands.add_parser(
+        "accept-topic", help="accept, on the record, to read a topic that was made anew"
+    )
+    accepting.add_argument("topic")
     for name in ("--accepted-by", "--reason"):
         overriding.add_argument(name, required=True)
+        accepting.add_argument(name, required=True)
     chosen = parser.parse_args(arguments)
     match chosen.command:
         case "migrate":
@@ -198,6 +203,8 @@ def main(service: Service, arguments: Sequence[str], environ: Mapping[str, str])
             kit = make_kit(service, NOWHERE)
             app = make_app(service, kit, service.build(kit))
             sys.stdout.buffer.write(openapi_document(app))
+        case "accept-topic":
+            return uvloop.run(_accept_topic(_required(environ, "HISAB_DB_OWNER"), chosen))
         case _:
             owner = _required(environ, "HISAB_DB_OWNER")
             override = ProgressOverride(
@@ -241,6 +248,20 @@ async def _override(dsn: str, override: ProgressOverride) -> None:
             await override_progress(connection, override)
     finally:
         await database.close()
+
+
+async def _accept_topic(dsn: str, chosen: argparse.Namespace) -> int:
+    database = Database(dsn, name="accept-topic", limits=Limits(max_connections=1))
+    await database.open()
+    try:
+        async with database.transaction() as connection:
+            accepted = await accept_topic(
+                connection, chosen.topic, accepted_by=chosen.accepted_by, reason=chosen.reason
+            )
+    finally:
+        await database.close()
+    sys.stdout.write(f"{chosen.topic}: {accepted} partitions are read from their first record\n")
+    return 0 if accepted else 1
 
 
 def make_kit(service: Service, settings: Settings) -> Kit:

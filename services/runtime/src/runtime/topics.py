@@ -32,6 +32,8 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
+from hisab_contracts.ids import UNKNOWN_TOPIC, TopicId
+
 _METADATA: Final = 3
 _ID_BYTES: Final = 16
 
@@ -41,7 +43,7 @@ class ExistingTopic:
     """A topic that the broker has."""
 
     partitions: int
-    topic_id: str
+    topic_id: TopicId
     """As `kafka-topics.sh --describe` prints it; "" where the broker gives no ids."""
 
 
@@ -84,9 +86,11 @@ async def describe_topics(
     # aiokafka has no door for a request that it does not know itself.
     answer = await admin._send_request(_TopicsRequest(names))  # noqa: SLF001
     if isinstance(answer, _Metadata):
-        return {row.topic: ExistingTopic(row.partitions, row.topic_id) for row in answer.found}
+        return {
+            row.topic: ExistingTopic(row.partitions, TopicId(row.topic_id)) for row in answer.found
+        }
     return {
-        row["topic"]: ExistingTopic(len(row["partitions"]), "")
+        row["topic"]: ExistingTopic(len(row["partitions"]), UNKNOWN_TOPIC)
         for row in answer.to_object()["topics"]
         if row["error_code"] == 0 and row["partitions"]
     }

@@ -22,7 +22,7 @@ from runtime.service import Kit
 
 
 def resources(kit: Kit, commands: Commands, booking: Consumer) -> tuple[Resource, ...]:
-    """Wire every resource; `booking` reads the charges in this process."""
+    """Wire every resource; the consumer is the one that reads charges in this process."""
     return (
         Tenants(kit, commands),
         Programmes(kit, commands),

@@ -19,10 +19,10 @@ from metering.consumer import HubConsumer
 from metering.core.watermarks import HubView, blocking_sources, is_silent
 from metering.store import hubs
 from runtime.clock import now_ms
-from runtime.consumer import HiddenRecords
 from runtime.http import Model, Resource, get, json_response, post
 from runtime.idempotency import Answer, read_command, run_command
 from runtime.kafka import Topic
+from runtime.lag import HiddenRecords
 from runtime.machine import Partition
 from runtime.outbox import Outbox
 from runtime.service import Kit

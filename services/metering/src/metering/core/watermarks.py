@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from hisab_contracts.charges import HubWatermark, OpenQuarantine, SourceBehind
-from hisab_contracts.ids import HubCode
+from hisab_contracts.ids import UNKNOWN_TOPIC, HubCode, TopicId
 from hisab_contracts.units import hour_floor_ms, instant_text
 from metering.core.sources import SourceProgress
 
@@ -42,6 +42,8 @@ class Barrier:
     candidate_ms: int
     end_offsets: Mapping[int, int]
     """Partition number → end offset, as observed after the candidate was committed."""
+    topic_id: TopicId = UNKNOWN_TOPIC
+    """The log these are offsets in; "" where the broker does not say."""
 
 
 @dataclass(frozen=True, slots=True)
