@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,19 @@ def test_a_record_of_a_topic_made_anew_is_judged_though_its_place_was_quarantine
     assert (3, 1) == (anew[0].read_records, anew[0].accepted_records)
 
 
+def test_a_transaction_of_many_rounds_says_that_it_moves(
+    infrastructure: Infrastructure, tmp_path: Path
+) -> None:
+    """A backfill takes longer than a consumer may stand still: each step of a round is noted."""
+    notes: list[None] = []
+
+    def moved() -> None:
+        notes.append(None)
+
+    asyncio.run(taken(infrastructure, tmp_path, some_days(), max_rows=1, moved=moved))
+    assert len(notes) >= 5 * len(some_days())
+
+
 async def taken(
     infrastructure: Infrastructure,
     folder: Path,
@@ -103,6 +116,7 @@ async def taken(
     max_rows: int = MAX_ROWS,
     batch_size: int = 1_000,
     rounds: Sequence[tuple[str, list[bytes]]] = (),
+    moved: Callable[[], None] = lambda: None,
 ) -> Any:
     """Take records into an empty database; return what its tables say.
 
@@ -132,9 +146,8 @@ async def taken(
         for topic_id, records in logs:
             for first in range(0, len(records), batch_size):
                 async with kit.writer.transaction() as connection:
-                    batch = Batch(
-                        records[first : first + batch_size], {}, {topic: TopicId(topic_id)}
-                    )
+                    portion = records[first : first + batch_size]
+                    batch = Batch(portion, {}, {topic: TopicId(topic_id)}, moved)
                     await ingest.handle(batch, connection)
         async with kit.api.transaction(tenant="*") as connection:
             found = (
