@@ -16,7 +16,15 @@ VAGUE_NAMES = frozenset(
 )
 
 ONLY_IN: Mapping[str, tuple[str, ...]] = {
-    "aiokafka": ("runtime.kafka", "runtime.readback", "runtime.records"),
+    "aiokafka": (
+        "runtime.kafka",
+        "runtime.feed",
+        "runtime.readback",
+        "runtime.records",
+        "runtime.topics",
+        "runtime.decoding",
+    ),
+    "cramjam": ("runtime.decoding",),
     "asyncpg": (
         "runtime.database",
         "runtime.idempotency",

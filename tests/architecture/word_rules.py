@@ -101,7 +101,7 @@ PRIVATE_WORDS = frozenset(
 
 def private_words(module: Module) -> Iterator[Finding]:
     """Rule 8: modules and types are nouns of the field; no vocabulary of our own."""
-    if module.package == "runtime" and module.leaf == "kafka":
+    if module.package == "runtime" and module.leaf == "feed":
         return  # `Feed`: what a member of a consuming group reads; Kafka's own word.
     if module.leaf in PRIVATE_WORDS:
         yield Finding(8, module.path, f"the module `{module.leaf}`", "a noun of the field")

@@ -88,7 +88,11 @@ async def records_of(bootstrap: str) -> bytes:
         topics = {n: c for n, c in (await kafka.topics()).items() if services.is_service_topic(n)}
     finally:
         await kafka.close()
-    places = [TopicPartition(name, number) for name in topics for number in range(topics[name])]
+    places = [
+        TopicPartition(name, number)
+        for name, topic in topics.items()
+        for number in range(topic.partitions)
+    ]
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest")
     await consumer.start()
     try:

@@ -300,6 +300,18 @@ def test_a_topic_made_anew_halts() -> None:
     assert [Halt("t[0]: stored offset 101 lies behind the log's end 100")] == actions
 
 
+@pytest.mark.defect("F18")
+def test_a_topic_of_another_id_halts_however_long_it_is_and_names_the_command() -> None:
+    """Its offsets are no places in the log that was read; without both ids nothing is compared."""
+    [halt] = _claimed(Machine(), next_offset=5, topic_id="B", stored_topic_id="A")  # type: ignore[arg-type]
+    assert isinstance(halt, Halt)
+    assert "deleted and made again (id B, before A). Up to offset 5" in halt.reason
+    assert "accept-topic t " in halt.reason
+    for ids in ({"topic_id": "A"}, {"stored_topic_id": "A"}, {}):
+        actions = _claimed(Machine(), next_offset=5, **ids)  # type: ignore[arg-type]
+        assert [Seek(P0, 5), Hint({P0: 5})] == actions
+
+
 def test_the_first_batch_after_a_claim_is_marked_and_later_ones_cost_nothing() -> None:
     """Only the first batch stores its attempt; good batches carry no extra commit."""
     machine = Machine()
@@ -366,21 +378,56 @@ def test_an_empty_fetch_that_passed_markers_still_advances() -> None:
 
 @pytest.mark.defect("F20")
 def test_no_progress_for_thirty_seconds_is_stuck() -> None:
-    """The watch says so exactly at its bound."""
+    """The watch says so exactly at its bound, and begins anew with every note."""
     watch = Watch(1_000)
-    assert not watch.is_stuck(30_999)
+    assert not any(_looks(watch, 2_000, 30_000))
     assert watch.is_stuck(31_000)
-    watch.moved(31_000)
-    assert not watch.is_stuck(60_999)
+    watch.moved()
+    assert not any(_looks(watch, 32_000, 61_000))
+    assert watch.is_stuck(62_000)
 
 
 def test_time_granted_for_a_rebalance_ends_with_it() -> None:
-    """Joining may take a minute; once partitions are assigned the bound is thirty seconds again."""
+    """Joining may take a minute, whatever else is noted; once assigned, it is 30 s again."""
     watch = Watch(1_000)
-    watch.moved(90_000)
-    assert not watch.is_stuck(100_000)
-    watch.assigned(50_000)
-    assert watch.is_stuck(80_000)
+    watch.moved(granted_ms=60_000)
+    watch.moved()
+    assert not any(_looks(watch, 2_000, 91_000))
+    assert watch.is_stuck(92_000)
+    watch.moved(granted_ms=60_000)
+    assert not watch.is_stuck(93_000)
+    watch.assigned()
+    assert not any(_looks(watch, 94_000, 123_000))
+    assert watch.is_stuck(124_000)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    jumps_ms=st.lists(st.integers(-90_000_000, 90_000_000), min_size=1, max_size=5),
+    at=st.integers(0, 20),
+)
+def test_a_clock_that_jumps_for_one_reading_ends_nothing_and_blinds_nobody(
+    jumps_ms: list[int], at: int
+) -> None:
+    """A day ahead or back, while notes come and after they have stopped."""
+    watch = Watch(0)
+    now_ms = 0
+    for second in range(40):
+        now_ms += 1_000
+        watch.moved()
+        jumped_ms = jumps_ms[second - at] if at <= second < at + len(jumps_ms) else 0
+        assert not watch.is_stuck(now_ms + jumped_ms)
+    stuck = []
+    for _ in range(31):
+        now_ms += 1_000
+        stuck.append(watch.is_stuck(now_ms))
+    assert stuck[-1]
+    assert not any(stuck[:25])
+
+
+def _looks(watch: Watch, first_ms: int, last_ms: int) -> list[bool]:
+    """Look every second."""
+    return [watch.is_stuck(at_ms) for at_ms in range(first_ms, last_ms + 1, 1_000)]
 
 
 def test_a_claim_of_a_partition_that_was_taken_away_is_passed_over() -> None:

@@ -34,6 +34,12 @@ DocumentId = NewType("DocumentId", str)
 LegalEntityId = NewType("LegalEntityId", str)
 SourcePath = NewType("SourcePath", str)
 
+TopicId = NewType("TopicId", str)
+"""The log that a topic is; another one when it is deleted and made again."""
+
+UNKNOWN_TOPIC = TopicId("")
+"""Where the broker gives no ids, or none was stored yet."""
+
 ID_PATTERN = r"[A-Za-z0-9._:@+=-]{1,128}"
 """Grammar of every id of ours, without anchors."""
 

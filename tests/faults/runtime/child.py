@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,24 +13,26 @@ import uvloop
 from runtime.consumer import Batch, Consumer, Subscription
 from runtime.database import Database
 from runtime.kafka import Kafka
-from runtime.records import Record
 
 if TYPE_CHECKING:
     from runtime.database import Connection
 
 
-async def main(bootstrap: str, dsn: str, topic: str, group: str) -> None:
+async def main(bootstrap: str, dsn: str, topic: str, group: str, memory_bytes: str = "-1") -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (int(memory_bytes), int(memory_bytes)))
+
     async def handle(batch: Batch, connection: Connection) -> None:
         if any(record.value == b"poison" for record in batch.records):
             os._exit(9)
         await connection.execute(
             "insert into sink select * from unnest($1::text[], $2::int[], $3::bigint[])",
-            [record.topic for record in batch.records],
+            ["undecodable" if record.undecodable else record.topic for record in batch.records],
             [record.partition for record in batch.records],
             [record.offset for record in batch.records],
         )
 
-    async def put_aside(record: Record, connection: Connection) -> None:
+    async def put_aside(batch: Batch, connection: Connection) -> None:
+        [record] = batch.records
         await connection.execute("insert into sink values ('unread', $1, $2)", 0, record.offset)
 
     database = Database(dsn, name="child")

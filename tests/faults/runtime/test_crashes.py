@@ -15,6 +15,7 @@ import pytest
 
 from e2e.outside import until
 from infrastructure import Database, Infrastructure
+from integration.runtime.bombs import MIB, of_headers, of_records, of_value, send_bombs
 from runtime.kafka import Kafka, Message, Topic
 from runtime.migrations import migrate
 
@@ -112,3 +113,42 @@ async def test_a_record_that_kills_the_process_is_put_aside_unread(
     assert [(0, 70)] == await _stored(dsns, "unread")
     assert [(0, n) for n in range(120) if n != 70] == await _stored(dsns, topic)
     assert 3 <= deaths <= 5
+
+
+@pytest.mark.slow
+async def test_a_decompression_bomb_is_put_aside_by_a_process_that_has_no_room_for_it(
+    apache_kafka: Infrastructure,
+    blank: Callable[[str], Database],
+    unique: Callable[[str], str],
+    tmp_path: Path,
+) -> None:
+    """1 GiB in a process that may have 1 GiB; 60 times 20 MiB; 32 million headers; many records.
+
+    One record stands for each batch that is too large, and what is around them is stored. The
+    process does not die once.
+    """
+    dsns, topic, group = blank("metering"), unique("in"), unique("group")
+    await _prepare(dsns, tmp_path)
+    kafka = Kafka(apache_kafka.bootstrap_servers, client="test", instance="t")
+    await kafka.create_topics([Topic(topic, 1)])
+    plain = Message(topic, b"k", b"v", partition=0)
+    bombs = [of_value(1024 * MIB), *(of_value(20 * MIB) for _ in range(60)), of_headers(32 * MIB)]
+    many = of_records(70_000, 1_000)
+    await kafka.publish([plain])
+    await send_bombs(kafka.bootstrap, topic, bombs)
+    await kafka.publish([plain])
+    await send_bombs(kafka.bootstrap, topic, [many])
+    await kafka.publish([plain])
+    arguments = (sys.executable, str(CHILD), kafka.bootstrap, dsns.writer, topic, group)
+    child = await asyncio.create_subprocess_exec(*arguments, str(1024 * MIB))
+    look = functools.partial(_died_or_stored, child, dsns, topic)
+    died, _ = await until(look, lambda seen: seen[0] or seen[1] >= 3, patience_s=240)
+    assert not died
+    child.kill()
+    await child.wait()
+    await kafka.close()
+    first_after = 1 + len(bombs)
+    last = first_after + 1 + 70_000
+    assert [(0, 0), (0, first_after), (0, last)] == await _stored(dsns, topic)
+    aside = [(0, offset) for offset in range(1, first_after)]
+    assert [*aside, (0, last - 1)] == await _stored(dsns, "undecodable")

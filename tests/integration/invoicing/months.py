@@ -39,6 +39,7 @@ from invoicing.core.tax import TaxRow, version_of
 from invoicing.store import closings, entries, reference, tax_rates
 from runtime.auth import mint, store_keys
 from runtime.database import Database, Limits, Unavailable
+from runtime.kafka import Topic
 from runtime.outbox import Outbox
 from runtime.service import Settings, make_app, make_kit
 
@@ -227,13 +228,15 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def served(database: infrastructure.Database) -> AsyncIterator[Served]:
+async def served(
+    database: infrastructure.Database, bootstrap_servers: str
+) -> AsyncIterator[Served]:
     """Build the service on a database and give every role a key; `a` and `b` are tenants."""
     settings = Settings(
         http_host="",
         http_port=0,
-        kafka="127.0.0.1:1",
-        partitions=4,
+        kafka=bootstrap_servers,
+        partitions=2,  # Wrong on purpose: how many there are, the broker says.
         replication=1,
         instance="0",
         database_api=database.api,
@@ -244,6 +247,7 @@ async def served(database: infrastructure.Database) -> AsyncIterator[Served]:
     app = make_app(SERVICE, kit, SERVICE.build(kit))
     await kit.api.open()
     await kit.writer.open()
+    await kit.kafka.create_topics([Topic(topics.ENTRIES, 4)])
     try:
         minted = {str(role): mint(f"k-{role}", role) for role in Role if role not in OWNED}
         minted |= {name: mint(f"k-{name}", Role.TENANT, tenant_id=name) for name in ("a", "b")}
@@ -256,6 +260,7 @@ async def served(database: infrastructure.Database) -> AsyncIterator[Served]:
             keys = {name: key.secret for name, key in minted.items()}
             yield Served(books, client, keys)
     finally:
+        await kit.kafka.close()
         await kit.api.close()
         await kit.writer.close()
 

@@ -55,9 +55,10 @@ async def finish(service: Served) -> None:
 
 async def test_a_month_closes_and_its_invoice_can_be_checked_by_an_outsider(
     migrated: Migrated,
+    broker: str,
 ) -> None:
     """Close, invoice, hash, PDF, rerun: the worked example through the API."""
-    async with served(migrated("invoicing")) as service:
+    async with served(migrated("invoicing"), broker) as service:
         await plant(service)
         before = (await service.get(f"/v1/periods/{MONTH}", "finance")).json()
         assert ("closable", [], None) == (before["state"], before["blocked_by"], before["closing"])
@@ -95,9 +96,11 @@ async def test_a_month_closes_and_its_invoice_can_be_checked_by_an_outsider(
         } == rerun.json()
 
 
-async def test_two_reruns_run_at_a_time_and_who_waits_too_long_is_told(migrated: Migrated) -> None:
+async def test_two_reruns_run_at_a_time_and_who_waits_too_long_is_told(
+    migrated: Migrated, broker: str
+) -> None:
     """Five at once: two work, three are refused; the next one finds a place."""
-    async with served(migrated("invoicing")) as service:
+    async with served(migrated("invoicing"), broker) as service:
         await plant(service)
         await service.post(f"/v1/periods/{MONTH}/close", "finance", CLOSE)
         await finish(service)
@@ -130,9 +133,11 @@ async def test_two_reruns_run_at_a_time_and_who_waits_too_long_is_told(migrated:
         assert [found["pdf_sha256"]] * 3 == [answer.pdf_sha256 for answer in again]
 
 
-async def test_with_the_ledger_down_a_close_waits_and_says_so(migrated: Migrated) -> None:
+async def test_with_the_ledger_down_a_close_waits_and_says_so(
+    migrated: Migrated, broker: str
+) -> None:
     """Nothing listens: the invoice stays `finalising` with the reason; the PDF is there."""
-    async with served(migrated("invoicing")) as service:
+    async with served(migrated("invoicing"), broker) as service:
         await plant(service)
         await service.post(f"/v1/periods/{MONTH}/close", "finance", CLOSE)
         await finish(service)
@@ -152,9 +157,10 @@ async def test_with_the_ledger_down_a_close_waits_and_says_so(migrated: Migrated
 @pytest.mark.defect("M22")
 async def test_an_incomplete_month_is_refused_and_an_override_is_on_the_record(
     migrated: Migrated,
+    broker: str,
 ) -> None:
     """khi is behind and time of A waits in quarantine; finance overrides with a reason."""
-    async with served(migrated("invoicing")) as service:
+    async with served(migrated("invoicing"), broker) as service:
         await plant(service)
         waiting = (OpenQuarantine(TenantId("a"), MONTH, 600_000_000_000),)
         await service.books.watermark("khi", END_MS - 1, 2, quarantined=waiting)
@@ -177,9 +183,21 @@ async def test_an_incomplete_month_is_refused_and_an_override_is_on_the_record(
         )
 
 
-async def test_without_a_tax_row_no_override_helps(migrated: Migrated) -> None:
+async def test_a_month_is_not_closed_by_half_of_the_partitions_that_a_setting_names(
+    migrated: Migrated, broker: str
+) -> None:
+    """2 are set and said to be complete, the topic has 4: the other half of the tenants is open."""
+    async with served(migrated("invoicing"), broker) as service:
+        await plant(service)
+        await service.books.watermark("isb", END_MS, partitions=2)
+        refused = await service.post(f"/v1/periods/{MONTH}/close", "finance", CLOSE)
+        assert (409, "period-incomplete") == (refused.status_code, refused.json()["code"])
+        assert ["isb"] == [blocker["hub"] for blocker in refused.json()["blocked_by"]]
+
+
+async def test_without_a_tax_row_no_override_helps(migrated: Migrated, broker: str) -> None:
     """A fourth hub without tax is named; nobody guesses a rate."""
-    async with served(migrated("invoicing")) as service:
+    async with served(migrated("invoicing"), broker) as service:
         await plant(service)
         await service.books.keep(charge("a", 4, 1_000_000, hub="pew"))
         body = {"issued_on": None, "override": {"reason": "now"}}
@@ -205,9 +223,11 @@ async def test_without_a_tax_row_no_override_helps(migrated: Migrated) -> None:
 
 
 @pytest.mark.defect("M20", "F27", "I21")
-async def test_late_usage_is_shown_and_the_issued_bytes_stay(migrated: Migrated) -> None:
+async def test_late_usage_is_shown_and_the_issued_bytes_stay(
+    migrated: Migrated, broker: str
+) -> None:
     """Booked after the close: late_micro, its own step, difference 0, the old hash."""
-    async with served(migrated("invoicing")) as service:
+    async with served(migrated("invoicing"), broker) as service:
         await plant(service)
         await service.post(f"/v1/periods/{MONTH}/close", "finance", CLOSE)
         await finish(service)
@@ -229,9 +249,9 @@ async def test_late_usage_is_shown_and_the_issued_bytes_stay(migrated: Migrated)
 
 
 @pytest.mark.defect("I28")
-async def test_no_tenant_sees_anothers_invoice(migrated: Migrated) -> None:
+async def test_no_tenant_sees_anothers_invoice(migrated: Migrated, broker: str) -> None:
     """Neither in a list nor by its id; who may ask what is in the access matrix."""
-    async with served(migrated("invoicing")) as service:
+    async with served(migrated("invoicing"), broker) as service:
         await plant(service)
         await service.post(f"/v1/periods/{MONTH}/close", "finance", CLOSE)
         await finish(service)
@@ -247,9 +267,9 @@ async def test_no_tenant_sees_anothers_invoice(migrated: Migrated) -> None:
         ]
 
 
-async def test_what_is_malformed_is_422(migrated: Migrated) -> None:
+async def test_what_is_malformed_is_422(migrated: Migrated, broker: str) -> None:
     """A month that is none, a date before the month ends, a state or a cursor that is none."""
-    async with served(migrated("invoicing")) as service:
+    async with served(migrated("invoicing"), broker) as service:
         await plant(service)
         early = {"issued_on": "2025-07-30", "override": None}
         answers = [
@@ -276,9 +296,9 @@ async def test_what_is_malformed_is_422(migrated: Migrated) -> None:
         assert (422, "unsupported") == (refused.status_code, refused.json()["code"])
 
 
-async def test_lists_page_in_a_total_order(migrated: Migrated) -> None:
+async def test_lists_page_in_a_total_order(migrated: Migrated, broker: str) -> None:
     """Three invoices in pages of two."""
-    async with served(migrated("invoicing")) as service:
+    async with served(migrated("invoicing"), broker) as service:
         await service.books.seller()
         await service.books.tenants("a", "b", "c")
         await service.books.keep(*(charge(tenant, 1, 1_000_000) for tenant in "abc"))

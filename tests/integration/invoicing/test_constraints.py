@@ -110,9 +110,11 @@ ROWS: tuple[Row, ...] = (
 SHOWN = {name for row in ROWS for name in row[0].split()} - {"int", "date"}
 
 
-async def test_what_the_schema_forbids_is_refused_before_it_gets_there(migrated: Migrated) -> None:
+async def test_what_the_schema_forbids_is_refused_before_it_gets_there(
+    migrated: Migrated, broker: str
+) -> None:
     """Every row: the status, the code, a detail that says what to change; never a 500."""
-    async with served(migrated("invoicing")) as service:
+    async with served(migrated("invoicing"), broker) as service:
         await service.books.seller()
         await service.books.tenants("a")
         await service.books.keep(charge("a", 1, 630_000_000))

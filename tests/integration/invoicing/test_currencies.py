@@ -34,10 +34,10 @@ async def test_the_database_rounds_by_the_same_table_of_currencies(migrated: Mig
     [("JPY", "1935", "1746"), ("KWD", "1935480", "1745293"), ("PKR", "193548", "174530")],
 )
 async def test_a_month_is_invoiced_in_the_minor_units_of_its_books(
-    migrated: Migrated, currency: str, net_minor: str, due_minor: str
+    migrated: Migrated, broker: str, currency: str, net_minor: str, due_minor: str
 ) -> None:
     """1 935.48, a grant paid 499.8649 of it, 16 % tax; beside a tenant in rupees."""
-    async with served(migrated("invoicing")) as service:
+    async with served(migrated("invoicing"), broker) as service:
         await service.books.seller()
         await service.books.tenants("a", currency=currency)
         await service.books.tenants("b")

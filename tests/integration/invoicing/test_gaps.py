@@ -44,10 +44,11 @@ async def test_a_gap_that_is_filled_moves_the_book_on_over_all_that_waited_behin
 
 async def test_gaps_are_read_page_by_page_and_those_of_programmes_hold_up_nobody(
     migrated: Migrated,
+    broker: str,
 ) -> None:
     """A fund's book is no tenant's: nobody can fetch it, and no bill is made of it."""
     tenants = [f"t{number:02d}" for number in range(25)]
-    async with served(migrated("invoicing")) as service:
+    async with served(migrated("invoicing"), broker) as service:
         await service.books.seller()
         await service.books.tenants(*tenants)
         fund = msgspec.structs.replace(charge("/programmes/p", 2, 1), kind="grant", charge=None)

@@ -92,11 +92,11 @@ async def until_waiting(owner: asyncpg.Connection[Any]) -> None:
 
 @pytest.mark.parametrize("table", ["legal_entities", "watermarks", "tenants", "tax_rates"])
 async def test_a_charge_of_an_untaxed_hub_between_two_statements_of_a_close_is_late(
-    migrated: Migrated, table: str
+    migrated: Migrated, broker: str, table: str
 ) -> None:
     """Whichever statement waits: bills are cut where the decision looked, and nothing is parked."""
     database = migrated("invoicing")
-    async with served(database) as service:
+    async with served(database, broker) as service:
         await plant(service)
         async with locked(database, table) as owner:
             closing = asyncio.create_task(service.post(f"{PERIOD}/close", "finance", CLOSE))
@@ -130,10 +130,11 @@ async def park_at_pew(service: Served, database: infrastructure.Database) -> Non
 
 async def test_a_month_parked_for_want_of_a_tax_row_takes_it_up_on_the_record(
     migrated: Migrated,
+    broker: str,
 ) -> None:
     """Named with its hub and the way out; then the row, the same command, and the month is done."""
     database = migrated("invoicing")
-    async with served(database) as service:
+    async with served(database, broker) as service:
         await park_at_pew(service, database)
         parked = await july(service)
         missing, waiting = parked["blocked_by"]
@@ -171,10 +172,11 @@ async def test_a_month_parked_for_want_of_a_tax_row_takes_it_up_on_the_record(
 
 async def test_an_override_sets_aside_what_cannot_be_computed_and_numbers_the_rest(
     migrated: Migrated,
+    broker: str,
 ) -> None:
     """Nobody taxes pew: b has its invoice, a's charges a step of their own in the waterfall."""
     database = migrated("invoicing")
-    async with served(database) as service:
+    async with served(database, broker) as service:
         await park_at_pew(service, database)
         forced = await service.post(f"{PERIOD}/close", "finance", FORCED, "forced")
         assert 202 == forced.status_code
@@ -194,9 +196,11 @@ async def test_an_override_sets_aside_what_cannot_be_computed_and_numbers_the_re
         assert ("-6000000", "0") == (steps["set-aside"], told["difference_micro"])
 
 
-async def test_a_currency_without_a_minor_unit_holds_up_nobody_else(migrated: Migrated) -> None:
+async def test_a_currency_without_a_minor_unit_holds_up_nobody_else(
+    migrated: Migrated, broker: str
+) -> None:
     """A book of an older release in XTS: named, overridden, set aside; the others are billed."""
-    async with served(migrated("invoicing")) as service:
+    async with served(migrated("invoicing"), broker) as service:
         await plant(service)
         await service.books.tenants("x", currency="XTS")
         await service.books.keep(charge("x", 1, 1_000_000))
@@ -219,9 +223,10 @@ async def test_a_currency_without_a_minor_unit_holds_up_nobody_else(migrated: Mi
 
 async def test_what_the_ledger_refuses_can_be_tried_again_at_once_or_waived(
     migrated: Migrated,
+    broker: str,
 ) -> None:
     """409 not-receivable: the reason is shown; an override closes the month, the step stays due."""
-    async with served(migrated("invoicing")) as service:
+    async with served(migrated("invoicing"), broker) as service:
         await plant(service)
         await service.post(f"{PERIOD}/close", "finance", CLOSE)
         await carry_on(service)
@@ -274,10 +279,12 @@ async def due_ledger_steps(service: Served) -> int:
         return len(await closings.due_steps(connection, "ledger", 100))
 
 
-async def test_a_pdf_that_cannot_be_made_is_a_reason_and_can_be_waived(migrated: Migrated) -> None:
+async def test_a_pdf_that_cannot_be_made_is_a_reason_and_can_be_waived(
+    migrated: Migrated, broker: str
+) -> None:
     """The stored content was spoilt: the renderer refuses it, the month says so and goes on."""
     database = migrated("invoicing")
-    async with served(database) as service:
+    async with served(database, broker) as service:
         await plant(service)
         await service.post(f"{PERIOD}/close", "finance", CLOSE)
         await carry_on(service)
@@ -317,10 +324,11 @@ async def spoil_hashes(database: infrastructure.Database) -> None:
 
 async def test_a_bill_that_the_database_refuses_parks_its_month_and_stops_nothing_else(
     migrated: Migrated,
+    broker: str,
 ) -> None:
     """A draft of an older release with a wrong sum: named, computed again, and numbered then."""
     database = migrated("invoicing")
-    async with served(database) as service:
+    async with served(database, broker) as service:
         await plant(service)
         await service.post(f"{PERIOD}/close", "finance", CLOSE)
         await service.books.compute()
@@ -347,20 +355,23 @@ async def test_a_bill_that_the_database_refuses_parks_its_month_and_stops_nothin
 
 async def test_a_closing_in_progress_or_under_another_date_is_not_asked_for_again(
     migrated: Migrated,
+    broker: str,
 ) -> None:
     """Nothing has failed yet; and a parked month keeps its date."""
     database = migrated("invoicing")
-    async with served(database) as service:
+    async with served(database, broker) as service:
         await park_at_pew(service, database)
         dated = {**FORCED, "issued_on": "2025-08-02"}
         other = await service.post(f"{PERIOD}/close", "finance", dated, "dated")
         assert (409, "period-closed") == (other.status_code, other.json()["code"])
 
 
-async def test_two_who_resume_at_once_are_both_on_the_record(migrated: Migrated) -> None:
+async def test_two_who_resume_at_once_are_both_on_the_record(
+    migrated: Migrated, broker: str
+) -> None:
     """Two services, one month: the second is run again on what the first left."""
     database = migrated("invoicing")
-    async with served(database) as service:
+    async with served(database, broker) as service:
         await park_at_pew(service, database)
         await service.post("/v1/tax-rates", "operator", PEW)
         answers = await asyncio.gather(

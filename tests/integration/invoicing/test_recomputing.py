@@ -19,10 +19,12 @@ CLOSE: dict[str, object] = {"issued_on": None, "override": None}
 
 
 @pytest.fixture
-async def issued(migrated: Migrated) -> AsyncIterator[tuple[Served, infrastructure.Database]]:
+async def issued(
+    migrated: Migrated, broker: str
+) -> AsyncIterator[tuple[Served, infrastructure.Database]]:
     """A month of tenant a with one invoice, numbered and rendered."""
     database = migrated("invoicing")
-    async with served(database) as service:
+    async with served(database, broker) as service:
         books = service.books
         await books.seller()
         await books.tenants("a")

@@ -49,9 +49,11 @@ async def dates(books: Books) -> list[tuple[str, int, dt.date, str]]:
     return [(row["fiscal_year"], row["position"], row["issued_on"], row["period"]) for row in rows]
 
 
-async def test_a_month_closed_after_a_later_one_carries_the_later_date(migrated: Migrated) -> None:
+async def test_a_month_closed_after_a_later_one_carries_the_later_date(
+    migrated: Migrated, broker: str
+) -> None:
     """August is closed first; July's numbers follow August's, so July's dates do, too."""
-    async with served(migrated("invoicing")) as service:
+    async with served(migrated("invoicing"), broker) as service:
         await plant(service.books)
         await service.post("/v1/periods/2025-08/close", "finance", CLOSE)
         await make_invoices(service.books, "2025-08")
@@ -71,9 +73,11 @@ async def test_a_month_closed_after_a_later_one_carries_the_later_date(migrated:
         assert ["2025-08"] * 3 + ["2025-07"] * 3 == [period for *_, period in found]
 
 
-async def test_a_later_fiscal_year_holds_back_the_years_before_it(migrated: Migrated) -> None:
+async def test_a_later_fiscal_year_holds_back_the_years_before_it(
+    migrated: Migrated, broker: str
+) -> None:
     """May's invoices, dated in the old year, would be numbered after those of the new one."""
-    async with served(migrated("invoicing")) as service:
+    async with served(migrated("invoicing"), broker) as service:
         await plant(service.books)
         await service.post("/v1/periods/2025-06/close", "finance", CLOSE)
         await make_invoices(service.books, "2025-06")
@@ -87,9 +91,10 @@ async def test_a_later_fiscal_year_holds_back_the_years_before_it(migrated: Migr
 
 async def test_a_date_given_to_a_closing_counts_before_its_numbers_are_taken(
     migrated: Migrated,
+    broker: str,
 ) -> None:
     """Only while it is open: an empty month that is closed far ahead holds nobody back."""
-    async with served(migrated("invoicing")) as service:
+    async with served(migrated("invoicing"), broker) as service:
         await plant(service.books, ("2025-07",))
         empty = {"issued_on": "2031-01-01", "override": {"reason": "nothing was used"}}
         assert (
@@ -174,9 +179,11 @@ async def test_two_closes_at_once_do_not_both_take_the_earlier_date(migrated: Mi
 ASKED = "select period from closings order by requested_at"
 
 
-async def test_twelve_closes_over_http_at_once_are_all_taken(migrated: Migrated) -> None:
+async def test_twelve_closes_over_http_at_once_are_all_taken(
+    migrated: Migrated, broker: str
+) -> None:
     """They take turns in the service; each has a date that no earlier one exceeds."""
-    async with served(migrated("invoicing")) as service:
+    async with served(migrated("invoicing"), broker) as service:
         await plant(service.books)
         answers = await asyncio.gather(
             *(

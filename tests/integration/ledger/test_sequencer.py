@@ -18,6 +18,7 @@ from ledger.core.book import PROGRAMME_BOOK
 from ledger.sequencer import Sequencer
 from ledger.store import sequence
 from runtime.kafka import Kafka, Message, Topic
+from runtime.topics import PartitionMismatch
 from unit.ledger.values import HOUR_MS, total, watermark
 
 
@@ -95,7 +96,7 @@ async def test_a_transaction_that_commits_late_is_not_skipped(
     """Nothing at or above an open transaction's id is published before it ends."""
     await ledger.tenant("late", limit_micro=100)
     await ledger.tenant("early", limit_micro=100)
-    sequencer = Sequencer(kafka, topic=published.topic)
+    sequencer = Sequencer(kafka, topic=published.topic, charges=published.topic)
     await drain(sequencer, ledger)
     held = ledger.batch([total(1, bucket="1", tenant_id="late")])
     async with ledger.writer.transaction() as late:
@@ -121,7 +122,7 @@ async def test_entries_leave_whole_in_order_and_in_their_trace(
     await ledger.hold("whole", "hw", 3)
     for micro in (1, 2, 30):
         await ledger.book(total(micro, tenant_id="whole", hold_id="hw"))
-    await drain(Sequencer(kafka, topic=published.topic), ledger)
+    await drain(Sequencer(kafka, topic=published.topic, charges=published.topic), ledger)
     found = await published.read()
     mine = [
         (said, headers)
@@ -147,7 +148,7 @@ async def test_a_watermark_follows_every_entry_booked_before_it(
             mark,
             partition=partition,
         )
-    sequencer = Sequencer(kafka, topic=published.topic)
+    sequencer = Sequencer(kafka, topic=published.topic, charges=published.topic)
     await drain(sequencer, ledger)
     await drain(sequencer, ledger)
     found = await published.read()
@@ -174,7 +175,7 @@ async def test_a_watermark_is_published_once_whoever_holds_the_lease(
     """Neither an idle sequencer nor the next holder of the lease says it again."""
     await ledger.book(watermark("isb", 1, 1_753_920_000_000))
     for _ in range(2):
-        sequencer = Sequencer(kafka, topic=published.topic)
+        sequencer = Sequencer(kafka, topic=published.topic, charges=published.topic)
         async with ledger.writer.connection() as connection, asyncio.timeout(600):
             while not await marks_of(published, "isb"):
                 await sequencer.run(connection)
@@ -191,7 +192,7 @@ async def test_a_watermark_that_was_sent_and_not_noted_is_sent_again(
     async with ledger.writer.connection() as connection, asyncio.timeout(600):
         due = await sequence.due_watermarks(connection, 2**62)
         await kafka.publish([Message(published.topic, None, value, (), 0) for _, value in due])
-        sequencer = Sequencer(kafka, topic=published.topic)
+        sequencer = Sequencer(kafka, topic=published.topic, charges=published.topic)
         while await sequence.due_watermarks(connection, 2**62):
             await sequencer.step(connection)
     assert [1, 1] == await marks_of(published, "skd")
@@ -202,7 +203,7 @@ async def test_watermarks_leave_although_write_transactions_overlap_for_ever(
 ) -> None:
     """At no look is the newest watermark below the horizon, and yet older ones leave."""
     await ledger.tenant("busy", limit_micro=1_000)
-    sequencer = Sequencer(kafka, topic=published.topic)
+    sequencer = Sequencer(kafka, topic=published.topic, charges=published.topic)
     await drain(sequencer, ledger)
     async with ledger.writer.connection() as looking:
         # Each writer begins before the one before it ends, so that one is open at every look; and
@@ -232,14 +233,14 @@ async def test_a_backlog_is_cut_into_windows_that_keep_transactions_whole(
     ledger: RealLedger, kafka: Kafka, published: Published
 ) -> None:
     """Windows of at most 10; the one transaction that has 25 is one window; none is lost."""
-    await drain(Sequencer(kafka, topic=published.topic), ledger)
+    await drain(Sequencer(kafka, topic=published.topic, charges=published.topic), ledger)
     await ledger.tenant("backlog", limit_micro=10**9)
     for number in range(12):
         await ledger.book(*(total(1, bucket=f"{number}{n}", tenant_id="backlog") for n in range(4)))
     await ledger.book(*(total(1, bucket=f"99{n}", tenant_id="backlog") for n in range(25)))
     async with ledger.reader.connection() as connection:
         before = await sequence.last_window(connection)
-    await drain(Sequencer(kafka, topic=published.topic, most=10), ledger)
+    await drain(Sequencer(kafka, topic=published.topic, charges=published.topic, most=10), ledger)
     async with ledger.reader.connection() as connection:
         rows = await connection.fetch(
             "select entries from sequence_windows where window_id > $1 order by window_id",
@@ -250,12 +251,33 @@ async def test_a_backlog_is_cut_into_windows_that_keep_transactions_whole(
     assert list(range(1, 12 * 4 + 26)) == found
 
 
+async def test_no_watermark_leaves_while_charges_and_entries_have_different_partitions(
+    ledger: RealLedger, kafka: Kafka, published: Published, unique: Callable[[str], str]
+) -> None:
+    """48 charges and 24 entries would close months without half of the tenants: it halts."""
+    charges = unique("charges")
+    await kafka.create_topics([Topic(charges, 8)])
+    await ledger.book(watermark("mismatched", 1, 1_753_920_000_000))
+    sequencer = Sequencer(kafka, topic=published.topic, charges=charges)
+    with pytest.raises(PartitionMismatch, match=f"{charges} has 8 partitions and"):
+        await step_for_ever(sequencer, ledger)
+    marks = [said for part in (await published.read()).values() for said, _ in part]
+    assert not [said for said in marks if isinstance(said, EntryWatermark)]
+
+
+async def step_for_ever(sequencer: Sequencer, ledger: RealLedger) -> None:
+    """Step until it halts: as soon as the horizon has passed a watermark, that is due."""
+    async with ledger.writer.connection() as connection, asyncio.timeout(600):
+        while True:
+            await sequencer.step(connection)
+
+
 @pytest.mark.defect("L6", "F46")
 async def test_a_window_not_marked_published_is_published_again(
     ledger: RealLedger, kafka: Kafka, published: Published
 ) -> None:
     """Killed in between: twice, never zero times; (tenant, seq) tells."""
-    first = Sequencer(kafka, topic=published.topic)
+    first = Sequencer(kafka, topic=published.topic, charges=published.topic)
     await drain(first, ledger)
     await ledger.tenant("twice", limit_micro=1_000)
     await ledger.book(*(total(1, bucket=str(n), tenant_id="twice") for n in range(5)))
@@ -271,7 +293,7 @@ async def test_a_window_not_marked_published_is_published_again(
         ):
             horizon = await sequence.horizon_of(connection)
         assert 5 == await sequence.count_unpublished(connection)
-    await drain(Sequencer(kafka, topic=published.topic), ledger)
+    await drain(Sequencer(kafka, topic=published.topic, charges=published.topic), ledger)
     found = [entry.seq for entry in await published.entries() if entry.tenant_id == "twice"]
     assert [1, 2, 3, 4, 5] == found
 
@@ -281,7 +303,7 @@ async def test_windows_number_every_entry_once_and_programmes_stay_at_home(
 ) -> None:
     """The global index has no gap; a programme's book is in it and not in the topic."""
     await ledger.programme("quiet")
-    await drain(Sequencer(kafka, topic=published.topic), ledger)
+    await drain(Sequencer(kafka, topic=published.topic, charges=published.topic), ledger)
     async with ledger.reader.connection() as connection:
         windows = await connection.fetch(
             "select from_xid::text::bigint f, until_xid::text::bigint u, first_index, entries"

@@ -32,7 +32,7 @@ async def test_a_clock_that_jumps_a_day_ahead_moves_no_watermark(hub: Hub) -> No
     await pool.open()
     try:
         watermarks = Watermarks(
-            kafka, Outbox(("metering.charges.v1",)), 4, clock=lambda: now_ms() + DAY_MS
+            kafka, Outbox(("metering.charges.v1",)), clock=lambda: now_ms() + DAY_MS
         )
         for _ in range(3):
             async with pool.connection() as connection:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from confluent_kafka import Producer
 
+from hisab_contracts.topics import partition_of
 from hisab_contracts.units import month_of
 from integration.metering.service import JULY_END_MS, Hub, Metering, charges, eventually
-from unit.metering.hub_events import HOUR_MS, NOON_MS, interval
+from unit.metering.hub_events import HOUR_MS, NOON_MS, device, interval
 
 JULY_END = "2025-07-31T19:00:00.000Z"
 NOON = "2025-07-31T10:00:00.000Z"
@@ -170,3 +172,52 @@ def open_time(hub: Hub) -> dict[str, int]:
         sums[month_of(hour_ms)] = sums.get(month_of(hour_ms), 0) + gpu_ns
     assert sums == json.loads(kept or "{}")
     return sums
+
+
+def test_nothing_is_complete_before_hours_that_an_open_transaction_hides_are_read(
+    hub: Hub,
+) -> None:
+    """An acknowledged hour stands behind a foreign transaction: the hub waits, and says for what.
+
+    The watermark of the other node would otherwise close the month without that hour.
+    """
+    seen, unseen = nodes_of_two_partitions(hub)
+    number = partition_of(f"/hubs/{hub.code}/nodes/{unseen}".encode(), 4)
+    foreign = Producer(
+        {
+            "bootstrap.servers": hub.metering.infrastructure.bootstrap_servers,
+            "transactional.id": f"foreign-{hub.code}",
+            "transaction.timeout.ms": 600_000,
+        }
+    )
+    foreign.init_transactions()
+    foreign.begin_transaction()
+    foreign.produce(hub.topic, b"never ended", partition=number)
+    foreign.flush()
+    hub.say(interval(node_id=unseen))
+    hub.complete(NOON_MS, unseen)
+    hub.flush()
+    hub.say(interval(node_id=seen, devices=[device("GPU-2")]))
+    hub.complete(JULY_END_MS, seen)
+    hub.flush()
+    state = eventually(hub.state, lambda state: bool(state["blocked_by"]))
+    assert state["complete_until"] is None
+    [blocked] = state["blocked_by"]
+    assert f"partition {number}" == blocked["source"]
+    assert "a transaction is open on" in blocked["reason"]
+    status = hub.metering.get("/v1/status")
+    assert status["lag_records"] >= 2
+    assert any(hub.topic in reason for reason in status["blocked_by"])
+    foreign.abort_transaction()
+    assert NOON == hub.complete_until(NOON)
+    assert 2 == hub.accounts(2)["records"]["accepted"]
+
+
+def nodes_of_two_partitions(hub: Hub) -> tuple[str, str]:
+    """Two nodes of a hub whose keys stand in different partitions."""
+    by_partition = {
+        partition_of(f"/hubs/{hub.code}/nodes/n{number}".encode(), 4): f"n{number}"
+        for number in range(50)
+    }
+    first, second, *_ = by_partition.values()
+    return first, second

@@ -10,8 +10,9 @@ import pytest
 
 from infrastructure import run_apart
 from integration.metering.service import Hub, eventually
+from integration.runtime.bombs import MIB, of_value, send_bombs
 from integration.runtime.raw import RawName, send_raw
-from unit.metering.hub_events import HEADERS, NOON_MS, event, interval
+from unit.metering.hub_events import HEADERS, HOUR_MS, NOON_MS, event, interval
 
 MINUTE_MS = 60_000
 Headers = list[tuple[str, str | bytes | None]]
@@ -83,3 +84,19 @@ def test_header_name_that_is_no_text_waits_and_can_be_replayed(hub: Hub) -> None
     path = f"/v1/quarantine/{item['quarantine_id']}/replay"
     assert 202 == hub.metering.request("POST", path).status_code
     assert 240 == eventually(lambda: billed(hub.reconcile()), lambda seconds: seconds == 240)
+
+
+def test_a_batch_too_large_to_decode_is_quarantined_with_its_bytes_and_the_rest_is_metered(
+    hub: Hub,
+) -> None:
+    """A few kilobytes stand for 70 MiB: one record says which offsets, and keeps what was sent."""
+    hub.say(interval())
+    hub.flush()
+    bomb = of_value(70 * MIB)
+    servers = hub.metering.infrastructure.bootstrap_servers
+    run_apart(send_bombs(servers, hub.topic, [bomb]))
+    hub.say(interval(NOON_MS + HOUR_MS, NOON_MS + 2 * HOUR_MS))
+    records = hub.accounts(3)["records"]
+    assert {"read": 3, "accepted": 2, "duplicate": 0, "quarantined": 1} == records
+    [item] = hub.quarantined(count=1, reason="undecodable")
+    assert "decoded, it has more than 67108864 bytes" in item["detail"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from hisab_contracts.ids import HubCode, PriceClass, Sku, TenantId
+from hisab_contracts.ids import HubCode, PriceClass, Sku, TenantId, TopicId
 from hisab_contracts.topics import CHARGES, PRICES, QUARANTINE
 from infrastructure import Infrastructure
 from integration.runtime.bare import Bare, service_of_nothing
@@ -81,6 +82,32 @@ def test_accounts_do_not_depend_on_who_decides_the_thread_or_the_loop(
     assert whole == asyncio.run(taken(infrastructure, tmp_path, minutes, batch_size=100))
 
 
+def test_a_record_of_a_topic_made_anew_is_judged_though_its_place_was_quarantined(
+    infrastructure: Infrastructure, tmp_path: Path
+) -> None:
+    """Another log or other bytes at the same offset are another record; the same one is passed."""
+    bad, good = b"{", event(interval(), 1)
+    again = asyncio.run(
+        taken(infrastructure, tmp_path, [bad], rounds=[("A", [bad]), ("A", [good])])
+    )
+    anew = asyncio.run(taken(infrastructure, tmp_path, [bad], rounds=[("B", [bad]), ("B", [good])]))
+    assert (2, 1) == (again[0].read_records, again[0].accepted_records)
+    assert (3, 1) == (anew[0].read_records, anew[0].accepted_records)
+
+
+def test_a_transaction_of_many_rounds_says_that_it_moves(
+    infrastructure: Infrastructure, tmp_path: Path
+) -> None:
+    """A backfill takes longer than a consumer may stand still: each step of a round is noted."""
+    notes: list[None] = []
+
+    def moved() -> None:
+        notes.append(None)
+
+    asyncio.run(taken(infrastructure, tmp_path, some_days(), max_rows=1, moved=moved))
+    assert len(notes) >= 5 * len(some_days())
+
+
 async def taken(
     infrastructure: Infrastructure,
     folder: Path,
@@ -88,13 +115,25 @@ async def taken(
     *,
     max_rows: int = MAX_ROWS,
     batch_size: int = 1_000,
+    rounds: Sequence[tuple[str, list[bytes]]] = (),
+    moved: Callable[[], None] = lambda: None,
 ) -> Any:
-    """Take records into an empty database; return what its tables say."""
+    """Take records into an empty database; return what its tables say.
+
+    They are of log A. In further rounds, records of named logs come from the same offsets.
+    """
     dsns = infrastructure.migrated_database("metering")
     bare = Bare(service_of_nothing(folder), dsns, infrastructure.bootstrap_servers)
-    records = [
-        Record(f"hub.{LHR}.usage.v1", 0, at, NOON_MS + 200 * HOUR_MS, None, value, tuple(HEADERS))
-        for at, value in enumerate(values)
+    topic = f"hub.{LHR}.usage.v1"
+    logs = [
+        (
+            topic_id,
+            [
+                Record(topic, 0, at, NOON_MS + 200 * HOUR_MS, None, value, tuple(HEADERS))
+                for at, value in enumerate(sent)
+            ],
+        )
+        for topic_id, sent in [("A", values), *rounds]
     ]
     outbox = Outbox((CHARGES, QUARANTINE, PRICES))
     async with bare.open_kit() as kit:
@@ -104,10 +143,12 @@ async def taken(
             lines = price_lines_of(PriceList("PKR", 1_577_836_800_000, None, (PRICE,)))
             await prices.add_price_list(connection, lines, "key:operator")
         ingest = Ingest(outbox, max_rows=max_rows)
-        for first in range(0, len(records), batch_size):
-            async with kit.writer.transaction() as connection:
-                batch = Batch(records[first : first + batch_size], {})
-                await ingest.handle(batch, connection)
+        for topic_id, records in logs:
+            for first in range(0, len(records), batch_size):
+                async with kit.writer.transaction() as connection:
+                    portion = records[first : first + batch_size]
+                    batch = Batch(portion, {}, {topic: TopicId(topic_id)}, moved)
+                    await ingest.handle(batch, connection)
         async with kit.api.transaction(tenant="*") as connection:
             found = (
                 await queries.sum_usage(connection, [LHR], 0, 2**60),

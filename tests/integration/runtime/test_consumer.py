@@ -15,9 +15,10 @@ from integration.runtime.raw import RawName, send_raw
 from runtime import telemetry
 from runtime.consumer import Batch, Consumer, Halted, Subscription
 from runtime.database import transaction_on
-from runtime.kafka import BrokerLost, Feed, Message, MessageTooLarge, Topic
+from runtime.feed import Feed
+from runtime.kafka import BrokerLost, Message, MessageTooLarge, Topic
 from runtime.machine import Partition
-from runtime.outbox import Outbox, Relay
+from runtime.outbox import Outbox, Relay, _lowest_messages
 from runtime.records import Record
 from runtime.service import Kit
 
@@ -46,8 +47,8 @@ class Sink:
             [record.offset for record in batch.records],
         )
 
-    async def put_aside(self, record: Record, _connection: Connection) -> None:
-        self.unread.append(record.offset)
+    async def put_aside(self, batch: Batch, _connection: Connection) -> None:
+        self.unread.extend(record.offset for record in batch.records)
 
 
 async def make_sink(bare: Bare) -> None:
@@ -268,6 +269,26 @@ async def test_a_row_that_commits_late_is_still_published(
         await relaying
         seen = await read_all(kit, topic, unique("group"), 11)
         assert [b"%d" % n for n in range(10)] + [b"late"] == [record.value for record in seen]
+
+
+async def test_large_messages_leave_in_bounded_portions_and_in_order(
+    bare: Bare, unique: Callable[[str], str]
+) -> None:
+    """30 of 900 KB: one poll holds 16 MiB, the relay takes several, nothing is left."""
+    topic = unique("out")
+    outbox = Outbox((topic,))
+    async with bare.open_kit() as kit:
+        await kit.kafka.create_topics([Topic(topic, 1)])
+        messages = [Message(topic, b"%d" % n, bytes(900_000), partition=0) for n in range(30)]
+        async with kit.writer.transaction() as connection:
+            await outbox.write(connection, messages)
+        async with kit.writer.connection() as connection:
+            rows = await _lowest_messages(connection, topic, 0)
+        assert (19, False) == (len(rows.messages), rows.are_all)
+        async with running(Relay(outbox, topic, kit.writer, kit.kafka)):
+            await published(kit, outbox)
+        seen = await read_all(kit, topic, unique("group"), 30)
+        assert [b"%d" % n for n in range(30)] == [record.key for record in seen]
 
 
 async def test_a_message_of_900_kb_passes_and_a_larger_one_is_refused_before_anything_is_sent(

@@ -192,6 +192,7 @@ def test_complete_until_is_the_lowest_partition_of_each_hub() -> None:
     """Unknown while one partition has said nothing."""
     marks = (mark(0), mark(1, watermark_ms=END_MS - 1), mark(0, KHI))
     assert {LHR: END_MS - 1, KHI: None} == complete_until(marks, 2)
+    assert {LHR: None, KHI: None} == complete_until(marks, 0)
 
 
 def test_a_complete_month_is_closed_by_the_tax_table_as_it_stands() -> None:

@@ -66,6 +66,18 @@ def due(
     return statement_due(replace(hub, last_statement=last, stated_ms=stated_ms), now_ms)
 
 
+def test_partitions_that_were_told_nothing_yet_have_all_stated_anew() -> None:
+    """Nothing has changed, and a hub that never emitted has nothing to be told."""
+    hub = view(source("a", 5), watermark_ms=5)
+    first = due(hub, None, 0, NOW_MS)
+    assert first is not None
+    told = replace(hub, last_statement=first, stated_ms=NOW_MS)
+    assert statement_due(told, NOW_MS) is None
+    again = statement_due(told, NOW_MS, anew=True)
+    assert msgspec.structs.replace(first, revision=first.revision + 1) == again
+    assert statement_due(view(emitted=False), NOW_MS, anew=True) is None
+
+
 def test_candidate_is_the_minimum_of_active_sources() -> None:
     """One source without a watermark holds the hub; a hub that never spoke has none."""
     assert 5 == candidate_ms(view(source("a", 9), source("b", 5)), NOW_MS)

@@ -39,7 +39,7 @@ def build(kit: Kit) -> Parts:
     async def status() -> Status:
         async with kit.writer.connection() as connection:
             watermarks = await entries.plain_watermarks(connection)
-        complete = complete_until(watermarks, kit.settings.partitions)
+        complete = complete_until(watermarks, await kit.kafka.partition_count(topics.ENTRIES))
         return Status(
             complete_until={hub: optional_instant_text(until) for hub, until in complete.items()}
         )
@@ -51,7 +51,9 @@ def build(kit: Kit) -> Parts:
             Consumer(
                 kit.kafka,
                 kit.writer,
-                Subscription("invoicing", (topics.ENTRIES,), consumer.keep_entries),
+                Subscription(
+                    "invoicing", (topics.ENTRIES,), consumer.keep_entries, placed_by_key=True
+                ),
             ),
             Consumer(
                 kit.kafka,

@@ -47,8 +47,10 @@ def build(kit: Kit) -> Parts:
         "ledger",
         (topics.CHARGES,),
         ChargeConsumer(sequencer.wake).book_charges,
+        placed_by_key=True,
         max_records=CHARGES_PER_TRANSACTION,
     )
+    booking = Consumer(kit.kafka, kit.writer, charges)
     prices = Subscription("ledger.reference", (topics.PRICES,), keep_prices, compacted=True)
 
     async def end_expired_holds(connection: Connection) -> None:
@@ -72,14 +74,14 @@ def build(kit: Kit) -> Parts:
         )
 
     return Parts(
-        resources=api.resources(kit, commands),
+        resources=api.resources(kit, commands, booking),
         topics=(
             Topic(topics.ENTRIES, kit.settings.partitions, kept_for_ever=True),
             Topic(topics.TENANTS, 1, compacted=True),
             Topic(topics.ACCESS, 1, compacted=True),
         ),
         consumers=(
-            Consumer(kit.kafka, kit.writer, charges),
+            booking,
             Consumer(kit.kafka, kit.writer, prices),
         ),
         outbox=outbox,

@@ -15,6 +15,11 @@ older one that is, or with transactions that overlap for ever none would leave. 
 about completeness, not entries: they have no index, and one may come twice (readers ignore a
 revision they know).
 
+A tenant's charges and entries must have the same partition number, or a watermark would overtake
+the entries it speaks of: before one leaves, both topics are asked how many partitions they have.
+
+Refusals: `PartitionMismatch`, and the process ends.
+
 Books of programmes are numbered like the others but not published: nobody downstream reads them
 until funders' statements are built.
 
@@ -36,6 +41,7 @@ from ledger.core.book import PROGRAMME_BOOK
 from ledger.store import sequence
 from runtime.database import transaction_on
 from runtime.kafka import Kafka, Message
+from runtime.topics import require_equal_counts
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -50,11 +56,17 @@ class Sequencer:
     """Numbers and publishes entries while this process holds the lease."""
 
     def __init__(
-        self, kafka: Kafka, *, topic: str = topics.ENTRIES, most: int = WINDOW_ENTRIES
+        self,
+        kafka: Kafka,
+        *,
+        topic: str = topics.ENTRIES,
+        charges: str = topics.CHARGES,
+        most: int = WINDOW_ENTRIES,
     ) -> None:
-        """Publish to this topic through this cluster, at most so many entries at a time."""
+        """Publish to `topic` what was booked from `charges`, at most so many entries at a time."""
         self._kafka = kafka
         self._topic = topic
+        self._charges = charges
         self._most = most
         self._committed = asyncio.Event()
         self._is_behind = False
@@ -112,6 +124,11 @@ class Sequencer:
         due = await sequence.due_watermarks(connection, until_xid)
         if not due:
             return
+        path = {self._charges, self._topic}
+        found = await self._kafka.topics(path)
+        if len(found) < len(path):
+            return  # One of them is being made: the watermarks stay due.
+        require_equal_counts(found)
         places = await self._kafka.publish(
             [
                 Message(self._topic, key=None, value=message, partition=partition)

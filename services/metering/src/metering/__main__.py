@@ -7,9 +7,8 @@ import sys
 from importlib.resources import files
 from typing import Final
 
-from hisab_contracts.ids import HubCode
 from hisab_contracts.reference import Role
-from hisab_contracts.topics import ACCESS, CHARGES, HUBS, PRICES, QUARANTINE, TENANTS, hub_topic
+from hisab_contracts.topics import ACCESS, CHARGES, HUBS, PRICES, QUARANTINE, TENANTS
 from hisab_contracts.units import optional_instant_text
 from metering import __version__, api, jobs
 from metering.consumer import HubConsumer, keep_reference
@@ -45,7 +44,7 @@ def build(kit: Kit) -> Parts:
         kit.writer,
         Subscription("metering.reference", (TENANTS, ACCESS), keep_reference, compacted=True),
     )
-    watermarks = jobs.Watermarks(kit.kafka, outbox, kit.settings.partitions)
+    watermarks = jobs.Watermarks(kit.kafka, outbox)
 
     async def status() -> Status:
         async with kit.writer.connection() as connection:
@@ -54,12 +53,9 @@ def build(kit: Kit) -> Parts:
             complete_until={hub.hub: optional_instant_text(hub.watermark_ms) for hub in complete}
         )
 
-    def follow(hub: HubCode) -> None:
-        usage.extend([hub_topic(hub)])
-
     hub_partitions = int(kit.settings.extra.get(HUB_PARTITIONS, "12"))
     return Parts(
-        resources=api.resources(kit, outbox, follow, hub_partitions),
+        resources=api.resources(kit, outbox, usage, hub_partitions),
         topics=(
             Topic(CHARGES, kit.settings.partitions),
             Topic(QUARANTINE, kit.settings.partitions),

@@ -9,17 +9,18 @@ is new in quarantine. A record that changes nothing leaves nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
-from hisab_contracts.ids import HubCode
+from hisab_contracts.ids import UNKNOWN_TOPIC, HubCode, TopicId
 from hisab_contracts.topics import CHARGES, QUARANTINE, hub_of_topic
 from metering.core import engine
 from metering.core.batch import MeteredBucket, Reference, UsageRecord
-from metering.core.quarantine import ESCAPED_HEADER, UNREAD_RECORD
+from metering.core.quarantine import ESCAPED_HEADER, UNREAD_RECORD, undecodable_batch
 from metering.store import quarantine, state
 from metering.store.quarantine import OpenedQuarantine
 from metering.store.state import ReferenceCache
@@ -61,16 +62,17 @@ class Ingest:
 
     async def handle(self, batch: Batch, connection: Connection) -> None:
         """Meter a batch of hub records."""
-        await self._ingest(connection, batch.records, unread=False)
+        records = _usage_records(batch.records, batch.topic_ids, unread=False)
+        await self._ingest(connection, records, batch.moved)
 
-    async def quarantine_unread(self, record: Record, connection: Connection) -> None:
-        """Quarantine a record that killed the process, without reading it."""
-        await self._ingest(connection, (record,), unread=True)
+    async def quarantine_unread(self, batch: Batch, connection: Connection) -> None:
+        """Quarantine records that killed the process, without reading them."""
+        records = _usage_records(batch.records, batch.topic_ids, unread=True)
+        await self._ingest(connection, records, batch.moved)
 
     async def _ingest(
-        self, connection: Connection, received: Sequence[Record], *, unread: bool
+        self, connection: Connection, records: Sequence[UsageRecord], moved: Callable[[], None]
     ) -> None:
-        records = _usage_records(received, unread=unread)
         seen, ranges = _places_of(records)
         reference = await state.load_reference(connection, self._cache)
         await state.note_seen(connection, seen)
@@ -78,13 +80,15 @@ class Ingest:
         # Offsets that come again although they were quarantined: what became of them there counts.
         # What was not quarantined needs no such look: coverage makes it a duplicate.
         if before:
-            records = [
-                record
-                for record in records
-                if (record.topic, record.partition, record.offset) not in before
-            ]
+            records = [record for record in records if not _is_among(record, before)]
         await meter_records(
-            connection, self._outbox, self._cache, reference, records, max_rows=self._max_rows
+            connection,
+            self._outbox,
+            self._cache,
+            reference,
+            records,
+            max_rows=self._max_rows,
+            moved=moved,
         )
 
 
@@ -97,8 +101,12 @@ async def meter_records(
     *,
     because: str = "",
     max_rows: int = engine.MAX_ROWS,
+    moved: Callable[[], None] = lambda: None,
 ) -> None:
     """Meter records in order, in the caller's transaction, as many at a time as memory allows.
+
+    A backfill takes many rounds and then longer than a consumer may stand still: `moved` is called
+    after each step that cannot be divided.
 
     `reference` was loaded in this transaction, from the cache. `because` is why records out of
     quarantine are judged again. What becomes of each of them stands in the quarantine afterwards:
@@ -114,9 +122,13 @@ async def meter_records(
             if more is not reference:
                 reference = more
                 continue  # Prepare again: what these tenants used can be rated now.
+        moved()
         stored = await state.load_state(connection, batch)
+        moved()
         changes = await _decide(partial(engine.meter, batch, stored), batch.record_count)
+        moved()
         await state.save_changes(connection, changes)
+        moved()
         messages = [_total_message(bucket) for bucket in changes.buckets]
         if changes.quarantined or changes.still_quarantined or changes.released_ids:
             opened = await quarantine.save_quarantine(
@@ -124,6 +136,7 @@ async def meter_records(
             )
             messages += map(_notice_message, opened)
         await outbox.write(connection, messages)
+        moved()
         records = records[batch.record_count :]
 
 
@@ -140,7 +153,23 @@ async def _decide(decide: Callable[[], T], record_count: int) -> T:
     return await asyncio.to_thread(decide)
 
 
-def _usage_records(received: Sequence[Record], *, unread: bool) -> Sequence[UsageRecord]:
+def _is_among(
+    record: UsageRecord, before: Mapping[tuple[str, int, int], Sequence[tuple[str, str]]]
+) -> bool:
+    """Say whether it is one of these: the same log, if both are known, place and bytes."""
+    same_place = before.get((record.topic, record.partition, record.offset), ())
+    if not same_place:
+        return False
+    value_sha256 = hashlib.sha256(record.value or b"").hexdigest()
+    return any(
+        value_sha256 == other_sha256 and (record.topic_id == topic_id or not topic_id)
+        for topic_id, other_sha256 in same_place
+    )
+
+
+def _usage_records(
+    received: Sequence[Record], topic_ids: Mapping[str, TopicId], *, unread: bool
+) -> Sequence[UsageRecord]:
     hubs: dict[str, HubCode] = {}
     own_trace = trace_headers()
     records = []
@@ -157,6 +186,8 @@ def _usage_records(received: Sequence[Record], *, unread: bool) -> Sequence[Usag
                 trace = trace_headers(traceparent)
             if record.is_escaped:
                 cause = ESCAPED_HEADER
+            elif record.undecodable:
+                cause = undecodable_batch(record.undecodable)
         records.append(
             UsageRecord(
                 hub=hub,
@@ -169,6 +200,7 @@ def _usage_records(received: Sequence[Record], *, unread: bool) -> Sequence[Usag
                 headers=record.headers,
                 trace=trace,
                 cause=cause,
+                topic_id=topic_ids.get(record.topic, UNKNOWN_TOPIC),
             )
         )
     return records

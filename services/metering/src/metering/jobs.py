@@ -2,23 +2,26 @@
 
 Watermarks: a hub's candidate is taken, then the broker is asked how far its topic reaches, and the
 candidate counts once all of that has been metered (`metering.core.watermarks`). What downstream
-must know is written to every partition of the charges topic, after the charges it covers. Finals:
-allocations that have ended are declared final once nothing more can come. Releases: records that
-lacked a tenant or a price are judged again when it has arrived.
+must know is written to every partition that the charges topic has, after the charges it covers;
+when it has got more of them, everything is stated anew. Finals: allocations that have ended are
+declared final once nothing more can come. Releases: records that lacked a tenant or a price are
+judged again when it has arrived.
+
+Refusals: `PartitionMismatch` before a watermark is stated while charges and entries disagree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
 
-from hisab_contracts.charges import AllocationFinal, HubWatermark
-from hisab_contracts.ids import HubCode
-from hisab_contracts.topics import CHARGES, hub_topic
+from hisab_contracts.charges import AllocationFinal
+from hisab_contracts.ids import HubCode, TopicId
+from hisab_contracts.topics import CHARGES, ENTRIES, hub_topic
 from metering.core.allocations import AllocationCheck, check_allocation
 from metering.core.quarantine import failed_release
 from metering.core.watermarks import (
@@ -38,7 +41,8 @@ from runtime.kafka import Kafka, Message
 from runtime.machine import Partition
 from runtime.outages import is_outage
 from runtime.outbox import Outbox
-from runtime.progress import stored_progress
+from runtime.progress import StoredProgress, stored_progress
+from runtime.topics import require_equal_counts
 
 if TYPE_CHECKING:
     from runtime.clock import Clock
@@ -57,13 +61,22 @@ class Watermarks:
     """Carries hubs' completeness downstream. One per process; the lease says which one works."""
 
     def __init__(
-        self, kafka: Kafka, outbox: Outbox, partitions: int, clock: Clock = now_ms
+        self,
+        kafka: Kafka,
+        outbox: Outbox,
+        *,
+        charges: str = CHARGES,
+        entries: str = ENTRIES,
+        clock: Clock = now_ms,
     ) -> None:
-        """`partitions` is the partition count of the charges topic."""
+        """State in `charges`, through this outbox; the ledger passes it on in `entries`."""
         self._clock = clock
         self._kafka = kafka
         self._outbox = outbox
-        self._partitions = partitions
+        self._charges, self._entries = charges, entries
+        # Of the charges topic, when statements last went out. Forgotten at a restart: partitions
+        # may have been added meanwhile, so everything is stated once more.
+        self._partitions = 0
         # Only in memory: after a restart a barrier is raised again, and what passed is stored.
         self._barriers: dict[HubCode, Barrier] = {}
         self._batches = -1
@@ -86,19 +99,42 @@ class Watermarks:
             self._folded_ms = tick_ms
         views = await hubs.view_hubs(connection)
         await self._raise_barriers(views, present_ms)
-        progress: Mapping[Partition, int] = {}
-        if self._barriers:
-            # After the barriers were raised: what is read here can only be behind what is metered.
-            topics = [hub_topic(hub) for hub in self._barriers]
-            progress = await stored_progress(connection, topics)
+        passed = await self._passed_barriers(connection)
+        downstream = await self._kafka.topics([self._charges, self._entries])
+        require_equal_counts(downstream)
+        if self._charges not in downstream:
+            return  # It is being made. What has passed stays passed until it can be stated.
+        partitions = downstream[self._charges].partitions
+        anew = partitions != self._partitions
         for view in views:
-            hub = view.hub
-            barrier = self._barriers.get(hub)
-            passed = barrier is not None and has_passed(barrier, _offsets_of(hub, progress))
-            if passed or statement_due(view, present_ms) is not None:
-                await self._state(connection, hub, barrier if passed else None, present_ms)
-            if passed:
-                del self._barriers[hub]
+            barrier = passed.get(view.hub)
+            if barrier is not None or statement_due(view, present_ms, anew=anew) is not None:
+                to_state = _ToState(view.hub, barrier, partitions, anew)
+                await self._state(connection, to_state, present_ms)
+            if barrier is not None:
+                del self._barriers[view.hub]
+        self._partitions = partitions
+
+    async def _passed_barriers(self, connection: Connection) -> dict[HubCode, Barrier]:
+        """Return the barriers that were passed in the log for which they were raised."""
+        if not self._barriers:
+            return {}
+        # After the barriers were raised: what is read here can only be behind what is metered.
+        topics = [hub_topic(hub) for hub in self._barriers]
+        progress = await stored_progress(connection, topics)
+        passed = {
+            hub: barrier
+            for hub, barrier in self._barriers.items()
+            if has_passed(barrier, _offsets_of(hub, barrier.topic_id, progress))
+        }
+        # Asked after the progress: as long as a topic is the same log now, what was read is of it.
+        known = await self._kafka.topics(hub_topic(hub) for hub in passed) if passed else {}
+        for hub in list(passed):
+            topic = known.get(hub_topic(hub))
+            if topic is None or topic.topic_id != passed[hub].topic_id:
+                _log.error("topic was made anew", topic=hub_topic(hub))
+                del passed[hub], self._barriers[hub]
+        return passed
 
     async def _raise_barriers(self, views: Sequence[HubView], present_ms: int) -> None:
         """Ask how far topics reach whose candidate is ahead of what has passed."""
@@ -113,45 +149,58 @@ class Watermarks:
             return
         # Asked after the candidates were read as committed: whatever was in the topic when the
         # sources stated their watermarks lies below these ends.
-        ends = await self._kafka.end_offsets([hub_topic(hub) for hub in ahead])
+        topics = [hub_topic(hub) for hub in ahead]
+        ends = await self._kafka.end_offsets(topics)
+        # After the ends: those of a log that is no more do not pass for the new one's.
+        known = await self._kafka.topics(topics)
         for hub, ahead_ms in ahead.items():
             topic = hub_topic(hub)
             reached = {part.number: end for part, end in ends.items() if part.topic == topic}
-            if reached:
-                self._barriers[hub] = Barrier(ahead_ms, reached)
+            if reached and topic in known:
+                self._barriers[hub] = Barrier(ahead_ms, reached, known[topic].topic_id)
 
-    async def _state(
-        self, connection: Connection, hub: HubCode, barrier: Barrier | None, present_ms: int
-    ) -> None:
+    async def _state(self, connection: Connection, to_state: _ToState, present_ms: int) -> None:
         """Store what has passed and state it downstream, after every charge that it covers."""
         async with transaction_on(connection):
             # Read again inside the transaction: sources first seen since then may hold the hub.
-            [view] = await hubs.view_hubs(connection, hub)
-            if barrier is not None:
-                reached_ms = passed_ms(view, barrier, present_ms)
+            [view] = await hubs.view_hubs(connection, to_state.hub)
+            if to_state.barrier is not None:
+                reached_ms = passed_ms(view, to_state.barrier, present_ms)
                 if reached_ms is not None and reached_ms != view.watermark_ms:
-                    await hubs.save_watermark(connection, hub, reached_ms)
+                    await hubs.save_watermark(connection, view.hub, reached_ms)
                     view = replace(view, watermark_ms=reached_ms)
-            statement = statement_due(view, present_ms)
+            statement = statement_due(view, present_ms, anew=to_state.anew)
             if statement is None:
                 return
             await hubs.save_statement(connection, statement, present_ms)
-            await self._outbox.write(connection, self._messages(statement))
-
-    def _messages(self, statement: HubWatermark) -> list[Message]:
-        value = msgspec.json.encode(statement)
-        return [
-            Message(CHARGES, key=None, value=value, partition=partition)
-            for partition in range(self._partitions)
-        ]
+            value = msgspec.json.encode(statement)
+            messages = [
+                Message(self._charges, key=None, value=value, partition=partition)
+                for partition in range(to_state.partitions)
+            ]
+            await self._outbox.write(connection, messages)
 
 
-def _offsets_of(hub: HubCode, progress: Mapping[Partition, int]) -> dict[int, int]:
-    """Return how far each partition of a hub's topic has been metered."""
+@dataclass(frozen=True, slots=True)
+class _ToState:
+    """A hub about which something is to be stated, in every partition of charges."""
+
+    hub: HubCode
+    barrier: Barrier | None
+    """The barrier that was passed, if one was."""
+    partitions: int
+    anew: bool
+    """There are partitions that have been told nothing yet."""
+
+
+def _offsets_of(
+    hub: HubCode, topic_id: TopicId, progress: Mapping[Partition, StoredProgress]
+) -> dict[int, int]:
+    """Return how far each partition of this log of a hub has been metered."""
     topic = hub_topic(hub)
     return {
-        partition.number: next_offset
-        for partition, next_offset in progress.items()
+        partition.number: stored.offset_in(topic_id)
+        for partition, stored in progress.items()
         if partition.topic == topic
     }
 

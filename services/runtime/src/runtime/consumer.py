@@ -15,22 +15,18 @@ import os
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar, assert_never, cast
 
 import structlog
 
+from hisab_contracts.ids import TopicId
 from runtime import progress, telemetry
 from runtime.clock import pause, ticks_ms
 from runtime.database import CommitUnknown, Database
-from runtime.kafka import (
-    REBALANCE_TIMEOUT_MS,
-    BrokerLost,
-    Feed,
-    Hints,
-    Kafka,
-    OutOfRangeError,
-)
+from runtime.feed import REBALANCE_TIMEOUT_MS, Feed, Hints, OutOfRangeError
+from runtime.kafka import BrokerLost, Kafka
+from runtime.lag import HiddenRecords, Lag
 from runtime.machine import (
     STUCK_AFTER_MS,
     Action,
@@ -55,6 +51,7 @@ from runtime.machine import (
     Watch,
 )
 from runtime.outages import is_outage
+from runtime.placement import Placement
 from runtime.records import Record
 
 if TYPE_CHECKING:
@@ -62,7 +59,6 @@ if TYPE_CHECKING:
 
 EXIT_STUCK: Final = 70
 POLL_MS: Final = 200
-LAG_FRESH_MS: Final = 250
 OBSERVE_EVERY_S: Final = 2.0
 DISCOVER_EVERY_MS: Final = 500
 RECONNECT_S: Final = 0.5
@@ -80,10 +76,13 @@ class Batch:
     records: Sequence[Record]
     positions: Mapping[Partition, int]
     """Per partition, the next offset once this batch is committed."""
+    topic_ids: Mapping[str, TopicId] = field(default_factory=dict)
+    """The logs its topics were when we claimed them; "" where the broker does not say."""
+    moved: Callable[[], None] = lambda: None
+    """To be called by work that takes long, whenever a part of it is done: it is not stuck."""
 
 
 Handler = Callable[[Batch, "Connection"], Awaitable[None]]
-UnreadHandler = Callable[[Record, "Connection"], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +94,14 @@ class Subscription:
     topics: tuple[str, ...]
     handle: Handler
     """Runs inside the batch's transaction; raising rolls all of it back and tries again."""
-    on_unread: UnreadHandler | None = None
-    """Stores a record that killed the process, without decoding it. Without one it is tried
-    again, one by one, for ever: loud, and nothing is lost."""
+    on_unread: Handler | None = None
+    """Stores a record that killed the process, alone in its batch, without decoding it. Without one
+    it is tried again, one by one, for ever: loud, and nothing is lost."""
     compacted: bool = False
     """Reference data: begin at the first offset there is, whatever it is."""
+    placed_by_key: bool = False
+    """Every record with a key must stand in its key's partition, or the consumer halts: what is
+    stated per partition about keys would be stated about others."""
     max_records: int = 2_000
 
 
@@ -127,7 +129,9 @@ class Consumer:
         self._seen_rebalances = 0
         self._hints = Hints(kafka, f"{subscription.group}.hint")
         self._watch = Watch(ticks_ms(), stuck_after_ms)
-        self._lag = _Lag(kafka, self)
+        self._lag = Lag(kafka, self._stored)
+        self._placement = Placement(kafka)
+        self._topic_ids: Mapping[str, TopicId] = {}
         self._stop = asyncio.Event()
 
     @property
@@ -146,12 +150,27 @@ class Consumer:
 
     async def positions(self) -> dict[Partition, int]:
         """Return the committed next offset of every partition of the topics it follows."""
+        stored = await self._stored(self._wanted)
+        return {partition: found.next_offset for partition, found in stored.items()}
+
+    async def _stored(self, topics: tuple[str, ...]) -> Mapping[Partition, progress.StoredProgress]:
         async with self._database.connection() as connection:
-            return await progress.stored_progress(connection, self._wanted)
+            return await progress.stored_progress(connection, topics)
 
     async def lag_records(self) -> int:
-        """Return how many records wait, over all partitions; end offsets at most 0.5 s old."""
-        return await self._lag.total()
+        """Return how many records wait, over all partitions; end offsets at most 0.5 s old.
+
+        Records that an open transaction hides wait as well: they are acknowledged.
+        """
+        return await self._lag.total(self._wanted)
+
+    def partition_count(self, topic: str) -> int | None:
+        """Return how many partitions a topic it follows had when we last looked, every 2 s."""
+        return self._lag.counts.get(topic)
+
+    def hidden(self) -> Mapping[Partition, HiddenRecords]:
+        """Return where an open transaction has held us up for two looks in a row."""
+        return self._lag.held_up
 
     async def run(self, stop: asyncio.Event) -> None:
         """Read and process until `stop`; finishes the transaction in flight, then returns.
@@ -159,7 +178,7 @@ class Consumer:
         Raises `Halted` when going on would skip or repeat records.
         """
         self._stop = stop
-        self._watch.moved(ticks_ms())
+        self._watch.moved()
         watchdog = _Watchdog(self.group, self._watch)
         watchdog.start()
         side_tasks = [asyncio.create_task(self._hints.run()), asyncio.create_task(self._observe())]
@@ -180,14 +199,14 @@ class Consumer:
         """Read as one member of the group until the broker is lost or we are stopped."""
         topics = await self._existing_topics()
         while not topics and not self._stop.is_set():
-            self._watch.moved(ticks_ms())
+            self._watch.moved()
             await pause(self._stop, DISCOVER_EVERY_MS / 1000)
             topics = await self._existing_topics()
         if self._stop.is_set():
             return
         feed = Feed(self._kafka, self.group)
         # Joining may take as long as a rebalance does.
-        self._watch.moved(ticks_ms() + REBALANCE_TIMEOUT_MS)
+        self._watch.moved(granted_ms=REBALANCE_TIMEOUT_MS)
         try:
             await _unless(self._stop, feed.open(topics))
             if not self._stop.is_set():
@@ -197,7 +216,7 @@ class Consumer:
             await feed.close()
 
     async def _existing_topics(self) -> tuple[str, ...]:
-        known = await self._kafka.topics()
+        known = await self._kafka.topics(self._wanted)
         return tuple(topic for topic in self._wanted if topic in known)
 
     async def _read(self, feed: Feed, topics: tuple[str, ...]) -> None:
@@ -215,7 +234,7 @@ class Consumer:
                 self._seen_rebalances = feed.rebalances
                 assigned = feed.assigned()
                 _log.info("assigned", group=self.group, partitions=len(assigned))
-                self._watch.assigned(ticks_ms())
+                self._watch.assigned()
                 await self._do(feed, Assigned(assigned))
             elif self._machine.ready:
                 event = await self._fetch(feed)
@@ -275,13 +294,7 @@ class Consumer:
     async def _claim(self, partitions: tuple[Partition, ...]) -> Event:
         """Ask the broker for the bounds of these partitions, then raise their epochs."""
         try:
-            first = await self._kafka.offsets_at("beginning", partitions)
-            end = await self._kafka.offsets_at("end", partitions)
-            hints = await self._kafka.group_offsets(f"{self.group}.hint", partitions)
-            ranges = {
-                part: progress.PartitionRange(first[part], end[part], hints.get(part))
-                for part in partitions
-            }
+            ranges = await self._partition_ranges(partitions)
             async with self._database.transaction() as connection:
                 claims = await progress.claim(
                     connection, ranges, compacted=self._subscription.compacted
@@ -290,15 +303,36 @@ class Consumer:
             if not is_outage(error):
                 raise
             _log.warning("claim failed", group=self.group, error=repr(error))
-            self._watch.moved(ticks_ms())
+            self._watch.moved()
             return Failed()
+        self._topic_ids = {part.topic: found.topic_id for part, found in ranges.items()}
         return Claimed(claims)
+
+    async def _partition_ranges(
+        self, partitions: tuple[Partition, ...]
+    ) -> dict[Partition, progress.PartitionRange]:
+        first = await self._kafka.offsets_at("beginning", partitions)
+        end = await self._kafka.offsets_at("end", partitions)
+        hints = await self._kafka.group_offsets(f"{self.group}.hint", partitions)
+        # After the offsets: were they of a log that is no more, the id says so.
+        known = await self._kafka.topics(part.topic for part in partitions)
+        gone = {part.topic for part in partitions} - set(known)
+        if gone:
+            raise BrokerLost(f"deleted while it was read: {sorted(gone)}")
+        return {
+            part: progress.PartitionRange(
+                first[part], end[part], hints.get(part), known[part.topic].topic_id
+            )
+            for part in partitions
+        }
 
     async def _process(self, action: Process) -> Event:
         """One transaction: progress first, then the handler's work."""
+        await self._require_readable(_records(action.slices))
         marked = [piece for piece in action.slices if piece.attempt]
         positions = {piece.partition: piece.until for piece in action.slices}
-        batch = Batch(_records(action.slices), positions)
+        records = _records(action.slices)
+        batch = Batch(records, positions, self._topic_ids, self._watch.moved)
         try:
             if marked:
                 # In a transaction of its own: should the work kill the process, the mark stays.
@@ -316,24 +350,34 @@ class Consumer:
             return Fenced()
         except Exception as error:  # noqa: BLE001 - every failure is sorted by the machine
             return self._failure(error, batch)
-        self._watch.moved(ticks_ms())
+        self._watch.moved()
         return Committed()
+
+    async def _require_readable(self, records: Sequence[Record]) -> None:
+        """Halt before records that nobody may handle: undecodable ones, ones in a wrong place."""
+        reason = None
+        if self._subscription.on_unread is None:
+            reason = next((_undecodable(r) for r in records if r.undecodable), None)
+        if reason is None and self._subscription.placed_by_key:
+            reason = await self._placement.refusal(records)
+        if reason is not None:
+            _log.critical("halted", group=self.group, reason=reason)
+            raise Halted(reason)
 
     async def _hand_over(self, batch: Batch, connection: Connection, *, unread: bool) -> None:
         on_unread = self._subscription.on_unread
         if not unread or on_unread is None:
             await self._subscription.handle(batch, connection)
             return
-        for record in batch.records:
-            _log.error("record put aside unread", group=self.group, **_where(batch))
-            await on_unread(record, connection)
+        _log.error("record put aside unread", group=self.group, **_where(batch))
+        await on_unread(batch, connection)
 
     def _failure(self, error: Exception, batch: Batch) -> Failed:
         blame = not is_outage(error)
         _log.error("batch failed", group=self.group, blame=blame, **_where(batch), exc_info=error)
         if not blame:
             # The cause is known and outside: ending the process would not help.
-            self._watch.moved(ticks_ms())
+            self._watch.moved()
         return Failed(unknown=isinstance(error, CommitUnknown), blame=blame)
 
     async def _observe(self) -> None:
@@ -342,56 +386,22 @@ class Consumer:
         while True:
             await asyncio.sleep(OBSERVE_EVERY_S)
             try:
-                await self._lag.refresh()
+                await self._lag.observe(self._wanted)
             except Exception as error:
                 if not is_outage(error):
                     raise
-                self._watch.moved(ticks_ms())
+                self._watch.moved()
                 continue
             moved = self._lag.stored_total != total_before
             total_before = self._lag.stored_total
-            if self._lag.of(self._machine.ready) == 0 and (moved or self._lag.waiting == 0):
-                self._watch.moved(ticks_ms())
+            if self._lag.is_of_other_logs:
+                # A topic was made anew: claiming again compares what is stored, and halts.
+                self._seen_rebalances = -1
+            # What a transaction hides cannot be read by anybody: waiting for it is not being stuck.
+            is_idle = self._lag.readable(self._machine.ready) == 0
+            if is_idle and (moved or self._lag.readable() == 0):
+                self._watch.moved()
             telemetry.set_lag(self.group, self._lag.waiting)
-
-
-class _Lag:
-    """How many records wait, from end offsets that are at most a quarter of a second old."""
-
-    def __init__(self, kafka: Kafka, consumer: Consumer) -> None:
-        self._kafka = kafka
-        self._consumer = consumer
-        self._by_partition: dict[Partition, int] = {}
-        self._topics: tuple[str, ...] = ()
-        self._read_ms: int | None = None
-        self._lock = asyncio.Lock()
-        self.stored_total = 0
-
-    @property
-    def waiting(self) -> int:
-        return sum(self._by_partition.values())
-
-    def of(self, partitions: Iterable[Partition]) -> int:
-        return sum(self._by_partition.get(partition, 0) for partition in partitions)
-
-    async def total(self) -> int:
-        async with self._lock:
-            is_old = self._read_ms is None or ticks_ms() - self._read_ms > LAG_FRESH_MS
-            if is_old or self._topics != self._consumer.topics:
-                await self.refresh()
-            return self.waiting
-
-    async def refresh(self) -> None:
-        read_ms = ticks_ms()
-        topics = self._consumer.topics
-        # End offsets first, so that what was there then and is not stored yet is counted.
-        ends = await self._kafka.end_offsets(topics)
-        stored = await self._consumer.positions()
-        self._by_partition = {
-            partition: max(0, end - stored.get(partition, 0)) for partition, end in ends.items()
-        }
-        self.stored_total = sum(stored.values())
-        self._topics, self._read_ms = topics, read_ms
 
 
 class _Watchdog(threading.Thread):
@@ -432,6 +442,14 @@ def _records(slices: Sequence[Slice]) -> Sequence[Record]:
     if len(slices) == 1:
         return cast("Sequence[Record]", slices[0].records)
     return cast("Sequence[Record]", [record for piece in slices for record in piece.records])
+
+
+def _undecodable(record: Record) -> str:
+    place = f"{record.topic} {record.partition} {record.offset + 1}"
+    return (
+        f"{record.topic}[{record.partition}]: {record.undecodable}. To read on behind it, on the"
+        f" record: override-progress {place} --accepted-by … --reason …"
+    )
 
 
 def _where(batch: Batch) -> dict[str, object]:

@@ -16,9 +16,10 @@ was alone in flight when the process died (or that failed alone for a reason of 
 over as `unread`: store it, do not look at it.
 
 Refusals (`Halt`; the process must end and stay visible): the stored offset lies before the first
-one the broker still has (unread records were removed), or behind the end of the log (the topic was
-made anew), or a hint committed to Kafka lies ahead of it (the database was restored); offsets out
-of range while fetching. An operator answers by overriding the progress row, on the record.
+one the broker still has (unread records were removed), or in a log that is no more (the topic was
+deleted and made again), or behind the end of the log, or a hint committed to Kafka lies ahead of it
+(the database was restored); offsets out of range while fetching. An operator answers by overriding
+the progress row, on the record.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, assert_never
+
+from hisab_contracts.ids import UNKNOWN_TOPIC, TopicId
 
 CAREFUL_ATTEMPT = 3
 """From this attempt at one offset on, records are handed over one by one."""
@@ -38,6 +41,7 @@ FENCED_PAUSE_MS = 1_000
 FAILED_PAUSE_MS = 100
 MAX_PAUSE_MS = 5_000
 STUCK_AFTER_MS = 30_000
+LONGEST_STEP_MS = 5_000
 
 
 class Partition(NamedTuple):
@@ -69,6 +73,10 @@ class PartitionClaim:
     end_offset: int
     hint_offset: int | None
     """What was last committed to Kafka for lag tools, if anything; None when overridden."""
+    topic_id: TopicId = UNKNOWN_TOPIC
+    """The log that the broker has; "" where it does not say."""
+    stored_topic_id: TopicId = UNKNOWN_TOPIC
+    """The log that `next_offset` is a place in; "" where that was never known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,25 +380,46 @@ class Machine:
 
 @dataclass(slots=True)
 class Watch:
-    """Says when a consumer is silently stuck: records wait, and nothing moves for 30 s."""
+    """Says when a consumer is silently stuck: records wait, and nothing moves for 30 s.
 
-    moved_at_ms: int
+    Time is counted from look to look, and no step counts for more than a few seconds: a clock that
+    jumps for one reading, or a machine that stood still, is not a consumer that does.
+    """
+
+    looked_at_ms: int
     stuck_after_ms: int = STUCK_AFTER_MS
+    moves_count: int = 0
+    """How often something was noted."""
+    _waited_ms: int = 0
+    """Counted time without a note; below 0 while more was granted."""
+    _notes: deque[tuple[int, bool]] = field(default_factory=lambda: deque(maxlen=1_000))
+    """Granted time, and whether earlier grants end. Others note, and only who looks counts: the two
+    are different threads, and a count that both wrote could lose a note."""
 
-    def moved(self, at_ms: int) -> None:
+    def moved(self, *, granted_ms: int = 0) -> None:
         """Note that progress was made, that nothing waits, or that the cause is known.
 
-        An instant to come grants time until then (a group's rebalance takes long).
+        Time may be granted beyond that: a group's rebalance takes long.
         """
-        self.moved_at_ms = max(self.moved_at_ms, at_ms)
+        self._notes.append((granted_ms, False))
+        self.moves_count += 1
 
-    def assigned(self, at_ms: int) -> None:
+    def assigned(self) -> None:
         """Note that the rebalance is over: whatever time was granted for it ends."""
-        self.moved_at_ms = at_ms
+        self._notes.append((0, True))
+        self.moves_count += 1
 
     def is_stuck(self, at_ms: int) -> bool:
-        """Say whether nothing has been noted for too long."""
-        return at_ms - self.moved_at_ms >= self.stuck_after_ms
+        """Look: say whether nothing has been noted for too long. To be asked every second."""
+        step_ms = min(max(0, at_ms - self.looked_at_ms), LONGEST_STEP_MS)
+        self.looked_at_ms = at_ms
+        # Before what was noted since the last look, so that a note is worth its whole time.
+        self._waited_ms += step_ms
+        while self._notes:
+            granted_ms, is_assigned = self._notes.popleft()
+            waited_ms = 0 if is_assigned else min(self._waited_ms, 0)
+            self._waited_ms = min(waited_ms, -granted_ms)
+        return self._waited_ms >= self.stuck_after_ms
 
 
 def _continues(piece: Slice, expected: int) -> bool:
@@ -404,6 +433,15 @@ def _continues(piece: Slice, expected: int) -> bool:
 
 def _refusal(claim: PartitionClaim) -> str | None:
     name, stored = _name(claim.partition), claim.next_offset
+    # First: the offset of another log says nothing about this one.
+    if claim.topic_id and claim.stored_topic_id not in {"", claim.topic_id}:
+        topic = claim.partition.topic
+        return (
+            f"{name}: the topic was deleted and made again (id {claim.topic_id}, before"
+            f" {claim.stored_topic_id}). Up to offset {stored} the old one was read; what it had"
+            " beyond that is gone. To read the new one from its first record, on the record:"
+            f" accept-topic {topic} --accepted-by … --reason …"
+        )
     if stored < claim.first_offset:
         return (
             f"{name}: offsets {stored} to {claim.first_offset} were removed before they were read"

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from runtime.database import Connection
 
 RELAY_ROWS: Final = 2_000
+RELAY_BYTES: Final = 16 * 1024 * 1024
+"""What one poll reads and publishes at most, after one row at least: a row may have a megabyte."""
+
 RELAY_POLL_S: Final = 0.25
 RELAY_FLUSH_S: Final = 5
 RETRY_S: Final = 0.5
@@ -87,7 +90,7 @@ class Relay:
 
     async def _relay(self, stop: asyncio.Event) -> None:
         """Hold the lease and publish until the connection, the broker or we end."""
-        while self.topic not in await self._kafka.topics():
+        while self.topic not in await self._kafka.topics([self.topic]):
             await pause(stop, RETRY_S)
             if stop.is_set():
                 return
@@ -98,17 +101,17 @@ class Relay:
             while not stop.is_set():
                 # Cleared before looking: what is committed while we look wakes us again.
                 self._written.clear()
-                if await self._publish(connection, floor) < RELAY_ROWS:
+                if await self._publish(connection, floor):
                     await self._wait(stop)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RELAY_FLUSH_S):
-                    while await self._publish(connection, floor) > 0:
+                    while not await self._publish(connection, floor):
                         pass
 
-    async def _publish(self, connection: Connection, floor: _Floor) -> int:
-        """Publish and delete the lowest rows; returns how many there were."""
-        rows = await _lowest_messages(connection, self.topic, floor.lowest_id, RELAY_ROWS)
-        floor.polled(rows.xmin, rows.xmax, rows.ids)
+    async def _publish(self, connection: Connection, floor: _Floor) -> bool:
+        """Publish and delete the lowest rows; returns whether these were all there were."""
+        rows = await _lowest_messages(connection, self.topic, floor.lowest_id)
+        floor.polled(rows)
         if rows.messages:
             await self._kafka.publish(rows.messages)
             # Published and not deleted is published twice, which readers bear; the other way round
@@ -117,7 +120,7 @@ class Relay:
                 await _delete_messages(connection, self.topic, rows.ids)
             telemetry.count_relayed(self.topic, len(rows.messages))
         floor.raise_to_ended()
-        return len(rows.messages)
+        return rows.are_all
 
     async def _wait(self, stop: asyncio.Event) -> None:
         """Wait for a commit of this process, or for the next poll (others write too)."""
@@ -139,23 +142,23 @@ class _Floor:
         self._candidate: tuple[int, int] | None = None
         self._next_lowest = 0
 
-    def polled(self, xmin: int, xmax: int, ids: Sequence[int]) -> None:
+    def polled(self, rows: _Rows) -> None:
         """Take a poll: its snapshot, and then the ids it saw.
 
         All transactions below xmin have ended; none from xmax on had begun.
         """
         if self._candidate is not None:
             xid, last_id = self._candidate
-            if xmin >= xid and (len(ids) < RELAY_ROWS or ids[-1] >= last_id):
+            if rows.xmin >= xid and (rows.are_all or rows.ids[-1] >= last_id):
                 # Whoever could draw a number up to last_id had ended, and this poll has seen it.
                 self._next_lowest = last_id + 1
                 self._candidate = None
         if self._candidate is None and self._seen_id >= self.lowest_id:
             # Ids seen in earlier polls were drawn before this snapshot: a transaction from xmax
             # on draws higher ones.
-            self._candidate = (xmax, self._seen_id)
-        if ids:
-            self._seen_id = max(self._seen_id, ids[-1])
+            self._candidate = (rows.xmax, self._seen_id)
+        if rows.ids:
+            self._seen_id = max(self._seen_id, rows.ids[-1])
 
     def raise_to_ended(self) -> None:
         """The rows of the last poll are published and deleted."""
@@ -170,6 +173,8 @@ class _Rows:
     messages: list[Message]
     xmin: int
     xmax: int
+    are_all: bool
+    """No row of the topic was left out for the sake of a bound."""
 
 
 _INSERT_MESSAGES = """
@@ -201,19 +206,27 @@ select pg_snapshot_xmin(s)::text::bigint as xmin, pg_snapshot_xmax(s)::text::big
   from pg_current_snapshot() as s
 """
 _LOWEST_MESSAGES = """
-select outbox_id, partition, message_key, message_value, message_headers
-  from outbox
- where topic = $1 and outbox_id >= $2
+select outbox_id, partition, message_key, message_value, message_headers, found
+  from (select outbox_id, partition, message_key, message_value, message_headers,
+               count(*) over () as found,
+               sum(value_bytes) over (order by outbox_id rows unbounded preceding) - value_bytes
+                 as bytes_before
+          from (select outbox_id, partition, message_key, message_value, message_headers,
+                       coalesce(octet_length(message_value), 0) as value_bytes
+                  from outbox
+                 where topic = $1 and outbox_id >= $2
+                 order by outbox_id
+                 limit $3) lowest) measured
+ where bytes_before < $4
  order by outbox_id
- limit $3
 """
 
 
-async def _lowest_messages(connection: Connection, topic: str, lowest_id: int, most: int) -> _Rows:
-    """Read the lowest rows of a topic, at most `most`, from `lowest_id` on."""
+async def _lowest_messages(connection: Connection, topic: str, lowest_id: int) -> _Rows:
+    """Read the lowest rows of a topic from `lowest_id` on, as many as the bounds allow."""
     # Before the rows: what commits between the two is seen and only counted later.
     snapshot = await connection.fetchrow(_SNAPSHOT)
-    rows = await connection.fetch(_LOWEST_MESSAGES, topic, lowest_id, most)
+    rows = await connection.fetch(_LOWEST_MESSAGES, topic, lowest_id, RELAY_ROWS, RELAY_BYTES)
     if snapshot is None:
         raise RuntimeError("PostgreSQL always has a snapshot")
     messages = [
@@ -227,7 +240,9 @@ async def _lowest_messages(connection: Connection, topic: str, lowest_id: int, m
         for row in rows
     ]
     ids = [row["outbox_id"] for row in rows]
-    return _Rows(ids, messages, snapshot["xmin"], snapshot["xmax"])
+    found = rows[0]["found"] if rows else 0
+    are_all = found < RELAY_ROWS and found == len(rows)
+    return _Rows(ids, messages, snapshot["xmin"], snapshot["xmax"], are_all)
 
 
 _HEADERS: Final = msgspec.msgpack.Decoder(tuple[tuple[str, bytes | None], ...])

@@ -5,8 +5,11 @@ it, and only from exactly the offset at which the fetch of these records began, 
 the owner that fetched them. Claiming a partition raises the epoch, so an owner that lost it can
 write nothing more: its update finds no row (`FencedError`), and its whole transaction is undone.
 
+An offset is a place in one log: the row says in which, by the id of the topic. When the topic is
+deleted and made again, the claim finds another id and the consumer halts.
+
 An operator's override is the one way past a stored offset. It is put on the record first, and the
-next claim uses it up.
+next claim uses it up; with it the row is about the log that the broker has then.
 
 Refusals: `FencedError`.
 """
@@ -17,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hisab_contracts.ids import UNKNOWN_TOPIC, TopicId
 from runtime.database import Unavailable
 from runtime.machine import Partition, PartitionClaim, Slice
 
@@ -35,6 +39,7 @@ class PartitionRange:
     first_offset: int
     end_offset: int
     hint_offset: int | None
+    topic_id: TopicId = UNKNOWN_TOPIC
 
 
 _CLAIM = """
@@ -44,13 +49,14 @@ with overridden as (
      and (topic, partition) in (select * from unnest($1::text[], $2::int[]))
   returning topic, partition, next_offset
 ), wanted as (
-  select a.topic, a.partition, a.floor_offset, o.next_offset as override_offset
-    from unnest($1::text[], $2::int[], $3::bigint[]) as a (topic, partition, floor_offset)
+  select a.topic, a.partition, a.floor_offset, a.topic_id, o.next_offset as override_offset
+    from unnest($1::text[], $2::int[], $3::bigint[], $4::text[])
+         as a (topic, partition, floor_offset, topic_id)
     left join overridden o on o.topic = a.topic and o.partition = a.partition
 ), claimed as (
   insert into consumer_progress as p
-         (topic, partition, owner_epoch, next_offset, attempt_offset, attempts)
-  select topic, partition, 1, coalesce(override_offset, floor_offset), -1, 0
+         (topic, partition, owner_epoch, next_offset, attempt_offset, attempts, topic_id)
+  select topic, partition, 1, coalesce(override_offset, floor_offset), -1, 0, topic_id
     from wanted
    order by topic, partition
   on conflict (topic, partition) do update
@@ -58,10 +64,17 @@ with overridden as (
          next_offset = coalesce(
            (select a.override_offset from wanted a
              where a.topic = p.topic and a.partition = p.partition),
-           greatest(p.next_offset, excluded.next_offset))
-  returning topic, partition, owner_epoch, next_offset, attempt_offset, attempts
+           greatest(p.next_offset, excluded.next_offset)),
+         -- Kept when the log is another one, so that the consumer halts again and again.
+         topic_id = case
+           when p.topic_id = '' or exists (
+             select from wanted a
+              where a.topic = p.topic and a.partition = p.partition
+                and a.override_offset is not null)
+           then excluded.topic_id else p.topic_id end
+  returning topic, partition, owner_epoch, next_offset, attempt_offset, attempts, topic_id
 )
-select c.topic, c.partition, c.owner_epoch, c.next_offset,
+select c.topic, c.partition, c.owner_epoch, c.next_offset, c.topic_id,
        case when c.attempt_offset = c.next_offset then c.attempts else 0 end as attempts,
        a.override_offset is not null as overridden
   from claimed c
@@ -82,7 +95,8 @@ async def claim(
     wanted = sorted(ranges)
     floors = [ranges[p].first_offset if compacted else 0 for p in wanted]
     topics, numbers = [p.topic for p in wanted], [p.number for p in wanted]
-    rows = await connection.fetch(_CLAIM, topics, numbers, floors)
+    topic_ids = [ranges[p].topic_id for p in wanted]
+    rows = await connection.fetch(_CLAIM, topics, numbers, floors, topic_ids)
     places = [Partition(row["topic"], row["partition"]) for row in rows]
     return tuple(
         PartitionClaim(
@@ -94,6 +108,8 @@ async def claim(
             end_offset=ranges[place].end_offset,
             # The operator knows that the hint is ahead: that is what the override is for.
             hint_offset=None if row["overridden"] else ranges[place].hint_offset,
+            topic_id=ranges[place].topic_id,
+            stored_topic_id=TopicId(row["topic_id"]),
         )
         for place, row in zip(places, rows, strict=True)
     )
@@ -146,15 +162,37 @@ def _require_all(status: str, slices: Sequence[Slice]) -> None:
         raise FencedError(f"{status} of {len(slices)} progress rows")
 
 
+@dataclass(frozen=True, slots=True)
+class StoredProgress:
+    """How far a partition has been taken in, and of which log."""
+
+    next_offset: int
+    topic_id: TopicId
+
+    def offset_in(self, topic_id: TopicId) -> int:
+        """Return how far this log has been taken in: not at all, when the stored one is another."""
+        is_other = topic_id != self.topic_id and "" not in {topic_id, self.topic_id}
+        return 0 if is_other else self.next_offset
+
+
 _STORED_PROGRESS = """
-select topic, partition, next_offset from consumer_progress where topic = any($1::text[])
+select topic, partition, next_offset, topic_id
+  from consumer_progress
+ where topic = any($1::text[])
 """
 
 
-async def stored_progress(connection: Connection, topics: Sequence[str]) -> dict[Partition, int]:
-    """Return the next offset of every partition of these topics that was ever claimed."""
+async def stored_progress(
+    connection: Connection, topics: Sequence[str]
+) -> dict[Partition, StoredProgress]:
+    """Return the progress of every partition of these topics that was ever claimed."""
     rows = await connection.fetch(_STORED_PROGRESS, list(topics))
-    return {Partition(row["topic"], row["partition"]): row["next_offset"] for row in rows}
+    return {
+        Partition(row["topic"], row["partition"]): StoredProgress(
+            row["next_offset"], TopicId(row["topic_id"])
+        )
+        for row in rows
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,3 +250,22 @@ async def accepted_offsets(connection: Connection, topic: str) -> dict[int, int]
     """Return from where an operator has said, on the record, that a topic of ours may be read."""
     rows = await connection.fetch(_ACCEPTED_OFFSETS, topic)
     return {row["partition"]: row["next_offset"] for row in rows}
+
+
+_ACCEPT_TOPIC = """
+insert into consumer_override (topic, partition, next_offset, accepted_by, reason)
+select topic, partition, 0, $2, $3
+  from consumer_progress
+ where topic = $1
+ order by partition
+    on conflict (topic, partition) where used_at is null do nothing
+returning partition
+"""
+
+
+async def accept_topic(connection: Connection, topic: str, *, accepted_by: str, reason: str) -> int:
+    """Put on the record that a topic is read from its first record; return its partitions.
+
+    An override that waits already stays: it is an operator's word as well.
+    """
+    return len(await connection.fetch(_ACCEPT_TOPIC, topic, accepted_by, reason))

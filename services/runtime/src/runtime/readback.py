@@ -22,10 +22,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from runtime.clock import ticks_ms
+from runtime.feed import PARTITION_FETCH_BYTES
 from runtime.kafka import (
     CLOSE_TIMEOUT_S,
     METADATA_MAX_AGE_MS,
-    PARTITION_FETCH_BYTES,
     REQUEST_TIMEOUT_MS,
     BrokerLost,
     Kafka,

@@ -1,6 +1,6 @@
 """What a service is made of, and what `python -m <service>` does with it.
 
-Commands: `migrate`, `serve`, `openapi`, `override-progress`.
+Commands: `migrate`, `serve`, `openapi`, `override-progress`, `accept-topic`.
 
 `serve` runs the HTTP server, the consumers, the relays and the leased tasks in one event loop. On
 SIGTERM or SIGINT it stops taking requests, then lets the consumers finish the transaction in
@@ -44,7 +44,7 @@ from runtime.migrations import migrate
 from runtime.openapi import openapi_document
 from runtime.outages import is_outage
 from runtime.outbox import Outbox, Relay
-from runtime.progress import ProgressOverride, override_progress
+from runtime.progress import ProgressOverride, accept_topic, override_progress
 from runtime.server import Server, ServerLimits
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class Settings:
     http_port: int
     kafka: str
     partitions: int
+    """With how many partitions our topics are made; how many they have, the broker says."""
     replication: int
     instance: str
     database_api: str = field(repr=False)
@@ -160,6 +161,8 @@ class StatusAnswer(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool
     lag_records: int
     outbox_depth: int
+    blocked_by: list[str]
+    """Where an open transaction keeps acknowledged records from being read."""
     complete_until: dict[str, str | None]
 
 
@@ -181,8 +184,13 @@ def main(service: Service, arguments: Sequence[str], environ: Mapping[str, str])
     )
     for name, kind in (("topic", str), ("partition", int), ("next_offset", int)):
         overriding.add_argument(name, type=kind)
+    accepting = commands.add_parser(
+        "accept-topic", help="accept, on the record, to read a topic that was made anew"
+    )
+    accepting.add_argument("topic")
     for name in ("--accepted-by", "--reason"):
         overriding.add_argument(name, required=True)
+        accepting.add_argument(name, required=True)
     chosen = parser.parse_args(arguments)
     match chosen.command:
         case "migrate":
@@ -204,6 +212,8 @@ def main(service: Service, arguments: Sequence[str], environ: Mapping[str, str])
             kit = make_kit(service, NOWHERE)
             app = make_app(service, kit, service.build(kit))
             sys.stdout.buffer.write(openapi_document(app))
+        case "accept-topic":
+            return uvloop.run(_accept_topic(_required(environ, "HISAB_DB_OWNER"), chosen))
         case _:
             owner = _required(environ, "HISAB_DB_OWNER")
             override = ProgressOverride(
@@ -268,6 +278,20 @@ async def _override(dsn: str, override: ProgressOverride) -> None:
             await override_progress(connection, override)
     finally:
         await database.close()
+
+
+async def _accept_topic(dsn: str, chosen: argparse.Namespace) -> int:
+    database = Database(dsn, name="accept-topic", limits=Limits(max_connections=1))
+    await database.open()
+    try:
+        async with database.transaction() as connection:
+            accepted = await accept_topic(
+                connection, chosen.topic, accepted_by=chosen.accepted_by, reason=chosen.reason
+            )
+    finally:
+        await database.close()
+    sys.stdout.write(f"{chosen.topic}: {accepted} partitions are read from their first record\n")
+    return 0 if accepted else 1
 
 
 def make_kit(service: Service, settings: Settings) -> Kit:
@@ -429,6 +453,11 @@ class StatusResource(Resource):
                 ready=True,
                 lag_records=lag_records,
                 outbox_depth=outbox_depth,
+                blocked_by=[
+                    records.explain(partition)
+                    for consumer in parts.consumers
+                    for partition, records in sorted(consumer.hidden().items())
+                ],
                 complete_until=dict(more.complete_until),
             )
         )

@@ -11,6 +11,7 @@ from fastapi import Request, Response
 from msgspec import Meta, Struct
 
 from hisab_contracts.reference import Role
+from hisab_contracts.topics import ENTRIES
 from hisab_contracts.units import instant_text, ms_of, optional_instant_text, optional_ms_of
 from invoicing.api.access import MONEY_ROLES, require_month
 from invoicing.commands import close_month
@@ -191,8 +192,9 @@ class Periods(Resource):
         """How far a billing month is, and what stands in its way."""
         await self._kit.access.authorise(request)
         require_month(month)
+        partitions = await self._count_partitions()
         async with self._kit.api.transaction(tenant=ALL_TENANTS, snapshot=True) as connection:
-            answer = await self._period(connection, month)
+            answer = await self._period(connection, month, partitions)
         return json_response(answer)
 
     @post(
@@ -225,11 +227,13 @@ class Periods(Resource):
         if isinstance(wanted, IssuedTooEarly):
             raise Problem("malformed", "issued_on lies before the month's last day")
 
+        partitions = await self._count_partitions()
+
         async def run(connection: Connection) -> Answer:
-            done = await close_month(connection, wanted, self._kit.settings.partitions)
+            done = await close_month(connection, wanted, partitions)
             if not isinstance(done, Closing | Resumption):
                 raise _problem_of(done)
-            return Answer(202, await self._period(connection, month))
+            return Answer(202, await self._period(connection, month, partitions))
 
         async with self._one_at_a_time:
             return await run_command(
@@ -250,8 +254,8 @@ class Periods(Resource):
             answer = await _reconciliation(connection, month)
         return json_response(answer)
 
-    async def _period(self, connection: Connection, month: str) -> PeriodAnswer:
-        state = await periods.period_state(connection, month, self._kit.settings.partitions)
+    async def _period(self, connection: Connection, month: str, partitions: int) -> PeriodAnswer:
+        state = await periods.period_state(connection, month, partitions)
         progress = progress_of(state)
         closing = None
         if state.recorded is not None:
@@ -264,6 +268,10 @@ class Periods(Resource):
             late_micro=str(await periods.late_micro(connection, month)),
             closing=closing,
         )
+
+    async def _count_partitions(self) -> int:
+        """Ask the broker how many partitions must be complete; a setting would close too early."""
+        return await self._kit.kafka.partition_count(ENTRIES)
 
 
 def _problem_of(refusal: CloseRefused | ResumptionRefused) -> Problem:

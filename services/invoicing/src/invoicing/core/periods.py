@@ -358,13 +358,13 @@ def complete_until(
 ) -> Mapping[HubCode, int | None]:
     """Return, for each hub that has emitted, the instant its usage is complete to everywhere.
 
-    None while any partition has no watermark of that hub.
+    None while any partition has no watermark of that hub, or while there are no partitions at all.
     """
     lowest: dict[HubCode, int | None] = {}
     for hub, by_partition in _by_hub(watermarks).items():
         known = [by_partition[p].watermark_ms for p in range(partitions) if p in by_partition]
         stated = [watermark for watermark in known if watermark is not None]
-        lowest[hub] = min(stated) if len(stated) == partitions else None
+        lowest[hub] = min(stated) if stated and len(stated) == partitions else None
     return lowest
 
 

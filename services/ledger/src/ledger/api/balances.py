@@ -14,6 +14,7 @@ from ledger.core.balance import Balance
 from ledger.store.queries import TrialBalance, balance_of, trial_balance
 from runtime.auth import require_own_tenant
 from runtime.clock import now_ms
+from runtime.consumer import Consumer
 from runtime.http import Model, Problem, Resource, cached_response, encode, get, json_response
 from runtime.service import Kit
 
@@ -76,8 +77,10 @@ class TrialBalanceAnswer(Model, frozen=True, kw_only=True):
 class Balances(Resource):
     """A tenant's balance, and the trial balance of all books."""
 
-    def __init__(self, kit: Kit) -> None:
+    def __init__(self, kit: Kit, booking: Consumer) -> None:
+        """`booking` knows how many partitions charges have."""
         self._kit = kit
+        self._booking = booking
 
     @get(
         "/v1/tenants/{tenant_id}/balance",
@@ -91,7 +94,10 @@ class Balances(Resource):
         """What a tenant has, owes and has reserved, and how fresh that is."""
         principal = await self._kit.access.authorise(request)
         require_own_tenant(principal, tenant_id)
-        partition = topics.partition_of(tenant_id.encode(), self._kit.settings.partitions)
+        count = self._booking.partition_count(topics.CHARGES)
+        # Before the broker was asked for the first time nobody knows which partition is the
+        # tenant's: then nothing is complete, as in a partition that has no watermark.
+        partition = -1 if count is None else topics.partition_of(tenant_id.encode(), count)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             balance = await balance_of(connection, tenant_id, now_ms(), partition)
         if balance is None:

@@ -6,32 +6,27 @@ request (413, 415, 422), and then acts (409).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from hisab_contracts.ids import HubCode
 from metering.api.events import Events
 from metering.api.hubs import Hubs
 from metering.api.prices import Prices
 from metering.api.quarantine import Quarantine
 from metering.api.sources import Sources
 from metering.api.usage import Usage
+from metering.consumer import HubConsumer
 from runtime.http import Resource
 from runtime.outbox import Outbox
 from runtime.service import Kit
 
 
 def resources(
-    kit: Kit, outbox: Outbox, follow: Callable[[HubCode], None], hub_partitions: int
+    kit: Kit, outbox: Outbox, usage: HubConsumer, hub_partitions: int
 ) -> tuple[Resource, ...]:
-    """Return every resource of metering but `/v1/status`, which the kit has.
-
-    To follow a hub means that this process reads its topic from now on.
-    """
+    """Return every resource of metering but `/v1/status`, which the kit has."""
     return (
         Events(kit),
         Usage(kit),
         Quarantine(kit, outbox),
         Prices(kit, outbox),
-        Hubs(kit, outbox, follow, hub_partitions),
+        Hubs(kit, outbox, usage, hub_partitions),
         Sources(kit),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -15,12 +15,15 @@ from hisab_contracts.units import instant_text, optional_instant_text
 from metering.api.problems import problem_of
 from metering.api.requests import find_hub, require_own_hub
 from metering.commands import register_hub
+from metering.consumer import HubConsumer
 from metering.core.watermarks import HubView, blocking_sources, is_silent
 from metering.store import hubs
 from runtime.clock import now_ms
 from runtime.http import Model, Resource, get, json_response, post
 from runtime.idempotency import Answer, read_command, run_command
 from runtime.kafka import Topic
+from runtime.lag import HiddenRecords
+from runtime.machine import Partition
 from runtime.outbox import Outbox
 from runtime.service import Kit
 
@@ -46,7 +49,10 @@ class HubAnswer(msgspec.Struct, frozen=True):
 
 
 class BlockedSource(msgspec.Struct, frozen=True):
-    """A source that keeps its hub from going on, and why."""
+    """A source that keeps its hub from going on, and why.
+
+    Where an open transaction blocks the hub's topic, its partition stands for the source.
+    """
 
     source: str
     reason: str
@@ -65,13 +71,11 @@ class HubState(msgspec.Struct, frozen=True):
 class Hubs(Resource):
     """`/v1/hubs`: register a hub, see how far one is complete."""
 
-    def __init__(
-        self, kit: Kit, outbox: Outbox, follow: Callable[[HubCode], None], partitions: int
-    ) -> None:
-        """`follow` has this process read a hub's topic; it is made with so many partitions."""
+    def __init__(self, kit: Kit, outbox: Outbox, usage: HubConsumer, partitions: int) -> None:
+        """`usage` reads the topics of hubs here; a topic is made with so many partitions."""
         self._kit = kit
         self._outbox = outbox
-        self._follow = follow
+        self._usage = usage
         self._partitions = partitions
 
     @get(
@@ -87,7 +91,7 @@ class Hubs(Resource):
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             code = await find_hub(connection, hub)
             [view] = await hubs.view_hubs(connection, code)
-        return json_response(_hub_state(view, now_ms()))
+        return json_response(_hub_state(view, self._usage.hidden(), now_ms()))
 
     @post(
         "/v1/hubs",
@@ -119,19 +123,29 @@ class Hubs(Resource):
         response = await run_command(
             self._kit.api, command, run, scope=principal.role_scope, tenant=principal.sees
         )
-        self._follow(hub)
+        self._usage.extend([hub_topic(hub)])
         return response
 
 
-def _hub_state(view: HubView, present_ms: int) -> HubState:
+def _hub_state(
+    view: HubView, hidden: Mapping[Partition, HiddenRecords], present_ms: int
+) -> HubState:
     """Show how far a hub is complete."""
+    topic = hub_topic(view.hub)
     return HubState(
         hub=view.hub,
         complete_until=optional_instant_text(view.watermark_ms),
         silent=is_silent(view, present_ms),
         last_seen_at=instant_text(view.last_seen_ms) if view.ever_seen else None,
         blocked_by=[
-            BlockedSource(behind.source, behind.reason)
-            for behind in blocking_sources(view, present_ms)
+            *(
+                BlockedSource(f"partition {partition.number}", records.explain(partition))
+                for partition, records in sorted(hidden.items())
+                if partition.topic == topic
+            ),
+            *(
+                BlockedSource(behind.source, behind.reason)
+                for behind in blocking_sources(view, present_ms)
+            ),
         ],
     )

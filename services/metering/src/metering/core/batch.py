@@ -26,6 +26,7 @@ from hisab_contracts.events import (
     Started,
 )
 from hisab_contracts.ids import (
+    UNKNOWN_TOPIC,
     AllocationId,
     BucketId,
     HoldId,
@@ -33,6 +34,7 @@ from hisab_contracts.ids import (
     NodeId,
     SourcePath,
     TenantId,
+    TopicId,
 )
 from hisab_contracts.prices import PriceBook
 from hisab_contracts.reference import PriceLine
@@ -92,6 +94,8 @@ class UsageRecord(Struct, frozen=True, gc=False):
     """Set when it comes out of quarantine."""
     replayed_ms: int | None = None
     """When an operator has it judged again: up to then it may speak, too. None otherwise."""
+    topic_id: TopicId = UNKNOWN_TOPIC
+    """The log it was read from; "" where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

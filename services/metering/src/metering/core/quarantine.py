@@ -47,6 +47,14 @@ ESCAPED_HEADER: Final = QuarantineCause(
 """Of a record whose headers could not be read as they are."""
 
 
+def undecodable_batch(because: str) -> QuarantineCause:
+    """Return the cause of what stands for records that cannot be taken out of their batch.
+
+    `because` says which records, and why.
+    """
+    return QuarantineCause("undecodable", because)
+
+
 def failed_release(error: str) -> QuarantineCause:
     """Return the cause of a record that we fail to judge again: an operator must look at it.
 

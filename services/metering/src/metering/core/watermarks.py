@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from hisab_contracts.charges import HubWatermark, OpenQuarantine, SourceBehind
-from hisab_contracts.ids import HubCode
+from hisab_contracts.ids import UNKNOWN_TOPIC, HubCode, TopicId
 from hisab_contracts.units import hour_floor_ms, instant_text
 from metering.core.sources import SourceProgress
 
@@ -42,6 +42,8 @@ class Barrier:
     candidate_ms: int
     end_offsets: Mapping[int, int]
     """Partition number → end offset, as observed after the candidate was committed."""
+    topic_id: TopicId = UNKNOWN_TOPIC
+    """The log these are offsets in; "" where the broker does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +124,11 @@ def is_silent(view: HubView, now_ms: int) -> bool:
     return now_ms - view.last_seen_ms > SILENT_HEARTBEATS * view.heartbeat_ms
 
 
-def statement_due(view: HubView, now_ms: int) -> HubWatermark | None:
+def statement_due(view: HubView, now_ms: int, *, anew: bool = False) -> HubWatermark | None:
     """Return what must be stated downstream now, or None when nothing that matters has changed.
 
-    The revision is above every one stated before, those that a restored database forgot included.
+    `anew` is for partitions downstream that were told nothing yet: all is stated. The revision is
+    above every one stated before, those that a restored database forgot included.
     """
     if not view.emitted:
         return None
@@ -141,7 +144,7 @@ def statement_due(view: HubView, now_ms: int) -> HubWatermark | None:
             for source, trouble in _deciding(view, now_ms)
         ],
     )
-    if last is None:
+    if last is None or anew:
         return statement
     if (statement.watermark_ms, statement.quarantined) != (last.watermark_ms, last.quarantined):
         return statement  # The close of months hangs on these two: they are stated at once.

@@ -108,17 +108,18 @@ async def save_quarantine(
     return opened
 
 
-_OPENED_COLUMNS = _RECORD_COLUMNS + ", value_sha256, " + _VERDICT_COLUMNS
+_OPENED_COLUMNS = _RECORD_COLUMNS + ", value_sha256, topic_id, " + _VERDICT_COLUMNS
 
 _OPEN = (
     "insert into quarantine ("
     + _OPENED_COLUMNS
     + ", judged_generation) select "
     + _OPENED_COLUMNS
-    + """, $18
+    + """, $19
   from unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::bigint[], $6::bytea[],
               $7::bytea[], $8::bytea[], $9::text[], $10::text[], $11::text[], $12::text[],
-              $13::text[], $14::boolean[], $15::bigint[], $16::boolean[], $17::jsonb[])
+              $13::text[], $14::text[], $15::boolean[], $16::bigint[], $17::boolean[],
+              $18::jsonb[])
        with ordinality as k ("""
     + _OPENED_COLUMNS
     + """, place)
@@ -134,7 +135,7 @@ async def _open_quarantine(
     """Store records that are new in quarantine, with their bytes; number them in order."""
     digests = [hashlib.sha256(new.record.value or b"").hexdigest() for new in records]
     rows = [
-        (*_record_row(new.record), value_sha256, *_verdict_row(new))
+        (*_record_row(new.record), value_sha256, new.record.topic_id, *_verdict_row(new))
         for new, value_sha256 in zip(records, digests, strict=True)
     ]
     inserted = await connection.fetch(_OPEN, *zip(*rows, strict=True), generation)

@@ -126,7 +126,7 @@ async def look_up_tenants(
 
 
 _QUARANTINED_OFFSETS = """
-select q.topic, q.partition, q.record_offset
+select q.topic, q.partition, q.record_offset, q.topic_id, q.value_sha256
   from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[])
        as k (topic, partition, first_offset, last_offset)
   join quarantine q
@@ -137,15 +137,21 @@ select q.topic, q.partition, q.record_offset
 
 async def quarantined_offsets(
     connection: Connection, ranges: Mapping[tuple[str, int], tuple[int, int]]
-) -> set[tuple[str, int, int]]:
+) -> dict[tuple[str, int, int], list[tuple[str, str]]]:
     """Return which offsets of these ranges are in quarantine, whatever became of them.
 
-    Metering that was restored, or whose progress was set back, reads them again: the quarantined
-    record is the one that counts, and what came of it must not be counted a second time.
+    Of each, the log it was read from and the SHA-256 of its value: a topic that was made anew has
+    other records at the same offsets. Metering that was restored, or whose progress was set back,
+    reads the same ones again: the quarantined record is the one that counts, and what came of it
+    must not be counted a second time.
     """
     columns = zip(*((*place, *offsets) for place, offsets in ranges.items()), strict=True)
     rows = await connection.fetch(_QUARANTINED_OFFSETS, *columns)
-    return {(row["topic"], row["partition"], row["record_offset"]) for row in rows}
+    found: dict[tuple[str, int, int], list[tuple[str, str]]] = {}
+    for row in rows:
+        place = (row["topic"], row["partition"], row["record_offset"])
+        found.setdefault(place, []).append((row["topic_id"], row["value_sha256"]))
+    return found
 
 
 # The latest of all records seen: after a restore older ones come again, and change nothing.
