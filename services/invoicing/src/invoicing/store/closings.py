@@ -298,21 +298,30 @@ async def store_computed(
 
 # The row lock makes one of any number of finalisers number this month.
 _LOCK_CLOSING = """
-select legal_entity_id, issued_on,
-       (select series from legal_entities l where l.legal_entity_id = c.legal_entity_id) as series,
-       exists (select from bills b where b.period = c.period and b.state = 'pending') as pending
-  from closings c
+select legal_entity_id, issued_on from closings
  where period = $1 and closed_at is null
    for update
+"""
+
+# Read after the lock: the month as whoever held it before us has left it.
+_NUMBERING = """
+select l.series,
+       exists (select from bills b where b.period = $1 and b.state = 'pending') as pending
+  from legal_entities l
+ where l.legal_entity_id = $2
 """
 
 
 async def lock_numbering(connection: Connection, period: str) -> NumberSeries | None:
     """Become the only one who numbers a month; None while bills are still to compute."""
-    row = await connection.fetchrow(_LOCK_CLOSING, period)
+    closing = await connection.fetchrow(_LOCK_CLOSING, period)
+    if closing is None:
+        return None
+    legal_entity_id = closing["legal_entity_id"]
+    row = await connection.fetchrow(_NUMBERING, period, legal_entity_id)
     if row is None or row["pending"]:
         return None
-    return NumberSeries.on(row["legal_entity_id"], row["series"], row["issued_on"])
+    return NumberSeries.on(legal_entity_id, row["series"], closing["issued_on"])
 
 
 # Numbers follow the order of tenants, so that a month closed again elsewhere has the same ones.

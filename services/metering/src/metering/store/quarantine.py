@@ -290,31 +290,43 @@ async def _add_time(connection: Connection, records: Mapping[int, QuarantinedRec
 _LOCK = (
     "select quarantine_id, state, counts, hour_ms, had_new, parts, "
     + _RECORD_COLUMNS
-    + """,
-       (select coalesce(array_agg(t.hour_ms order by t.hour_ms), '{}') from quarantine_time t
-         where t.quarantine_id = q.quarantine_id) as hours_ms,
-       (select coalesce(array_agg(t.waiting_gpu_ns order by t.hour_ms), '{}')
-          from quarantine_time t where t.quarantine_id = q.quarantine_id) as waiting_gpu_ns
-  from quarantine q
+    + """
+  from quarantine
  where quarantine_id = any($1::bigint[])
  order by quarantine_id
-   for update of q
+   for update
 """
 )
+
+_TIMES_OF = """
+select quarantine_id, hour_ms, waiting_gpu_ns
+  from quarantine_time
+ where quarantine_id = any($1::bigint[])
+ order by quarantine_id, hour_ms
+"""
 
 
 async def lock_quarantined(
     connection: Connection, quarantine_ids: Collection[int]
 ) -> list[LockedQuarantine]:
     """Lock and read quarantined records, in the order they were set aside."""
-    return [_locked_from_row(row) for row in await connection.fetch(_LOCK, list(quarantine_ids))]
+    rows = await connection.fetch(_LOCK, list(quarantine_ids))
+    # Only after the lock: whoever held it before us has changed the time too, and a statement that
+    # waits for a lock still sees other tables as they were when it began.
+    quarantined_gpu_ns: dict[int, dict[int, int]] = {}
+    for row in await connection.fetch(_TIMES_OF, list(quarantine_ids)):
+        hours = quarantined_gpu_ns.setdefault(row["quarantine_id"], {})
+        hours[row["hour_ms"]] = row["waiting_gpu_ns"]
+    return [
+        _locked_from_row(row, quarantined_gpu_ns.get(row["quarantine_id"], {})) for row in rows
+    ]
 
 
 _PARTS: Final = msgspec.json.Decoder(list[tuple[str, str, int, int, int]] | None)
 _HEADERS: Final = msgspec.msgpack.Decoder(list[tuple[str, bytes | None]])
 
 
-def _locked_from_row(row: Row) -> LockedQuarantine:
+def _locked_from_row(row: Row, quarantined_gpu_ns: Mapping[int, int]) -> LockedQuarantine:
     parts = None if row["parts"] is None else _PARTS.decode(row["parts"])
     earlier = EarlierVerdict(
         quarantine_id=row["quarantine_id"],
@@ -327,7 +339,7 @@ def _locked_from_row(row: Row) -> LockedQuarantine:
         had_new=row["had_new"],
         counts=row["counts"],
         hour_ms=row["hour_ms"],
-        quarantined_gpu_ns=dict(zip(row["hours_ms"], row["waiting_gpu_ns"], strict=True)),
+        quarantined_gpu_ns=quarantined_gpu_ns,
     )
     record = UsageRecord(
         hub=HubCode(row["hub"]),
