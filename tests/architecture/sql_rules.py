@@ -7,7 +7,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 
-from architecture.source import Finding, Module, is_store, package_modules
+from architecture.source import (
+    Finding,
+    Module,
+    is_store,
+    locking_reads_listed,
+    package_modules,
+)
 
 STATEMENT = re.compile(
     r"^\s*(--[^\n]*\n\s*)*"
@@ -20,6 +26,11 @@ KEYWORD = re.compile(
     r"|CREATE|TABLE|INDEX|ALTER|GRANT|PRIMARY KEY|NOT NULL|CONFLICT|UNNEST|COALESCE)\b"
 )
 EVERYTHING = re.compile(r"select\s+(\w+\.)?\*(?!\s+from\s+unnest)", re.IGNORECASE)
+CHANGED = re.compile(r"\b(?:update|delete from|insert into)\s+(?!set\b|of\b|skip\b|nowait\b)([a-z_]+)\b")
+"""The table that a statement changes; `for update` and `do update` name none."""
+READ = re.compile(r"(?:(?<!distinct )\bfrom|\bjoin|\busing)\s+([a-z_]+)\b(?!\s*\()")
+NAMED = re.compile(r"(?:\bwith(?: recursive)?|,)\s+([a-z_]+)(?:\s*\([^)]*\))?\s+as\s*\(")
+WAITS = re.compile(r"\bfor (no key )?(update|(key )?share)\b|\bupdate\s|\bdelete from\b")
 OUTSIDE = frozenset(
     {
         "send",
@@ -172,6 +183,30 @@ def sql_place(module: Module) -> Iterator[Finding]:
                 pass
 
 
+def locking_reads(module: Module) -> Iterator[Finding]:
+    """Rule 20: a statement that waits for a row's lock reads no other table.
+
+    PostgreSQL looks at the locked row again after the wait, and at nothing else: sub-selects, joins
+    and the rest of a `with` still see what was committed before it. What a lock protects is read by
+    the next statement. `[tool.hisab.locking_reads]` lists those that may, each with its reason.
+    """
+    for name, node, statement in sql_constants(module):
+        plain = _without_literals(statement)
+        if not WAITS.search(plain):
+            continue
+        named, changed = set(NAMED.findall(plain)), set(CHANGED.findall(plain))
+        read = [table for table in READ.findall(plain) if table not in named]
+        # What is locked by a `select` is the first table that it reads.
+        foreign = sorted({*read} - (changed or {*read[:1]}))
+        if foreign and f"{module.name}.{name}" not in locking_reads_listed():
+            yield Finding(
+                20,
+                module.at(node),
+                f"{name} waits for a lock and reads {', '.join(foreign)} as it was before",
+                "lock first, read in the next statement",
+            )
+
+
 def _is_part(name: str, module: Module) -> bool:
     """Say whether another constant is put together from this one."""
     return any(
@@ -263,7 +298,7 @@ def _offered_records(module: Module) -> Iterator[Finding]:
 
 
 def migrations(names: Sequence[str]) -> Iterator[Finding]:
-    """Rule 21: migrations are numbered from 0001 without a gap, and say `pre` or `post`."""
+    """Rule 21: each migration has a number of its own, and says `pre` or `post`."""
     numbers: list[int] = []
     for name in sorted(names):
         match = MIGRATION.fullmatch(PurePath(name).name)
@@ -273,8 +308,8 @@ def migrations(names: Sequence[str]) -> Iterator[Finding]:
             )
         else:
             numbers.append(int(match["number"]))
-    if numbers and numbers != list(range(1, len(numbers) + 1)):
-        yield Finding(21, names[0], f"numbers {numbers}", "1, 2, 3 ... each once")
+    if len({*numbers}) < len(numbers):
+        yield Finding(21, names[0], f"numbers {numbers}", "each once")
 
 
 def migration_text(name: str, text: str) -> Iterator[Finding]:

@@ -41,6 +41,7 @@ PACKAGE_RULES: tuple[Rule, ...] = (
     word_rules.any_and_ignores,
     sql_rules.sql_text,
     sql_rules.sql_place,
+    sql_rules.locking_reads,
     sql_rules.outside_calls,
     sql_rules.driver_records,
     text_rules.settings,

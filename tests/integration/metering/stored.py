@@ -54,10 +54,10 @@ class StoredMetering:
         micro_per_hour: Mapping[tuple[str, str], int] = PRICES_OF_TESTS,
     ) -> None:
         """The hub `lhr`, tenants, and prices since long ago."""
-        listed = [
+        listed = tuple(
             ListedPrice(Sku(sku), PriceClass(price_class), micro)
             for (sku, price_class), micro in micro_per_hour.items()
-        ]
+        )
         async with self.writer.transaction() as connection:
             await hubs.add_hub(connection, LHR, "Lahore", 60_000)
         await self.know(*tenants)

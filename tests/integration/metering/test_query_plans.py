@@ -14,6 +14,7 @@ from infrastructure import Infrastructure, run_apart
 from metering.store import allocations, hubs, prices, quarantine, queries, state
 
 NODE = (["lhr"], ["n1"])
+JOB = ("lhr", "job-1", "ravi-health")
 QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("lock nodes", state._LOCK_NODES, NODE),
     ("coverage", state._COVERAGE, (*NODE, ["GPU-1"], [0], [0], [1])),
@@ -34,10 +35,15 @@ QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("sources named", hubs._SOURCES_NAMED, ("lhr", ["/hubs/lhr/nodes/n1/epochs/e1"])),
     ("lock a source", hubs._LOCK_SOURCE, ("lhr", "/hubs/lhr/nodes/n1/epochs/e1")),
     ("reconciliation", queries._SUMS, (["lhr"], 0, 3_600_000)),
-    ("buckets of an allocation", queries._BUCKETS_OF, ("lhr", "job-1", "ravi-health", 1)),
-    ("billed of an allocation", queries._BILLED_OF, ("lhr", "job-1", "ravi-health")),
+    ("owners of an allocation", queries._OWNERS, (*JOB, 1)),
+    ("claimants of an allocation", queries._CLAIMANTS, JOB),
+    ("sums of an allocation", queries._SUMS_OF, JOB),
+    ("buckets of an allocation", queries._BUCKETS_OF, (*JOB, 0, "n1", "", 1)),
+    ("intervals of an allocation", queries._INTERVALS_OF, (*JOB, "t", "n1", "g", "g", 0, 1)),
+    ("quarantined of an allocation", queries._QUARANTINED_OF, (*JOB, 0, 1)),
 ]
 BIG = {
+    "allocation_duplicates",
     "allocations",
     "buckets",
     "coverage",

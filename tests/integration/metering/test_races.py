@@ -70,5 +70,5 @@ async def replay_twice_at_once(metering: StoredMetering, quarantine_id: int) -> 
             "select from pg_stat_activity "
             "where wait_event_type = 'Lock' and datname = current_database()"
         ):
-            assert not waiting.done(), await waiting
+            assert not waiting.done()
     await waiting

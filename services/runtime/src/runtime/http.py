@@ -267,11 +267,15 @@ def page_response(items: Sequence[T], page: Page[P], position: Callable[[T], P])
     `position` says where an item stands in the list's order; it goes into the opaque cursor.
     """
     shown = items[: page.limit]
-    cursor = None
-    if len(items) > page.limit:
-        packed = base64.urlsafe_b64encode(encode(position(shown[-1])))
-        cursor = packed.rstrip(b"=").decode()
-    return json_response({"items": shown, "next": cursor})
+    ended = position(shown[-1]) if len(items) > page.limit else None
+    return json_response({"items": shown, "next": next_cursor(page, ended)})
+
+
+def next_cursor(_page: Page[P], ended: P | None) -> str | None:
+    """Return the cursor of the page after one that ended there; None when it was the last."""
+    if ended is None:
+        return None
+    return base64.urlsafe_b64encode(encode(ended)).rstrip(b"=").decode()
 
 
 # Resources.

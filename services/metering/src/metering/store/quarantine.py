@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from runtime.database import Connection
 
 MAX_LISTED_BYTES: Final = 8_388_608
-"""A page of quarantined records ends before its payloads pass 8 MiB, after one at least."""
+"""A page of quarantined records ends before what it says may pass 8 MiB, after one at least."""
 
 MAX_DETAIL_LENGTH: Final = 2_000
 
@@ -445,17 +445,22 @@ async def fold_open_time(connection: Connection) -> None:
 
 # Operators and auditors look at it.
 
-# Payloads may have a megabyte each: the page is cut by their sizes before any of them is read.
+# A payload may have a megabyte, and so may headers: the page is cut by their sizes before any of
+# them is read. They count as what they can become in an answer: base64 makes four bytes of three,
+# a header without name and value has 3 bytes here and 33 there, an escaped character 6.
 _LISTED = """
 with wanted as (
-  select q.quarantine_id, coalesce(octet_length(q.message_value), 0) as value_bytes
+  select q.quarantine_id,
+         2 * coalesce(octet_length(q.message_value), 0)::bigint
+         + 12 * octet_length(q.message_headers)::bigint
+         + 6 * octet_length(q.detail)::bigint as shown_bytes
     from quarantine q
    where ($1::text is null or q.hub = $1) and ($2::text is null or q.reason = $2)
      and ($3::text is null or q.state = $3) and q.quarantine_id > $4
    order by q.quarantine_id
    limit $5
 ), measured as (
-  select w.quarantine_id, sum(w.value_bytes) over (order by w.quarantine_id) as so_far_bytes,
+  select w.quarantine_id, sum(w.shown_bytes) over (order by w.quarantine_id) as so_far_bytes,
          row_number() over (order by w.quarantine_id) as place
     from wanted w
 )
