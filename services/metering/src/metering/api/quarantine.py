@@ -14,7 +14,7 @@ from fastapi import Request, Response
 
 from hisab_contracts.reference import Role
 from metering.api.problems import problem_of
-from metering.api.requests import Reason, require_own_hub
+from metering.api.requests import Reason, cut_page, require_own_hub
 from metering.commands import dismiss_record, replay_record
 from metering.core.quarantine import QuarantineClosed
 from metering.store import quarantine
@@ -24,7 +24,6 @@ from runtime.database import ALL_TENANTS
 from runtime.http import (
     Model,
     NoBody,
-    Page,
     Position,
     Problem,
     Resource,
@@ -99,12 +98,7 @@ class Quarantine(Resource):
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             found, more = await quarantine.list_quarantined(connection, wanted, after, page.limit)
         shown = [_item(record) for record in found]
-        if more:
-            # A page may be cut by its bytes before its limit is reached: what is shown is the
-            # whole page then, and one item more says that the list goes on.
-            page = Page(len(shown), page.after)
-            shown.append(shown[-1])
-        return page_response(shown, page, lambda item: (int(item.quarantine_id),))
+        return page_response(*cut_page(shown, page, more), lambda item: (int(item.quarantine_id),))
 
     @post(
         "/v1/quarantine/{quarantine_id}/replay",

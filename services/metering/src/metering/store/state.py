@@ -272,12 +272,12 @@ def _bucket_from_row(row: Row) -> StoredBucket:
     return StoredBucket(row["gpu_ns"], None if hold_id is None else HoldId(hold_id))
 
 
-_SOURCE_COLUMNS: Final = (
+SOURCE_COLUMNS: Final = (
     "hub, source, node_path, contiguous, beyond, watermark_ms, standing, last_seen_ms"
 )
 
 # What `source_from_row` reads; whoever needs sources adds which.
-SELECT_SOURCES: Final = "select " + _SOURCE_COLUMNS + " from sources"
+SELECT_SOURCES: Final = "select " + SOURCE_COLUMNS + " from sources"
 
 # The sources of a batch, and all active ones of the same nodes: a new epoch closes the older ones.
 _LOCK_SOURCES = (
@@ -384,13 +384,13 @@ async def _save_coverage(
 # New sources are numbered in the order given: `arrival` orders the epochs of a node.
 _SAVE_SOURCES = (
     "insert into sources ("
-    + _SOURCE_COLUMNS
+    + SOURCE_COLUMNS
     + ") select "
-    + _SOURCE_COLUMNS
+    + SOURCE_COLUMNS
     + """
   from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::jsonb[], $6::bigint[],
               $7::text[], $8::bigint[]) with ordinality as k ("""
-    + _SOURCE_COLUMNS
+    + SOURCE_COLUMNS
     + """, place)
  order by place
 on conflict (hub, source) do update
