@@ -144,6 +144,11 @@ def locking_reads_listed() -> Mapping[str, str]:
     return dict(configuration()["tool"]["hisab"]["locking_reads"])
 
 
+def own_sums() -> Mapping[str, str]:
+    """Return the functions of `store` and `api` that add up a list, with the reason."""
+    return dict(configuration()["tool"]["hisab"]["own_sums"])
+
+
 def shared_names() -> Mapping[str, str]:
     """Return the type names that two modules may use, with the reason."""
     return dict(configuration()["tool"]["hisab"]["shared_names"])

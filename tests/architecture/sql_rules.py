@@ -12,6 +12,7 @@ from architecture.source import (
     Module,
     is_store,
     locking_reads_listed,
+    own_sums,
     package_modules,
 )
 
@@ -205,6 +206,69 @@ def locking_reads(module: Module) -> Iterator[Finding]:
                 f"{name} waits for a lock and reads {', '.join(foreign)} as it was before",
                 "lock first, read in the next statement",
             )
+
+
+def limited_sums(module: Module) -> Iterator[Finding]:
+    """Rule 20: a total is taken by the database, over all rows: nothing cut by `limit` is added up.
+
+    So a statement sums no part that has a `limit`, and neither `store` nor `api` adds up a list
+    that it read. `[tool.hisab.own_sums]` names the functions that may, each with its reason.
+    """
+    for name, node, statement in sql_constants(module):
+        if _sums_a_cut_list(_without_literals(statement)):
+            yield Finding(
+                20, module.at(node), f"{name} sums rows that a `limit` has cut", "a sum of all rows"
+            )
+    if not re.search(r"\.(store|api)(\.|$)", module.name):
+        return
+    for function in module.functions():
+        calls = [inner for inner in ast.walk(function) if isinstance(inner, ast.Call)]
+        added = [call for call in calls if ast.unparse(call.func) in {"sum", "math.fsum"}]
+        if added and f"{module.name}.{function.name}" not in own_sums():
+            yield Finding(
+                20, module.at(added[0]), f"{function.name} adds up a list", "`sum` in the statement"
+            )
+
+
+def _sums_a_cut_list(statement: str) -> bool:
+    """Say whether a `select` with a sum reads from a part of the statement that has a `limit`."""
+    cut = {
+        match[1]
+        for match in re.finditer(r"\b(\w+)\s+as\s*\(", statement)
+        if re.search(r"\blimit\b", _parenthesised(statement, match.end() - 1))
+    }
+    for match in re.finditer(r"\b(?:from|join)\s+(?:(\w+)|(?=\())", statement):
+        inner = "" if match[1] else _parenthesised(statement, match.end())
+        if match[1] not in cut and not re.search(r"\blimit\b", inner):
+            continue
+        shown = _shown_before(statement, match.start())
+        if re.search(r"\bsum\s*\((?!.*\)\s*over\b)", shown, re.DOTALL):
+            return True
+    return False
+
+
+def _shown_before(statement: str, at: int) -> str:
+    """Return what the `select` of a `from` shows, without what stands in its sub-selects."""
+    shown, depth = "", 0
+    for place in range(at - 1, -1, -1):
+        depth += {")": 1, "(": -1}.get(statement[place], 0)
+        if depth < 0 or (depth == 0 and statement.startswith("select", place)):
+            break
+        inner = _parenthesised(statement, place) if statement[place] == "(" else ""
+        if inner.lstrip().startswith("select"):
+            shown = shown[len(inner) :]
+        shown = statement[place] + shown
+    return shown
+
+
+def _parenthesised(text: str, at: int) -> str:
+    """Return what stands between the parenthesis at a place and the one that closes it."""
+    depth = 0
+    for place in range(at, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return text[at + 1 : place]
+    return text[at + 1 :]
 
 
 def _is_part(name: str, module: Module) -> bool:

@@ -42,6 +42,7 @@ PACKAGE_RULES: tuple[Rule, ...] = (
     sql_rules.sql_text,
     sql_rules.sql_place,
     sql_rules.locking_reads,
+    sql_rules.limited_sums,
     sql_rules.outside_calls,
     sql_rules.driver_records,
     text_rules.settings,

@@ -94,6 +94,17 @@ BAD: list[tuple[Rule, str, dict[str, object]]] = [
     (sql_rules.sql_place, LOADING + "\n\n" + QUERY, {}),
     (sql_rules.sql_place, QUERY + LOADING, {}),
     (sql_rules.sql_place, QUERY, {}),
+    (sql_rules.limited_sums, '_A = "select sum(a) from (select a from b limit $1) c"', {}),
+    (
+        sql_rules.limited_sums,
+        '_A = "with c as (select a from b order by a limit 9) select d, sum(a) from c group by d"',
+        {},
+    ),
+    (
+        sql_rules.limited_sums,
+        "def f(buckets: list[B]) -> int:\n    return sum(bucket.gpu_ns for bucket in buckets)",
+        {"name": "metering.api.usage"},
+    ),
     (
         sql_rules.locking_reads,
         '_A = "select a, (select sum(c) from d where d.b = b.b) from b where a = $1 for update"',
@@ -175,6 +186,19 @@ GOOD: list[tuple[Rule, str, dict[str, object]]] = [
     (sql_rules.sql_text, '_A = "a"\n_B = "select " + _A + " from b"', {}),
     (sql_rules.sql_place, QUERY + SAYING + SAYING.replace("load", "again"), {}),
     (sql_rules.sql_place, "# What is wanted.\n" + QUERY + LOADING, {}),
+    (sql_rules.limited_sums, '_A = "select a, sum(a) from b group by a order by a limit 9"', {}),
+    (
+        sql_rules.limited_sums,
+        '_A = "with c as (select a from b limit 9) select sum(a) over (order by a) as d from c"',
+        {},
+    ),
+    (
+        sql_rules.limited_sums,
+        '_A = "with c as (select a from b limit 9) '
+        'select c.a, (select sum(d.e) from d where d.a = c.a) from c"',
+        {},
+    ),
+    (sql_rules.limited_sums, "x = sum(y)", {"name": "metering.core.engine"}),
     (sql_rules.locking_reads, '_A = "select a from b where a is distinct from c for update"', {}),
     (
         sql_rules.locking_reads,

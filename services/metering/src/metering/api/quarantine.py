@@ -97,7 +97,7 @@ class Quarantine(Resource):
         (after,) = page.after or (0,)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             found, more = await quarantine.list_quarantined(connection, wanted, after, page.limit)
-        shown = [_item(record) for record in found]
+        shown = [quarantine_item(record) for record in found]
         return page_response(*cut_page(shown, page, more), lambda item: (int(item.quarantine_id),))
 
     @post(
@@ -159,7 +159,7 @@ class Quarantine(Resource):
         raise Problem("not-found", f"there is no quarantined record {quarantine_id}")
 
 
-def _item(record: ListedQuarantine) -> QuarantineItem:
+def quarantine_item(record: ListedQuarantine) -> QuarantineItem:
     """Show a quarantined record."""
     return QuarantineItem(
         quarantine_id=str(record.quarantine_id),

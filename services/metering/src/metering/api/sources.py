@@ -74,7 +74,7 @@ class Sources(Resource):
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             code = await find_hub(connection, hub)
             found, more = await hubs.list_sources(connection, code, after, page.limit)
-        shown = [_source_view(source) for source in found]
+        shown = [source_view(source) for source in found]
         return page_response(*cut_page(shown, page, more), lambda source: (source.source,))
 
     @post(
@@ -104,7 +104,7 @@ class Sources(Resource):
         )
 
 
-def _source_view(source: SourceProgress) -> SourceView:
+def source_view(source: SourceProgress) -> SourceView:
     """Show a source."""
     return SourceView(
         source=source.path,
