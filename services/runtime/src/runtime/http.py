@@ -261,13 +261,17 @@ def page_of(request: Request, position: type[P]) -> Page[P]:
 T = TypeVar("T")
 
 
-def page_response(items: Sequence[T], page: Page[P], position: Callable[[T], P]) -> Response:
+def page_response(
+    items: Sequence[T], page: Page[P], position: Callable[[T], P], *, more: bool = False
+) -> Response:
     """Answer `{"items","next"}` for items after `page.after`: all, or the first `page.limit + 1`.
 
     `position` says where an item stands in the list's order; it goes into the opaque cursor.
+    `more` says that the list goes on although no further item was read.
     """
     shown = items[: page.limit]
-    ended = position(shown[-1]) if len(items) > page.limit else None
+    goes_on = shown and (more or len(items) > len(shown))
+    ended = position(shown[-1]) if goes_on else None
     return json_response({"items": shown, "next": next_cursor(page, ended)})
 
 

@@ -14,7 +14,7 @@ from fastapi import Request, Response
 
 from hisab_contracts.reference import Role
 from metering.api.problems import problem_of
-from metering.api.requests import Reason, cut_page, require_own_hub
+from metering.api.requests import Reason, require_own_hub
 from metering.commands import dismiss_record, replay_record
 from metering.core.quarantine import QuarantineClosed
 from metering.store import quarantine
@@ -98,7 +98,8 @@ class Quarantine(Resource):
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             found, more = await quarantine.list_quarantined(connection, wanted, after, page.limit)
         shown = [quarantine_item(record) for record in found]
-        return page_response(*cut_page(shown, page, more), lambda item: (int(item.quarantine_id),))
+        # A page may be cut by its bytes before its limit is reached.
+        return page_response(shown, page, lambda item: (int(item.quarantine_id),), more=more)
 
     @post(
         "/v1/quarantine/{quarantine_id}/replay",

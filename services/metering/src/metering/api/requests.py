@@ -12,7 +12,7 @@ from hisab_contracts.reference import Role
 from hisab_contracts.units import hour_floor_ms, instant_ms, is_whole_hour
 from metering.store import hubs
 from runtime.auth import Principal
-from runtime.http import P, Page, Problem, T
+from runtime.http import Problem
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -36,14 +36,6 @@ async def find_hub(connection: Connection, hub: str) -> HubCode:
     if not await hubs.is_hub(connection, HubCode(hub)):
         raise Problem("not-found", f"no hub {hub} is registered")
     return HubCode(hub)
-
-
-def cut_page(shown: list[T], page: Page[P], more: bool) -> tuple[list[T], Page[P]]:  # noqa: FBT001
-    """Return a page that its bytes may have ended before its limit, and says whether more follows.
-
-    What is shown is the whole page then; one item more tells `page_response` that the list goes on.
-    """
-    return ([*shown, shown[-1]] if more else shown), Page(len(shown), page.after)
 
 
 def read_whole_hour(name: str, text: str) -> int:

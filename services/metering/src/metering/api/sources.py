@@ -14,7 +14,7 @@ from hisab_contracts.ids import SourcePath
 from hisab_contracts.reference import Role
 from hisab_contracts.units import optional_instant_text
 from metering.api.problems import problem_of
-from metering.api.requests import Reason, cut_page, find_hub, require_own_hub
+from metering.api.requests import Reason, find_hub, require_own_hub
 from metering.commands import retire_source
 from metering.core.sources import SourceProgress
 from metering.store import hubs
@@ -75,7 +75,7 @@ class Sources(Resource):
             code = await find_hub(connection, hub)
             found, more = await hubs.list_sources(connection, code, after, page.limit)
         shown = [source_view(source) for source in found]
-        return page_response(*cut_page(shown, page, more), lambda source: (source.source,))
+        return page_response(shown, page, lambda source: (source.source,), more=more)
 
     @post(
         "/v1/hubs/{hub}/sources/retire",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -194,7 +195,7 @@ class Usage(Resource):
         )
         page = page_of(request, AllocationPosition)
         if "limit" not in request.query_params:
-            page = Page(MAX_LIMIT, page.after)
+            page = replace(page, limit=MAX_LIMIT)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             sums = await queries.sum_allocation(connection, wanted)
             if sums is None:
