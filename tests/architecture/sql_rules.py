@@ -27,7 +27,9 @@ KEYWORD = re.compile(
     r"|CREATE|TABLE|INDEX|ALTER|GRANT|PRIMARY KEY|NOT NULL|CONFLICT|UNNEST|COALESCE)\b"
 )
 EVERYTHING = re.compile(r"select\s+(\w+\.)?\*(?!\s+from\s+unnest)", re.IGNORECASE)
-CHANGED = re.compile(r"\b(?:update|delete from|insert into)\s+(?!set\b|of\b|skip\b|nowait\b)([a-z_]+)\b")
+CHANGED = re.compile(
+    r"\b(?:update|delete from|insert into)\s+(?!set\b|of\b|skip\b|nowait\b)([a-z_]+)\b"
+)
 """The table that a statement changes; `for update` and `do update` name none."""
 READ = re.compile(r"(?:(?<!distinct )\bfrom|\bjoin|\busing)\s+([a-z_]+)\b(?!\s*\()")
 NAMED = re.compile(r"(?:\bwith(?: recursive)?|,)\s+([a-z_]+)(?:\s*\([^)]*\))?\s+as\s*\(")

@@ -74,24 +74,24 @@ class StoredMetering:
         self,
         batch: Sequence[dict[str, Any]],
         kind: str | None = None,
-        partition: int = 0,
-        connection: Connection | None = None,
+        *,
+        hub: HubCode = LHR,
     ) -> None:
-        """Meter what a hub says as one batch, in a transaction of its own or the caller's."""
-        await self.take_values([self._event(data, kind) for data in batch], partition, connection)
+        """Meter what a hub says as one batch, in a transaction of its own."""
+        await self.take_values([self._event(data, kind) for data in batch], hub=hub)
 
     async def take_values(
         self,
         values: Sequence[bytes],
-        partition: int = 0,
-        connection: Connection | None = None,
+        *,
         headers: Sequence[tuple[str, bytes | None]] = (),
+        hub: HubCode = LHR,
     ) -> None:
         """Meter any bytes as one batch."""
         records = [
             Record(
-                topic=hub_topic(LHR),
-                partition=partition,
+                topic=hub_topic(hub),
+                partition=0,
                 offset=next(self._offsets),
                 timestamp_ms=LATER_MS,
                 key=None,
@@ -100,11 +100,8 @@ class StoredMetering:
             )
             for value in values
         ]
-        if connection is not None:
+        async with self.writer.transaction() as connection:
             await self._ingest.handle(Batch(records, {}), connection)
-            return
-        async with self.writer.transaction() as own:
-            await self._ingest.handle(Batch(records, {}), own)
 
     def _event(self, data: dict[str, Any], kind: str | None) -> bytes:
         found = kind or ("watermark" if "watermark_ms" in data else "interval")

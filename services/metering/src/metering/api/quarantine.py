@@ -13,6 +13,7 @@ import msgspec
 from fastapi import Request, Response
 
 from hisab_contracts.reference import Role
+from hisab_contracts.units import optional_instant_text
 from metering.api.problems import problem_of
 from metering.api.requests import Reason, require_own_hub
 from metering.commands import dismiss_record, replay_record
@@ -48,7 +49,10 @@ class HeaderView(msgspec.Struct, frozen=True):
 
 
 class QuarantineItem(msgspec.Struct, frozen=True):
-    """A quarantined record, its bytes as they were received."""
+    """A quarantined record, its bytes as they were received.
+
+    A record that was released keeps its bytes for 90 days: after `forgotten_at` they are null.
+    """
 
     quarantine_id: str
     topic: str
@@ -59,6 +63,7 @@ class QuarantineItem(msgspec.Struct, frozen=True):
     payload_base64: str | None
     headers: list[HeaderView]
     state: str
+    forgotten_at: str | None
 
 
 class QuarantineAnswer(msgspec.Struct, frozen=True):
@@ -172,6 +177,7 @@ def quarantine_item(record: ListedQuarantine) -> QuarantineItem:
         payload_base64=_base64(record.payload),
         headers=[HeaderView(name, _base64(value)) for name, value in record.headers],
         state=record.state,
+        forgotten_at=optional_instant_text(record.forgotten_ms),
     )
 
 

@@ -1,4 +1,4 @@
-"""Quarantine: records kept, whole or in part, with their original bytes; nothing is deleted.
+"""Quarantine: records kept, whole or in part, with their original bytes.
 
 Theory. `metering.core.quarantine` says in which states a record can be. Beside it `quarantine_time`
 has the GPU time that is open or was dismissed, per UTC hour; a release deletes those rows, because
@@ -6,6 +6,10 @@ the time is then billed or a duplicate. `open_time` adds up what is open per hub
 month: whoever changes `quarantine_time` inserts the difference there, which no lock can delay, and
 a leased task puts the rows together. So stating the open time of a hub never reads record by
 record.
+
+No record is ever deleted. The bytes of one that was released are forgotten 90 days later: all of it
+is billed or a duplicate by then, and its SHA-256, its place and all that was decided stay. What is
+open or was dismissed keeps its bytes for ever.
 
 The tables call GPU time in quarantine `waiting_gpu_ns`; everywhere else it is `quarantined_gpu_ns`.
 """
@@ -21,6 +25,7 @@ import msgspec
 
 from hisab_contracts.events import Device
 from hisab_contracts.ids import DeviceId, HubCode, SliceId
+from hisab_contracts.units import optional_ms_of
 from metering.core.batch import (
     Changes,
     EarlierVerdict,
@@ -69,6 +74,8 @@ class ListedQuarantine(NamedTuple):
     state: QuarantineState
     payload: bytes | None
     headers: list[tuple[str, bytes | None]]
+    forgotten_ms: int | None
+    """When its bytes were forgotten: then there is neither payload nor header any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,9 +324,7 @@ async def lock_quarantined(
     for row in await connection.fetch(_TIMES_OF, list(quarantine_ids)):
         hours = quarantined_gpu_ns.setdefault(row["quarantine_id"], {})
         hours[row["hour_ms"]] = row["waiting_gpu_ns"]
-    return [
-        _locked_from_row(row, quarantined_gpu_ns.get(row["quarantine_id"], {})) for row in rows
-    ]
+    return [_locked_from_row(row, quarantined_gpu_ns.get(row["quarantine_id"], {})) for row in rows]
 
 
 _PARTS: Final = msgspec.json.Decoder(list[tuple[str, str, int, int, int]] | None)
@@ -443,6 +448,30 @@ async def fold_open_time(connection: Connection) -> None:
     await connection.execute(_FOLD_OPEN_TIME)
 
 
+RETENTION_DAYS: Final = 90
+"""How long a released record keeps its bytes."""
+
+# Released is for ever, so what the inner look has found is still so when its lock is held. The
+# headers become an empty list, as it is stored.
+_FORGET = """
+update quarantine
+   set message_key = null, message_value = null, message_headers = '\\x90',
+       forgotten_at = clock_timestamp()
+ where quarantine_id in (
+         select quarantine_id from quarantine
+          where state = 'released' and forgotten_at is null
+            and closed_at < statement_timestamp() - $2::int * interval '1 day'
+          order by closed_at
+          limit $1)
+"""
+
+
+async def forget_released(connection: Connection, most: int) -> int:
+    """Forget the bytes of at most so many records that were released long ago; say of how many."""
+    status = await connection.execute(_FORGET, most, RETENTION_DAYS)
+    return int(status.removeprefix("UPDATE "))
+
+
 # Operators and auditors look at it.
 
 # A payload may have a megabyte, and so may headers: the page is cut by their sizes before any of
@@ -465,7 +494,7 @@ with wanted as (
     from wanted w
 )
 select q.quarantine_id, q.topic, q.partition, q.record_offset, q.reason, q.detail, q.state,
-       q.message_value, q.message_headers, (select count(*) from wanted) as wanted_count
+       q.message_value, q.message_headers, q.forgotten_at, (select count(*) from wanted) as wanted_count
   from measured m
   join quarantine q on q.quarantine_id = m.quarantine_id
  where m.place = 1 or m.so_far_bytes <= $6
@@ -495,6 +524,7 @@ def _listed_from_row(row: Row) -> ListedQuarantine:
         state=row["state"],
         payload=row["message_value"],
         headers=_HEADERS.decode(row["message_headers"]),
+        forgotten_ms=optional_ms_of(row["forgotten_at"]),
     )
 
 

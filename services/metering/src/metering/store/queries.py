@@ -165,9 +165,7 @@ select b.gpu_ns as billed_gpu_ns, b.charge_micro, d.gpu_ns as duplicate_gpu_ns,
 """
 
 
-async def sum_allocation(
-    connection: Connection, wanted: AllocationFilter
-) -> AllocationSums | None:
+async def sum_allocation(connection: Connection, wanted: AllocationFilter) -> AllocationSums | None:
     """Add an allocation up; None when nothing of it is known to the caller."""
     key = (wanted.hub, wanted.allocation_id, wanted.tenant_id)
     owners = [row["tenant_id"] for row in await connection.fetch(_OWNERS, *key, MAX_OWNERS)]

@@ -43,6 +43,7 @@ from hisab_contracts.ids import (
     TenantId,
 )
 from hisab_contracts.prices import PriceBook
+from metering.core.allocations import AllocationKey
 from metering.core.batch import (
     Changes,
     DeviceSpan,
@@ -331,6 +332,12 @@ async def save_changes(connection: Connection, changes: Changes) -> None:
         await allocations.save_started(connection, changes.started)
     if changes.ended:
         await allocations.save_ended(connection, changes.ended)
+    if changes.buckets:
+        billed = {
+            AllocationKey(bucket.total.hub, bucket.total.allocation_id, bucket.total.tenant_id)
+            for bucket in changes.buckets
+        }
+        await allocations.wake_billed(connection, billed)
 
 
 # Rows that were merged into others.
