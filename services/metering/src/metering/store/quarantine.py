@@ -494,7 +494,8 @@ with wanted as (
     from wanted w
 )
 select q.quarantine_id, q.topic, q.partition, q.record_offset, q.reason, q.detail, q.state,
-       q.message_value, q.message_headers, q.forgotten_at, (select count(*) from wanted) as wanted_count
+       q.message_value, q.message_headers, q.forgotten_at,
+       (select count(*) from wanted) as wanted_count
   from measured m
   join quarantine q on q.quarantine_id = m.quarantine_id
  where m.place = 1 or m.so_far_bytes <= $6
