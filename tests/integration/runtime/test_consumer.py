@@ -17,7 +17,7 @@ from runtime.consumer import Batch, Consumer, Halted, Subscription
 from runtime.database import transaction_on
 from runtime.kafka import BrokerLost, Feed, Message, MessageTooLarge, Topic
 from runtime.machine import Partition
-from runtime.outbox import Outbox, Relay
+from runtime.outbox import MAX_COUNTED, Outbox, Relay
 from runtime.records import Record
 from runtime.service import Kit
 
@@ -349,3 +349,34 @@ async def read_all(kit: Kit, topic: str, group: str, count: int) -> list[Record]
             consumer.lag_records, lambda lag: lag == 0 and len(seen) >= count, patience_s=120
         )
     return seen
+
+
+async def test_long_batch_shows_the_watchdog_that_it_gets_on(
+    bare: Bare, unique: Callable[[str], str]
+) -> None:
+    """Each write to the outbox counts as progress, long before the batch is committed."""
+    topic, sent = unique("long"), unique("sent")
+    outbox = Outbox((sent,))
+    moved_ms: list[int] = []
+
+    async def handle(_batch: Batch, connection: Connection) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+            await outbox.write(connection, [Message(sent, None, b"x")])
+            moved_ms.append(consumer._watch.moved_at_ms)
+
+    async with bare.open_kit() as kit:
+        await kit.kafka.create_topics([Topic(topic, 1)])
+        await kit.kafka.publish([Message(topic, None, b"a batch of a month")])
+        consumer = Consumer(kit.kafka, kit.writer, Subscription(unique("group"), (topic,), handle))
+        async with running(consumer):
+            await drained(consumer)
+        async with kit.writer.connection() as connection:
+            await connection.execute(
+                "insert into outbox (topic) select $1 from generate_series(1, $2::int)",
+                sent,
+                MAX_COUNTED,
+            )
+            assert MAX_COUNTED == await outbox.depth(connection)
+    first, second, third = moved_ms
+    assert first < second < third

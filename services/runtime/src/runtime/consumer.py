@@ -22,7 +22,7 @@ import structlog
 
 from runtime import progress, telemetry
 from runtime.clock import pause, ticks_ms
-from runtime.database import CommitUnknown, Database
+from runtime.database import CommitUnknown, Database, watched_by
 from runtime.kafka import (
     REBALANCE_TIMEOUT_MS,
     BrokerLost,
@@ -310,7 +310,10 @@ class Consumer:
                     # partition finds out before it has done any work.
                     await progress.advance(connection, action.slices)
                     if batch.records:
-                        await self._hand_over(batch, connection, unread=action.unread)
+                        # A batch may be the work of minutes: what it writes on the way shows the
+                        # watchdog that it is not stuck.
+                        with watched_by(lambda: self._watch.moved(ticks_ms())):
+                            await self._hand_over(batch, connection, unread=action.unread)
         except progress.FencedError as error:
             _log.warning("fenced", group=self.group, error=str(error))
             return Fenced()

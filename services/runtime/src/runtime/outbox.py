@@ -22,7 +22,7 @@ import structlog
 
 from runtime import telemetry
 from runtime.clock import pause
-from runtime.database import Database, after_commit, transaction_on
+from runtime.database import Database, after_commit, note_progress, transaction_on
 from runtime.kafka import Kafka, Message
 from runtime.outages import is_outage
 
@@ -50,6 +50,7 @@ class Outbox:
         if not messages:
             return
         await _insert_messages(connection, messages)
+        note_progress()
         for topic in {message.topic for message in messages}:
             after_commit(self._written[topic].set)
 
@@ -58,7 +59,7 @@ class Outbox:
         return self._written[topic]
 
     async def depth(self, connection: Connection) -> int:
-        """Count the messages committed and not yet acknowledged."""
+        """Count the messages committed and not yet acknowledged, up to `MAX_COUNTED`."""
         return await _count_messages(connection)
 
 
@@ -238,9 +239,12 @@ async def _delete_messages(connection: Connection, topic: str, ids: Sequence[int
     await connection.execute(_DELETE_MESSAGES, topic, ids)
 
 
-_COUNT_MESSAGES = "select count(*) from outbox"
+MAX_COUNTED: Final = 100_000
+"""Where counting what waits ends: whoever asks every second must not count millions."""
+
+_COUNT_MESSAGES = "select count(*) from (select from outbox limit $1) as counted"
 
 
 async def _count_messages(connection: Connection) -> int:
     """Count the rows that the broker has not acknowledged."""
-    return int(await connection.fetchval(_COUNT_MESSAGES))
+    return int(await connection.fetchval(_COUNT_MESSAGES, MAX_COUNTED))
