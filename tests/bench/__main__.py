@@ -24,10 +24,11 @@ from typing import Any
 import asyncpg
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(1, str(ROOT / "deploy" / "local"))
+sys.path[1:1] = [str(ROOT / "deploy" / "local"), str(ROOT / "tests")]
 
 import ledger_charges  # noqa: E402
 import metering_events  # noqa: E402
+import metering_growth  # noqa: E402
 import path_freshness  # noqa: E402
 
 from stack import Stack, running  # noqa: E402
@@ -48,7 +49,12 @@ FIGURES: dict[str, Measure] = {
 }
 """`ledger.charges` brings `ledger.charges_hot` along: it is its baseline."""
 
-LONG_FIGURES: dict[str, Measure] = {}
+LONG_FIGURES: dict[str, Measure] = {
+    "metering.endings": metering_growth.measure_endings,
+    "metering.quarantine_list": metering_growth.measure_quarantine_list,
+    "metering.look": metering_growth.measure_look,
+    "metering.backfill": metering_growth.measure_backfill,
+}
 """What grows, measured at two sizes; a figure's `growth` is cost per row at the larger size over
 that at the smaller one."""
 
