@@ -34,12 +34,12 @@ HOURS_OF_A_RECORD = 744
 
 
 async def measure_endings(stack: Stack) -> list[dict[str, Any]]:
-    """A look while so many ended allocations are parked; and all of them becoming final at once."""
+    """A look while so many ended allocations rest; and all of them becoming final at once."""
     infrastructure = Infrastructure.of(stack)
     looks, lasts = [], []
     for size in ENDINGS:
         async with _metering(infrastructure) as metering:
-            await metering.rows(_PARKED, NOON_MS, size)
+            await metering.rows(_RESTING, NOON_MS, size)
 
             async def look(metering: StoredMetering = metering) -> None:
                 async with metering.writer.transaction() as connection:
@@ -63,7 +63,7 @@ async def measure_endings(stack: Stack) -> list[dict[str, Any]]:
     ]
 
 
-_PARKED = """
+_RESTING = """
 insert into allocations (hub, allocation_id, tenant_id, project_id, ended_ms, cause,
                          reserved_gpu_ms, check_at)
 select 'lhr', 'job-' || n, 'ravi-health', 'main', $1, 'user', 9, 'infinity'

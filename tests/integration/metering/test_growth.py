@@ -71,7 +71,7 @@ async def test_unfinished_allocations_of_one_hub_delay_no_other(
             while await due(metering):
                 await job.run(connection)
         assert 1 == await finals(metering)
-        # Parked: no look takes any up, until something of one changes.
+        # They rest: no look takes any up, until something of one changes.
         await metering.take([interval(allocation_id="unfinished-7")])
         assert ["unfinished-7"] == await due(metering)
         # Or its hub is complete past their end, and then in bounded parts.
@@ -87,7 +87,7 @@ async def test_unfinished_allocations_of_one_hub_delay_no_other(
 async def test_look_at_an_end_and_its_last_usage_at_once_misses_nothing(
     migrated: Callable[[str], Addresses],
 ) -> None:
-    """200 rounds: while a look parks an allocation, the usage that completes it is metered."""
+    """200 rounds: while a look lets an allocation rest, the usage that completes it is metered."""
     rounds = 200
     async with opened(migrated("metering")) as metering:
         await metering.facts(["ravi-health"])

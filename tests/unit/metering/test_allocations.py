@@ -43,7 +43,7 @@ def test_allocation_is_final_when_totals_match_or_its_hub_is_complete(
     assert (KEY, NOON_MS, final) == (check.key, check.ended_ms, check.is_final)
 
 
-def test_allocation_that_is_not_final_is_parked_until_something_of_it_changes() -> None:
+def test_allocation_that_is_not_final_rests_until_something_of_it_changes() -> None:
     """Only for a tenant that nobody knows the next look has a time, ten minutes from now."""
     assert check_allocation(ended()).check_after_ms is None
     assert 600_000 == check_allocation(ended(known=False)).check_after_ms

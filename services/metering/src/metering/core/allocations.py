@@ -5,7 +5,7 @@ that its hold may be released. Two things can show it: the GPU time billed is ex
 event says was reserved, or the hub is complete past the end, whatever was billed. Nothing is final
 for a tenant that nobody knows yet: its usage is in quarantine, and the ledger has no book of it.
 
-An allocation that is not final is *parked*: nobody looks at it until something of it is billed, its
+An allocation that is not final *rests*: nobody looks at it until something of it is billed, its
 hub is complete past its end, or its tenant becomes known. So those that never become final, of a
 hub that has stopped for weeks, cost nothing and delay no other.
 
@@ -52,7 +52,7 @@ class AllocationCheck(NamedTuple):
     ended_ms: int
     is_final: bool
     check_after_ms: int | None
-    """How long from now until the next look, if it is not final; None: it is parked."""
+    """How long from now until the next look, if it is not final; None: it rests."""
 
 
 def check_allocation(allocation: EndedAllocation) -> AllocationCheck:

@@ -3,11 +3,11 @@
 
 create index coverage_of_allocation on coverage (allocation_id, hub);
 
--- An allocation that has ended and is not final is parked at 'infinity' until something of it
--- changes: what is looked at again and again does not grow with what is parked.
+-- An allocation that has ended and is not final rests at 'infinity' until something of it
+-- changes: what is looked at again and again does not grow with what rests.
 create index allocations_due on allocations (hub, check_at)
   where ended_ms is not null and not final;
-create index allocations_parked on allocations (hub, ended_ms)
+create index allocations_resting on allocations (hub, ended_ms)
   where ended_ms is not null and not final and check_at = 'infinity';
 create index allocations_of_tenant on allocations (tenant_id, allocation_id, hub)
   where ended_ms is not null and not final;

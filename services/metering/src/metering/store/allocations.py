@@ -164,7 +164,7 @@ select d.hub, d.allocation_id, d.tenant_id, d.ended_ms, d.reserved_gpu_ms
 """
 )
 
-# At most so many of each hub that are parked although the hub is complete past their end.
+# At most so many of each hub that rest although the hub is complete past their end.
 _PASSED = (
     """
 select d.hub, d.allocation_id, d.tenant_id, d.ended_ms, d.reserved_gpu_ms
