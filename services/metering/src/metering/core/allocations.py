@@ -25,7 +25,7 @@ the two could have missed the other: so it is looked at now and then."""
 
 
 class AllocationKey(NamedTuple):
-    """Who an allocation is. Its id is unique within a hub, but a hub may err about the tenant."""
+    """Who an allocation is. A scheduler may give its id out again, to another tenant too."""
 
     hub: HubCode
     allocation_id: AllocationId
