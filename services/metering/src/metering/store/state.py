@@ -63,6 +63,7 @@ from metering.core.coverage import (
 )
 from metering.core.sources import SequenceRange, SourceProgress
 from metering.store import allocations, prices
+from runtime.database import note_progress
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
@@ -180,6 +181,7 @@ async def load_state(connection: Connection, batch: MeteringBatch) -> MeteringSt
     sources = []
     if batch.reports:
         sources = await _lock_sources(connection, batch.node_paths, batch.reports)
+    note_progress()
     return MeteringState(coverage, buckets, sources)
 
 
@@ -320,10 +322,14 @@ def source_from_row(row: Row) -> SourceProgress:
 
 async def save_changes(connection: Connection, changes: Changes) -> None:
     """Store what a batch changes, but for its quarantine, which `metering.store.quarantine` has."""
+    # Each of these may take seconds for a batch of a month per record: none of them is being stuck.
+    note_progress()
     await _save_coverage(connection, changes.coverage)
+    note_progress()
     if changes.sources:
         await _save_sources(connection, changes.sources)
     await _save_buckets(connection, changes.buckets)
+    note_progress()
     if changes.tallies:
         await _add_tallies(connection, changes.tallies)
     if changes.duplicates:
