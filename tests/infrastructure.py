@@ -12,7 +12,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -20,6 +20,7 @@ from typing import TypeVar
 import asyncpg
 
 from databases import Server
+from runtime.outages import is_outage
 from stack import Stack
 
 _T = TypeVar("_T")
@@ -115,6 +116,21 @@ def migrate(service: str, database: Database) -> None:
     )
     if answer.returncode != 0:
         raise AssertionError(f"{service} migrate failed:\n{answer.stdout}{answer.stderr}")
+
+
+async def through_outages(work: Callable[[], Awaitable[_T]]) -> _T:
+    """Do as the services do what an outage may stop: again, for as long as it lasts.
+
+    No connection free in time is one, and so is a lock that others hold too long: on a busy machine
+    either may happen to any of many who work at once, and nothing was written.
+    """
+    while True:
+        try:
+            return await work()
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            await asyncio.sleep(0.1)
 
 
 def run_apart(work: Coroutine[object, object, _T]) -> _T:

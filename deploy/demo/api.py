@@ -7,9 +7,7 @@ carries an idempotency key made of its content.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
@@ -17,8 +15,8 @@ from typing import Any, Final, Self
 
 import httpx2
 
-_PATIENCE_S: Final = 60
-_PAUSE_S: Final = 0.1
+import retries
+
 _PAGE: Final = 1000
 
 Json = dict[str, Any]
@@ -39,7 +37,7 @@ class Api:
     def __init__(self, stack_file: Path) -> None:
         self._stack_file = stack_file
         self.stack: Json = json.loads(stack_file.read_bytes())
-        self._client = httpx2.AsyncClient(timeout=30)
+        self._client = httpx2.AsyncClient(timeout=retries.ANSWER_PATIENCE_S, trust_env=False)
 
     async def __aenter__(self) -> Self:
         return self
@@ -119,36 +117,21 @@ class Api:
         idempotency_key: str | None = None,
     ) -> httpx2.Response:
         """Call until the answer is more than "later"; `RefusedError` when it is a refusal."""
-        deadline = time.monotonic() + _PATIENCE_S
         parameters = {
             name: str(value) for name, value in (query or {}).items() if value is not None
         }
         headers = {"authorization": f"Bearer {self.secret(key)}"}
         if idempotency_key is not None:
             headers["idempotency-key"] = idempotency_key
-        while True:
-            try:
-                answer = await self._client.request(
-                    method,
-                    self.url(service, path),
-                    params=parameters,
-                    headers=headers,
-                    json=body,
-                )
-            except httpx2.TransportError:
-                # Nobody answers: a service that was killed comes back, maybe at another address.
-                if time.monotonic() > deadline:
-                    raise
-                self.reload()
-            else:
-                if not _may_succeed_later(answer) or time.monotonic() > deadline:
-                    return _require_success(answer, f"{method} {service} {path}")
-            await asyncio.sleep(_PAUSE_S)
 
+        async def send() -> httpx2.Response:
+            return await self._client.request(
+                method, self.url(service, path), params=parameters, headers=headers, json=body
+            )
 
-def _may_succeed_later(answer: httpx2.Response) -> bool:
-    """Say whether the same request may succeed in a moment."""
-    return answer.status_code in {429, 503}
+        # Nobody answers: a service that was killed comes back, maybe at another address.
+        answer = await retries.call(send, lost=self.reload)
+        return _require_success(answer, f"{method} {service} {path}")
 
 
 def _require_success(answer: httpx2.Response, call: str) -> httpx2.Response:

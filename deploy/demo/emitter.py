@@ -33,6 +33,8 @@ class Emitter:
             enable_idempotence=True,
             linger_ms=2,
             max_batch_size=256 * 1024,
+            # How long a record may wait for its broker: a busy machine takes its time.
+            request_timeout_ms=600_000,
         )
         self._partition_of: dict[bytes, int] = {}
         self._unacknowledged: list[asyncio.Future[object]] = []

@@ -21,7 +21,7 @@ import seed
 from demo import readback, simulator
 from demo.api import Json
 from demo.scenes import HELD_HUB, HELD_TENANT, ONE_GPU_HOUR_MICRO, SceneError, Stage, place_hold
-from demo.screen import pkr
+from demo.screen import pkr, pkr_between
 from demo.stream import (
     Node,
     Numbering,
@@ -42,7 +42,7 @@ _HELD_RUN: Final = AllocationId("live-held")
 _PROBE_S: Final = 0.085
 _BEAT_S: Final = 1.0
 _LOOK_S: Final = 0.01
-_PATIENCE_S: Final = 15
+_PATIENCE_S: Final = 300
 _LEAST_MS: Final = 20
 
 
@@ -116,7 +116,7 @@ def freshness_of(delays_ms: list[int]) -> dict[str, int]:
 def _show_change(stage: Stage, before: Json, after: Json, hold_state: str) -> None:
     had, has = int(before["available_micro"]), int(after["available_micro"])
     stage.screen.say(
-        f"{PROBE_TENANT}: available {pkr(had)} -> {pkr(has)} PKR, {pkr(had - has)} used live"
+        f"{PROBE_TENANT}: available {pkr(had)} -> {pkr(has)} PKR, {pkr_between(had, has)} used live"
     )
     stage.screen.say(f"the held run of {HELD_TENANT} has ended: its hold is {hold_state}")
 

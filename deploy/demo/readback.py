@@ -16,7 +16,7 @@ from typing import Final
 from demo.api import Api, Json
 from hisab_contracts.entries import GENESIS_HASH
 
-_DRAIN_PATIENCE_S: Final = 180
+_DRAIN_PATIENCE_S: Final = 1800
 _LOOK_S: Final = 0.2
 _APART_S: Final = 0.6
 """`lag_records` may be half a second old: two looks this far apart cannot see the same answer."""

@@ -106,7 +106,8 @@ class Trace:
 def read_trace(lines: Iterable[str]) -> Trace | MissingColumns:
     """Read a trace from the lines of its CSV file, the header first."""
     reader = csv.reader(lines)
-    header = [name.strip() for name in next(reader, [])]
+    # A first row that is no CSV has no columns: all are missing.
+    header = [name.strip() for name in next(_each_row(reader), None) or []]
     missing = tuple(name for name in NEEDED_COLUMNS if name not in header)
     if missing:
         return MissingColumns(missing)

@@ -365,7 +365,7 @@ def _invoices(content: Json, folder: Path) -> str:
         for invoice in content["invoices"]
     ]
     columns = ("number", "tenant", "month", "net", "tax", "total PKR", "PDF hash")
-    return _raw_table(columns, rows)
+    return _raw_table(columns, rows, names=3)
 
 
 def _link(invoice: Json, folder: Path) -> str:
@@ -387,7 +387,7 @@ def _checks(content: Json, figures: ServiceFigures) -> str:
         for month, period in sorted(figures.periods.items())
         for step in period["steps"]
     ]
-    waterfall = _table(("month", "from the ledger to the invoices", "PKR"), steps)
+    waterfall = _table(("month", "from the ledger to the invoices", "PKR"), steps, names=2)
     return (
         _table(("check", "difference"), rows)
         + f"<details><summary>each month's steps</summary>{waterfall}</details>"
@@ -400,18 +400,26 @@ def _tenants(content: Json) -> str:
         [tenant["tenant_id"], tenant["kind"], *(pkr(tenant[f"{side}_micro"]) for side in sides)]
         for tenant in content["tenants"]
     ]
-    return _table(("tenant", "kind", *sides), rows)
+    return _table(("tenant", "kind", *sides), rows, names=2)
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return _raw_table(columns, [[escape(cell) for cell in row] for row in rows])
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:
+    return _raw_table(columns, [[escape(cell) for cell in row] for row in rows], names)
 
 
-def _raw_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of cells that are HTML already."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+def _raw_table(columns: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:
+    """Return a table of cells that are HTML already; the first `names` columns are no numbers."""
+    head = _cells("th", [escape(column) for column in columns], names)
+    body = "".join(f"<tr>{_cells('td', row, names)}</tr>" for row in rows)
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _cells(tag: str, cells: Sequence[str], names: int) -> str:
+    left = f'<{tag} class="name">'
+    return "".join(
+        f"{left if column < names else f'<{tag}>'}{cell}</{tag}>"
+        for column, cell in enumerate(cells)
+    )
 
 
 def _legend(items: Iterable[tuple[str, str]]) -> str:

@@ -121,6 +121,15 @@ def pkr(micro: int | str) -> str:
     return f"{'-' if int(micro) < 0 else ''}{whole:,}.{part // MICRO_PER_MINOR:02d}"
 
 
+def pkr_between(before_micro: int | str, after_micro: int | str) -> str:
+    """Write by how much an amount fell, out of both as `pkr` writes them: the three then agree."""
+    return pkr_of_minor(_minor_shown(int(before_micro)) - _minor_shown(int(after_micro)))
+
+
+def _minor_shown(micro: int) -> int:
+    return (abs(micro) // MICRO_PER_MINOR) * (-1 if micro < 0 else 1)
+
+
 def pkr_of_minor(minor: int | str) -> str:
     """Write paisa as PKR."""
     whole, part = divmod(abs(int(minor)), 100)

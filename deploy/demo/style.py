@@ -58,8 +58,7 @@ STYLE: Final = (
     "border-bottom:1px solid var(--line);padding:5px 8px}"
     "td{text-align:right;border-bottom:1px solid var(--line);padding:5px 8px;white-space:nowrap}"
     "tr:last-child td{border-bottom:0}"
-    "th:first-child,td:first-child,th:nth-child(2):not(:last-child),"
-    "td:nth-child(2):not(:last-child){text-align:left}a{color:var(--billed)}code{font-size:12px}"
+    "th.name,td.name{text-align:left}a{color:var(--billed)}code{font-size:12px}"
     "summary{cursor:pointer;color:var(--soft);margin-top:10px}"
     + _series(_LIGHT)
     + "svg text[class^=t]{font-weight:600}"

@@ -6,7 +6,8 @@ broker, which needs no JVM. `HISAB_KAFKA_PROVIDER` (`kraft`, `memory`) insists o
 broker keeps a few MiB per partition and forgets the rest: it proves nothing about durability,
 rebalance or retention, and says so.
 
-A provider on containers (testcontainers) will stand between the address and the JVM.
+With `HISAB_STACK=docker` it is Apache Kafka in a container (see `containers.py`), unless an address
+is given.
 """
 
 from __future__ import annotations
@@ -30,11 +31,35 @@ from typing import Final
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+import containers
 from children import Program, first_line_of
+from containers import Container
 
 POM: Final = Path(__file__).with_name("pom.xml")
 OLDEST_JAVA: Final = 17
 PARTITIONS: Final = 4
+_SETTINGS: Final[Mapping[str, object]] = {
+    "process.roles": "broker,controller",
+    "node.id": 1,
+    "controller.listener.names": "CONTROLLER",
+    "num.partitions": PARTITIONS,
+    "auto.create.topics.enable": "false",
+    "default.replication.factor": 1,
+    "min.insync.replicas": 1,
+    "offsets.topic.num.partitions": 4,
+    "offsets.topic.replication.factor": 1,
+    "transaction.state.log.num.partitions": 4,
+    "transaction.state.log.replication.factor": 1,
+    "transaction.state.log.min.isr": 1,
+    "group.initial.rebalance.delay.ms": 0,
+    # Nothing is ever deleted by age: a replayed trace carries last year's timestamps.
+    "log.retention.ms": -1,
+    "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
+    "num.network.threads": 2,
+    "num.io.threads": 4,
+}
+"""Of one node that is broker and controller, wherever it runs."""
+
 _COPY_GOAL: Final = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 _MAVEN_PATIENCE_S: Final = 600
 _ANSWER_PATIENCE_S: Final = 60
@@ -45,7 +70,7 @@ class Broker:
     """Where Kafka is, and what kind it is."""
 
     provider: str
-    """`kraft`, `memory` or `environment`."""
+    """`kraft`, `memory`, `docker` or `environment`."""
     bootstrap_servers: str
 
 
@@ -154,36 +179,54 @@ def _new_kafka_id() -> str:
 
 
 def _properties(log: Path, port: int, controller_port: int) -> str:
-    """Write the configuration of one node that is broker and controller.
-
-    Nothing is ever deleted by age: a replayed trace carries last year's timestamps.
-    """
+    """Write the configuration of one node that is broker and controller."""
     settings = {
-        "process.roles": "broker,controller",
-        "node.id": 1,
+        **_SETTINGS,
         "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
         "listeners": f"CLIENT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
         "advertised.listeners": f"CLIENT://127.0.0.1:{port}",
         "listener.security.protocol.map": "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "inter.broker.listener.name": "CLIENT",
-        "controller.listener.names": "CONTROLLER",
         "log.dirs": log,
-        "num.partitions": PARTITIONS,
-        "auto.create.topics.enable": "false",
-        "default.replication.factor": 1,
-        "min.insync.replicas": 1,
-        "offsets.topic.num.partitions": 4,
-        "offsets.topic.replication.factor": 1,
-        "transaction.state.log.num.partitions": 4,
-        "transaction.state.log.replication.factor": 1,
-        "transaction.state.log.min.isr": 1,
-        "group.initial.rebalance.delay.ms": 0,
-        "log.retention.ms": -1,
-        "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
-        "num.network.threads": 2,
-        "num.io.threads": 4,
     }
     return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+
+def prepare_contained(
+    name: str, image: str, data: Path, logs: Path, env: Mapping[str, str], ports: Iterator[int]
+) -> tuple[Program, Broker]:
+    """Return the program that stands for a broker in a container.
+
+    The broker speaks to itself by a listener inside: what it advertises to us is nowhere for it.
+    """
+    port = next(ports)
+    log = "/var/lib/kafka/data"
+    settings = {
+        **_SETTINGS,
+        "controller.quorum.voters": "1@localhost:9093",
+        "listeners": "INSIDE://localhost:9094,CONTROLLER://localhost:9093,CLIENT://:9092",
+        "advertised.listeners": f"INSIDE://localhost:9094,CLIENT://127.0.0.1:{port}",
+        "listener.security.protocol.map": "INSIDE:PLAINTEXT,CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "inter.broker.listener.name": "INSIDE",
+        "log.dirs": log,
+    }
+    container = Container(
+        name=f"{name}-kafka",
+        image=image,
+        command=(),
+        environment={
+            f"KAFKA_{setting.upper().replace('.', '_')}": str(value)
+            for setting, value in settings.items()
+        },
+        ports={"9092": port},
+        data=log,
+    )
+    broker = Broker("docker", f"127.0.0.1:{port}")
+
+    async def is_ready() -> bool:
+        return await first_line_of(port, b"") is not None and await is_answering(broker)
+
+    return containers.program(container, data, logs, env, is_ready), broker
 
 
 def prepare_memory(data: Path, logs: Path, env: Mapping[str, str]) -> tuple[Program, Path]:

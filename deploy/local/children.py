@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 _PR_SET_PDEATHSIG: Final = 1
 _POLL_S: Final = 0.1
@@ -27,6 +27,10 @@ _PORTS_OF_A_STACK: Final = 20
 _ANSWER_PATIENCE_S: Final = 60
 _OTHERS_MAY_PASS: Final = 0o001
 _TEMPORARY: Final = ("/tmp", "/var/tmp")  # noqa: S108  # Tried after the user's own.
+
+
+IsReady: TypeAlias = Callable[[], Awaitable[bool]]
+"""Asks a program whether it serves already."""
 
 
 class StackError(Exception):
@@ -52,7 +56,7 @@ class Program:
     env: Mapping[str, str]
     """Its whole environment, the stack's mark included."""
     cwd: Path
-    is_ready: Callable[[], Awaitable[bool]] | None = None
+    is_ready: IsReady | None = None
     """Whether it serves already; None for what runs to its end."""
     stop_signal: signal.Signals = signal.SIGTERM
     account: Account | None = None

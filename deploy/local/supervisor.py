@@ -20,23 +20,24 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
 import brokers
 import children
+import containers
 import databases
 import description
 import services
 import sweeper
 from children import Program, StackError
 from hisab_contracts.reference import Role
-from seeder import Seeder
+from seeder import Seeder, SeedingFailed
 
 _READY_PATIENCE_S: Final = 600
-_STOP_PATIENCE_S: Final = 10
+_STOP_PATIENCE_S: Final = 60
 _TICK_S: Final = 0.2
 _PAUSE_BEFORE_RESTART_S: Final = 0.2
 
@@ -58,6 +59,16 @@ class Settings:
     cache: Path
     env: Mapping[str, str]
     """The environment of every child."""
+
+    @property
+    def in_containers(self) -> bool:
+        """Whether what the services stand on shall run in containers."""
+        return self.env.get("HISAB_STACK") == "docker"
+
+    @property
+    def container_name(self) -> str:
+        """How the names of this stack's containers begin."""
+        return f"{sweeper.CONTAINERS}{self.stack_id}"
 
 
 class Supervisor:
@@ -117,7 +128,8 @@ class Supervisor:
             if not self._settings.infrastructure_only:
                 group.create_task(self._start_services(group, kafka, postgres))
         if self._settings.infrastructure_only:
-            await databases.create_roles(postgres.result())
+            with self._blaming("postgres"):
+                await databases.create_roles(postgres.result())
             await self._describe(kafka.result(), postgres.result(), {}, None)
         say("ready")
 
@@ -133,7 +145,8 @@ class Supervisor:
         starts beside it.
         """
         server = await postgres
-        await databases.create_databases(server)
+        with self._blaming("postgres"):
+            await databases.create_databases(server)
         plan = services.Plan.new(server, self._settings.env, self._logs, self._ports)
         migrations = [
             group.create_task(children.run_to_end(plan.migration(service)))
@@ -143,23 +156,43 @@ class Supervisor:
         await asyncio.wait(migrations)
         say("schemas migrated")
         broker = await kafka
-        await self._refuse_leftovers(broker)
+        with self._blaming("kafka"):
+            await self._refuse_leftovers(broker)
         operator = services.new_secret()
         urls = plan.urls()
         metering = group.create_task(self._run(plan.metering(broker)))
         await self._run(plan.ledger(broker, operator))
         say(f"ledger: {urls['ledger']}")
-        async with Seeder.at(urls, operator) as seeder:
-            finance = await seeder.make_key({"role": Role.FINANCE}, "invoicing")
-            invoicing = group.create_task(self._run(plan.invoicing(broker, finance)))
-            await metering
-            say(f"metering: {urls['metering']}")
-            keys = await seeder.seed_metering_and_ledger()
-            await invoicing
-            say(f"invoicing: {urls['invoicing']}")
-            await seeder.seed_invoicing()
-            await seeder.wait_until_keys_work(keys)
+        try:
+            async with Seeder.at(urls, operator) as seeder:
+                finance = await seeder.make_key({"role": Role.FINANCE}, "invoicing")
+                invoicing = group.create_task(self._run(plan.invoicing(broker, finance)))
+                await metering
+                say(f"metering: {urls['metering']}")
+                keys = await seeder.seed_metering_and_ledger()
+                await invoicing
+                say(f"invoicing: {urls['invoicing']}")
+                await seeder.seed_invoicing()
+                await seeder.wait_until_keys_work(keys)
+        except SeedingFailed as failure:
+            raise self._failure_of(failure.service, failure) from failure
         await self._describe(broker, server, urls, keys)
+
+    @contextlib.contextmanager
+    def _blaming(self, part: str) -> Iterator[None]:
+        """Say of an error which part of the stack did not do what it was asked."""
+        try:
+            yield
+        except StackError:
+            raise
+        except Exception as error:
+            raise self._failure_of(part, error) from error
+
+    def _failure_of(self, part: str, error: Exception) -> StackError:
+        """Name the part that failed; with the end of its log, where the stack runs it."""
+        log = self._logs / f"{part}.log"
+        tail = f":\n{children.log_tail(log)}" if log.exists() else ""
+        return StackError(f"{part} failed: {str(error) or repr(error)}{tail}")
 
     async def _start_kafka(self) -> brokers.Broker:
         settings = self._settings
@@ -169,6 +202,15 @@ class Supervisor:
             if not await brokers.is_answering(broker):
                 raise StackError(f"no Kafka broker answers at {settings.kafka_address}")
             say(f"kafka: environment, {broker.bootstrap_servers}")
+            return broker
+        if settings.in_containers:
+            image = settings.env.get("HISAB_KAFKA_IMAGE", containers.KAFKA_IMAGE)
+            await asyncio.to_thread(containers.require, image)
+            program, broker = brokers.prepare_contained(
+                settings.container_name, image, self._data, self._logs, settings.env, self._ports
+            )
+            await self._run(program)
+            say(f"kafka: docker ({image}), {broker.bootstrap_servers}")
             return broker
         java = None if wanted == "memory" else brokers.find_java()
         why = "no JVM 17 or later"
@@ -198,6 +240,15 @@ class Supervisor:
         if settings.postgres_address is not None:
             server = self._given_postgres = databases.describe_given(settings.postgres_address)
             say("postgres: environment")
+            return server
+        if settings.in_containers:
+            image = settings.env.get("HISAB_POSTGRES_IMAGE", containers.POSTGRES_IMAGE)
+            await asyncio.to_thread(containers.require, image)
+            program, server = databases.prepare_contained(
+                settings.container_name, image, self._data, self._logs, settings.env, self._ports
+            )
+            await self._run(program)
+            say(f"postgres: docker ({image})")
             return server
         binaries = databases.find_binaries(settings.postgres_provider)
         account = children.unprivileged_account()

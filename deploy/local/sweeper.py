@@ -5,6 +5,8 @@ closes, by an orderly end or by kill -9, the sweeper kills every process that ca
 mark in its environment, removes the stack's description and its data folder, and releases the
 stack's lock, which it shares with the supervisor: a free lock means that nothing is left.
 
+Containers of the stack, and their volumes, carry the mark in their names and are removed too.
+
 Only the standard library, and Linux's /proc. It touches nothing without the mark.
 """
 
@@ -14,6 +16,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,7 +27,10 @@ import description
 MARK: Final = "HISAB_STACK_ID"
 """Every process of a stack carries this in its environment."""
 
-PATIENCE_S: Final = 30
+CONTAINERS: Final = "hisab-"
+"""How the names of all containers of all stacks begin; the stack's id follows."""
+
+PATIENCE_S: Final = 120
 """How long killed processes may take to vanish before their data is removed all the same."""
 
 
@@ -56,6 +62,26 @@ def kill_marked(stack_id: str) -> None:
         how = signal.SIGKILL
 
 
+def remove_containers(stack_id: str) -> None:
+    """Remove the containers whose names carry this stack's mark, and their data."""
+    named = f"name={CONTAINERS}{stack_id}"
+    for what in ("container", "volume"):
+        listing = ["docker", what, "ls", "--quiet", "--filter", named]
+        listing += ["--all"] if what == "container" else []
+        # An engine that does not answer has nothing of ours that we could remove.
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            found = subprocess.run(
+                listing, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+            ).stdout.split()
+            if found:
+                subprocess.run(
+                    ["docker", what, "rm", "--force", *found],
+                    capture_output=True,
+                    check=False,
+                    timeout=PATIENCE_S,
+                )
+
+
 def main() -> None:
     """Wait for the supervisor's end, then sweep: `sweeper.py <stack id> <folder> <data>`."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
@@ -63,6 +89,8 @@ def main() -> None:
     stack_id, folder, data = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     sys.stdin.buffer.read()
     kill_marked(stack_id)
+    if os.environ.get("HISAB_STACK") == "docker":
+        remove_containers(stack_id)
     description.remove(folder, stack_id)
     shutil.rmtree(data, ignore_errors=True)
 

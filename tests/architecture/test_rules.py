@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
-from architecture import shape_rules, sql_rules, text_rules, word_rules
+from architecture import pattern_rules, shape_rules, sql_rules, text_rules, word_rules
 from architecture.source import (
     ROOT,
     Finding,
@@ -48,8 +48,10 @@ PACKAGE_RULES: tuple[Rule, ...] = (
     text_rules.settings,
     text_rules.module_state,
     text_rules.swallowed_failures,
+    pattern_rules.linear_patterns,
 )
 DEPLOY_RULES: tuple[Rule, ...] = (
+    pattern_rules.linear_patterns,
     shape_rules.demo_imports,
     shape_rules.long_functions,
     shape_rules.module_size,

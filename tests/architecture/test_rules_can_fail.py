@@ -7,7 +7,7 @@ from textwrap import indent
 
 import pytest
 
-from architecture import shape_rules, sql_rules, text_rules, word_rules
+from architecture import pattern_rules, shape_rules, sql_rules, text_rules, word_rules
 from architecture.source import Finding, Module, sample
 from architecture.test_rules import DEPLOY_RULES, PACKAGE_RULES, TEST_RULES
 
@@ -23,6 +23,18 @@ SAYING = LOADING.replace("Row:\n", 'Row:\n    """Load what is wanted."""\n')
 LOGGED = "try:\n    f()\nexcept E as error:\n    _log.error('no', error=error)\n"
 
 BAD: list[tuple[Rule, str, dict[str, object]]] = [
+    # The pattern that took hours on a text without an end, plain and possessive.
+    (pattern_rules.linear_patterns, r"""x = re.sub(r'"(?:[^"\\]|\\.)*"', "", y)""", {}),
+    (pattern_rules.linear_patterns, r"""x = re.sub(r'"(?:[^"\\]|\\.)*+"', "", y)""", {}),
+    (pattern_rules.linear_patterns, 'P = re.compile("a+b")\nx = P.search(y)', {}),
+    (pattern_rules.linear_patterns, 'P = re.compile("(a+)+b")\nx = P.fullmatch(y)', {}),
+    (pattern_rules.linear_patterns, 'x = re.match("(x?a|xb)*c", y)', {}),
+    (pattern_rules.linear_patterns, 'x = re.match(r"\\d*\\d*x", y)', {}),
+    (pattern_rules.linear_patterns, 'x = re.match(".*,.*", y)', {}),
+    (pattern_rules.linear_patterns, r'x = re.sub(r"\s+$", "", y)', {}),
+    (pattern_rules.linear_patterns, 'x = re.search("(?=a)b", y)', {}),
+    (pattern_rules.linear_patterns, "x = re.search(given, y)", {}),
+    (pattern_rules.linear_patterns, 'A = "(b+)+"\nX = Annotated[str, Meta(pattern=f"{A}$")]', {}),
     (shape_rules.long_functions, LONG, {}),
     (shape_rules.module_size, "x = 1\n" * 601, {}),
     (shape_rules.module_smallness, "x = 1\n" * 39, {}),
@@ -157,6 +169,9 @@ BAD: list[tuple[Rule, str, dict[str, object]]] = [
 ]
 
 GOOD: list[tuple[Rule, str, dict[str, object]]] = [
+    (pattern_rules.linear_patterns, 'P = re.compile("[a-z]+/[0-9]+")\nx = P.fullmatch(y)', {}),
+    (pattern_rules.linear_patterns, r'x = re.findall(r"\{(\w+)", y)', {}),
+    (pattern_rules.linear_patterns, 'X = Annotated[str, Meta(pattern="^[a-z]+$")]', {}),
     (shape_rules.long_functions, LONG.replace("    x_ms = 1\n", "", 2), {}),
     (shape_rules.module_smallness, "x = 1\n" * 40, {}),
     (shape_rules.outside_libraries, "import asyncpg", {"name": "metering.store.state"}),

@@ -22,7 +22,7 @@ from demo.api import Api, Json
 from stack import Stack
 
 T = TypeVar("T")
-PATIENCE_S = 90
+PATIENCE_S = 600
 STRUCTURED = [("content-type", b"application/cloudevents+json")]
 INTERVAL = "pk.hisab.usage.interval.v1"
 WATERMARK = "pk.hisab.hub.watermark.v1"
@@ -205,7 +205,10 @@ async def until(
 async def outside_of(stack: Stack) -> AsyncIterator[Outside]:
     """Connect to a stack by its stack.json, as anybody would."""
     producer = AIOKafkaProducer(
-        bootstrap_servers=stack.bootstrap_servers, acks="all", max_request_size=64 * 1024 * 1024
+        bootstrap_servers=stack.bootstrap_servers,
+        acks="all",
+        max_request_size=64 * 1024 * 1024,
+        request_timeout_ms=PATIENCE_S * 1000,
     )
     await producer.start()
     try:

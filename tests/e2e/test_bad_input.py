@@ -13,7 +13,8 @@ import pytest
 from aiokafka.errors import KafkaError
 
 from demo.api import Json, RefusedError
-from e2e.outside import STRUCTURED, Outside, at, outside_of, until
+from e2e.outside import PATIENCE_S, STRUCTURED, Outside, at, outside_of, until
+from faults.hostile.doors import shapes
 from stack import Stack
 
 pytestmark = pytest.mark.slow
@@ -124,7 +125,7 @@ async def test_a_message_of_ten_megabytes_is_refused_with_a_reason(outside: Outs
         with pytest.raises(KafkaError) as refused:
             await outside.raw(hub, value)
         assert "large" in str(refused.value).lower() or "size" in str(refused.value).lower()
-    async with httpx2.AsyncClient(timeout=60) as client:
+    async with httpx2.AsyncClient(timeout=PATIENCE_S) as client:
         answer = await client.post(
             outside.api.url("metering", "/v1/events"),
             content=value,
@@ -174,10 +175,58 @@ async def test_the_gateway_answers_each_event_of_a_batch(outside: Outside) -> No
     await outside.charged(tenant, 840_000_000)
 
 
+async def test_a_bad_line_is_rejected_alone(outside: Outside) -> None:
+    """A text without an end, brackets without an end: the lines around them are taken."""
+    tenant = await outside.tenant()
+    first = outside.usage("lhr", "lines", tenant, "lined", at("01:00"), at("02:00"))
+    last = outside.usage("lhr", "lines", tenant, "lined", at("02:00"), at("03:00"))
+    lines = [json.dumps(first), '{"a', "[" * 5_000, "", '"\\"', json.dumps(last)]
+    async with httpx2.AsyncClient(timeout=30) as client:
+        answer = await client.post(
+            outside.api.url("metering", "/v1/events"),
+            content="\n".join(lines).encode(),
+            headers={
+                "authorization": f"Bearer {outside.api.secret('hub:lhr')}",
+                "content-type": "application/x-ndjson",
+            },
+        )
+    outcomes = [result["outcome"] for result in answer.json()["results"]]
+    assert ["accepted", "rejected", "rejected", "rejected", "accepted"] == outcomes
+    await outside.charged(tenant, 2 * 840_000_000)
+
+
+@pytest.mark.slow
+async def test_hostile_bytes_leave_the_services_answering(outside: Outside) -> None:
+    """1 MiB of each shape to a command, a quote and the gateway: refused, and nobody stands still.
+
+    The bound on processor time is held by `tests/faults/hostile`; here are the running services.
+    """
+    doors = (
+        ("ledger", "/v1/holds", "scheduler", "application/json"),
+        ("metering", "/v1/quotes", "tenant:indus-foundry", "application/json"),
+        ("metering", "/v1/events", "hub:lhr", "application/x-ndjson"),
+        ("metering", "/v1/events", "hub:lhr", "application/json"),
+    )
+    async with httpx2.AsyncClient(timeout=60) as client:
+        for number, (shape, hostile) in enumerate(shapes()):
+            service, path, key, media_type = doors[number % len(doors)]
+            headers = {
+                "authorization": f"Bearer {outside.api.secret(key)}",
+                "content-type": media_type,
+                "idempotency-key": f"hostile-{number}",
+            }
+            url = outside.api.url(service, path)
+            answer = await client.post(url, content=hostile, headers=headers)
+            rejected = answer.status_code == 200 and "accepted" not in answer.text
+            assert answer.status_code in {413, 422} or rejected, (shape, answer.status_code)
+        for service in outside.api.services:
+            await outside.api.get(service, "/v1/status", "operator")
+
+
 @pytest.mark.parametrize("secret", ["", "hsb_wrong"])
 async def test_the_gateway_knows_no_event_without_a_key(outside: Outside, secret: str) -> None:
     """401 before anything of the body is looked at."""
-    async with httpx2.AsyncClient(timeout=30) as client:
+    async with httpx2.AsyncClient(timeout=PATIENCE_S) as client:
         answer = await client.post(
             outside.api.url("metering", "/v1/events"),
             content=b"{",
@@ -188,7 +237,7 @@ async def test_the_gateway_knows_no_event_without_a_key(outside: Outside, secret
 
 async def events(outside: Outside, batch: list[Json]) -> httpx2.Response:
     """Post a batch with the key of Lahore."""
-    async with httpx2.AsyncClient(timeout=30) as client:
+    async with httpx2.AsyncClient(timeout=PATIENCE_S) as client:
         return await client.post(
             outside.api.url("metering", "/v1/events"),
             json=batch,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import oracle
 from databases import SERVICES
 from demo.api import Json
-from e2e.outside import HOUR, Outside, at, outside_of, until
+from e2e.outside import HOUR, PATIENCE_S, Outside, at, outside_of, until
 from stack import Stack
 
 pytestmark = pytest.mark.slow
@@ -207,16 +208,14 @@ async def traces_of(outside: Outside, tenant: str) -> set[str]:
     await consumer.start()
     found: set[str] = set()
     try:
-        for _ in range(50):
-            batches = await consumer.getmany(timeout_ms=500)
-            for records in batches.values():
+        deadline = time.monotonic() + PATIENCE_S
+        while not found and time.monotonic() < deadline:
+            for records in (await consumer.getmany(timeout_ms=500)).values():
                 for record in records:
                     if json.loads(record.value).get("tenant_id") != tenant:
                         continue
                     said = dict(record.headers).get("traceparent", b"").decode()
                     found |= {said.split("-")[1]} if said else set()
-            if found or not batches:
-                break
     finally:
         await consumer.stop()
     return found

@@ -20,7 +20,7 @@ from stack import Stack
 from sweeper import marked_pids
 
 _STACK_PY = Path(local_stack.__file__)
-_PATIENCE_S = 120
+_PATIENCE_S = 600
 
 
 def _up(folder: Path, *more: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -31,7 +31,7 @@ def _up(folder: Path, *more: str, **env: str) -> subprocess.CompletedProcess[str
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=3600,
     )
 
 
@@ -148,6 +148,57 @@ def test_a_wrong_order_is_refused_with_its_reason(tmp_path: Path) -> None:
     assert answer.returncode == 1
     assert "no PostgreSQL 15 or later of the kind 'wheel-9'" in answer.stdout
     assert description.holder(tmp_path) is None
+
+
+def test_a_broker_that_dies_at_its_start_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
+    """Which part failed and what it said last; one line of a log nobody has to look for."""
+    java = tmp_path / "jdk" / "bin" / "java"
+    java.parent.mkdir(parents=True)
+    java.write_text(
+        '#!/bin/sh\n[ "$1" = -version ] && { echo \'openjdk version "21.0.1"\' >&2; exit 0; }\n'
+        "echo 'There is insufficient memory for the Java Runtime Environment'\nexit 3\n"
+    )
+    java.chmod(0o755)
+    folder = tmp_path / "stack"
+    answer = _up(folder, HISAB_KAFKA_PROVIDER="kraft", JAVA_HOME=str(java.parents[1]))
+    if "could not resolve" in answer.stdout or "Maven (mvn)" in answer.stdout:
+        pytest.skip("the jars of Apache Kafka cannot be had here")
+    assert 1 == answer.returncode
+    refusal = answer.stdout.partition("the stack cannot start: ")[2]
+    assert refusal.startswith(
+        "kafka ended with 3 before it was ready:\nThere is insufficient memory"
+    )
+
+
+def test_a_service_that_dies_at_its_start_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
+    """The ledger ends as soon as it should serve; what it printed is what is shown."""
+    package = tmp_path / "broken" / "ledger"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(
+        "import sys\nif sys.argv[1] == 'serve':\n    sys.exit('the disk is full')\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, str(_STACK_PY), "up", "--dir", str(tmp_path / "stack")],
+        env=dict(os.environ)
+        | {"HISAB_KAFKA_PROVIDER": "memory", "PYTHONPATH": str(package.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert 1 == answer.returncode
+    refusal = answer.stdout.partition("the stack cannot start: ")[2]
+    assert refusal.startswith("ledger ended with 1 before it was ready:\nthe disk is full")
+
+
+def test_a_given_server_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """PostgreSQL by its part and the reason; its password is not printed."""
+    answer = _up(tmp_path, HISAB_STACK_POSTGRES="postgresql://me:hush@127.0.0.1:9/postgres")
+    assert 1 == answer.returncode
+    refusal = answer.stdout.partition("the stack cannot start: ")[2]
+    assert refusal.startswith("postgres failed: ")
+    assert "refused" in refusal.lower() or "connect call failed" in refusal.lower()
+    assert "hush" not in answer.stdout + answer.stderr
 
 
 def test_the_caller_keeps_its_file_descriptors(small: Stack) -> None:

@@ -29,6 +29,7 @@ _CATALOGUE = (
     ProblemType("maker-is-checker", "The proposer of a grant cannot approve it", 403),
     ProblemType("not-found", "There is no such thing, or it is not yours to see", 404),
     ProblemType("method-not-allowed", "This path does not take that method", 405),
+    ProblemType("request-timeout", "The request did not arrive in time", 408, True),
     ProblemType("too-large", "The body is larger than this endpoint takes", 413),
     ProblemType("unsupported-media-type", "Send JSON with its content type", 415),
     ProblemType("malformed", "The request does not have the form this endpoint takes", 422),
@@ -54,7 +55,7 @@ _CATALOGUE = (
     ProblemType("period-incomplete", "The month is not complete yet", 409, True),
     ProblemType("period-closed", "The month is closed already", 409),
     ProblemType("tax-missing", "No tax row covers this hub and date", 409),
-    ProblemType("too-many-requests", "This key sends more than its limit", 429, True),
+    ProblemType("too-many-requests", "This key, or this address, asks too often", 429, True),
     ProblemType("internal", "A defect of ours; it is logged under the trace id", 500, True),
     ProblemType("unavailable", "A part this answer needs is not reachable now", 503, True),
 )

@@ -49,7 +49,7 @@ async def kill_at(stack: Stack, numbered: int, rendered: int) -> None:
     """Kill invoicing as soon as it has come this far, and wait for its successor."""
     database = await asyncpg.connect(stack.database("invoicing", "reader"))
     try:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(1800):
             while await database.fetchval(INVOICES) < numbered:
                 pass
             while (done := await database.fetchval(PDFS)) < rendered:

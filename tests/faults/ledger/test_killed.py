@@ -53,7 +53,7 @@ async def test_charges_survive_the_ledger_being_killed_again_and_again(own_stack
     database = await asyncpg.connect(own_stack.database("ledger", "reader"))
     try:
         booked = 0
-        async with asyncio.timeout(300):
+        async with asyncio.timeout(1800):
             while booked < CHARGES_SENT:
                 booked = await database.fetchval("select count(*) from buckets")
                 await asyncio.sleep(0.2)
@@ -90,7 +90,7 @@ async def published(stack: Stack, partitions: int) -> set[tuple[str, int]]:
     try:
         # As many as the charges have: a tenant keeps its partition number.
         consumer.assign([TopicPartition(ENTRIES, part) for part in range(partitions)])
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(1800):
             while len(found) < CHARGES_SENT:
                 for records in (await consumer.getmany(timeout_ms=500)).values():
                     for record in records:

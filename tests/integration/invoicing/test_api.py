@@ -117,11 +117,14 @@ async def test_two_reruns_run_at_a_time_and_who_waits_too_long_is_told(migrated:
 
         pool = RecomputePool(wait_s=1)
         five = [asyncio.create_task(pool.run(given, charges())) for _ in range(5)]
-        done, _ = await asyncio.wait(five, timeout=3)
-        assert [RecomputeBusy] * 3 == [type(task.exception()) for task in done]
+        refused = asyncio.as_completed(five)
+        for _ in range(3):
+            with pytest.raises(RecomputeBusy):
+                await next(refused)
         assert 2 == len(at_work)
         may_end.set()
-        ended = await asyncio.gather(*five, pool.run(given, charges()), return_exceptions=True)
+        ended = await asyncio.gather(*five, return_exceptions=True)
+        ended.append(await pool.run(given, charges()))
         again = [answer for answer in ended if isinstance(answer, Recomputation)]
         assert [found["pdf_sha256"]] * 3 == [answer.pdf_sha256 for answer in again]
 
@@ -225,10 +228,8 @@ async def test_late_usage_is_shown_and_the_issued_bytes_stay(migrated: Migrated)
 
 
 @pytest.mark.defect("I28")
-async def test_no_tenant_sees_anothers_invoice_and_no_role_more_than_its_own(
-    migrated: Migrated,
-) -> None:
-    """Two tenants and every role over every operation."""
+async def test_no_tenant_sees_anothers_invoice(migrated: Migrated) -> None:
+    """Neither in a list nor by its id; who may ask what is in the access matrix."""
     async with served(migrated("invoicing")) as service:
         await plant(service)
         await service.post(f"/v1/periods/{MONTH}/close", "finance", CLOSE)
@@ -243,22 +244,6 @@ async def test_no_tenant_sees_anothers_invoice_and_no_role_more_than_its_own(
         assert [200, 200] == [
             (await service.get(path, "a")).status_code for path in (at, f"{at}/pdf")
         ]
-        reads = ("/v1/invoices", at, f"{at}/pdf")
-        months = (f"/v1/periods/{MONTH}", f"/v1/periods/{MONTH}/reconciliation")
-        tables = ("/v1/legal-entities", "/v1/tax-rates")
-        for role in ("hub", "scheduler", "officer", "approver"):
-            for path in (*reads, *months, *tables):
-                assert 403 == (await service.get(path, role)).status_code, (role, path)
-        for role in ("finance", "auditor", "operator"):
-            for path in (*reads, *months, *tables):
-                assert 200 == (await service.get(path, role)).status_code, (role, path)
-        for path in (*months, *tables):
-            assert 403 == (await service.get(path, "a")).status_code, path
-        for role in ("a", "operator", "auditor", "hub"):
-            closing = await service.post("/v1/periods/2025-08/close", role, CLOSE)
-            assert 403 == closing.status_code, role
-        assert 403 == (await service.post(f"{at}/recompute", "finance", {})).status_code
-        assert 404 == (await service.post("/v1/invoices/none/recompute", "auditor", {})).status_code
 
 
 async def test_what_is_malformed_is_422(migrated: Migrated) -> None:

@@ -97,7 +97,10 @@ async def test_entries_that_arrive_after_the_close_are_not_billed(migrated: Migr
 
 @pytest.mark.defect("I8", "I11", "F49")
 async def test_64_finalisers_at_once_leave_no_gap_and_no_double(migrated: Migrated) -> None:
-    """Numbers 1 to 200, each once, in order of tenant; the series is proven by its constraint."""
+    """Numbers 1 to 200, each once, in order of tenant; the series is proven by its constraint.
+
+    Who finds no connection free in time, or waits too long for the series, comes again.
+    """
     tenants = [f"t{number:03d}" for number in range(200)]
     async with books_in(migrated("invoicing"), writers=64) as books:
         await books.seller()
@@ -105,8 +108,9 @@ async def test_64_finalisers_at_once_leave_no_gap_and_no_double(migrated: Migrat
         await books.keep(*(charge(tenant, 1, 1_000_000) for tenant in tenants))
         await books.close()
         await books.compute()
-        done = await asyncio.gather(*(books.number(limit=1) for _ in range(64)))
-        assert 200 == sum(done)
+        await asyncio.gather(
+            *(infrastructure.through_outages(lambda: books.number(limit=1)) for _ in range(64))
+        )
         async with books.api.transaction(tenant="*") as connection:
             found = await documents.invoices(connection, ALL, 1000)
             gap_count = await periods.number_gaps(connection)

@@ -42,7 +42,7 @@ class Published:
             consumer.assign(partitions)
             ends = await consumer.end_offsets(partitions)
             found: dict[int, list[tuple[Entry | EntryWatermark, dict[str, bytes]]]] = {}
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(600):
                 while sum(len(messages) for messages in found.values()) < sum(ends.values()):
                     for where, records in (await consumer.getmany(timeout_ms=500)).items():
                         found.setdefault(where.partition, []).extend(
@@ -79,7 +79,7 @@ async def published(
 
 async def drain(sequencer: Sequencer, ledger: RealLedger) -> None:
     """Step until nothing is left to publish."""
-    async with ledger.writer.connection() as connection, asyncio.timeout(60):
+    async with ledger.writer.connection() as connection, asyncio.timeout(600):
         while True:
             await sequencer.step(connection)
             if await entries.count_unpublished(connection) == 0:
@@ -171,7 +171,7 @@ async def test_a_new_lease_publishes_watermarks_again_and_an_idle_one_never(
 
     async with ledger.writer.connection() as first, ledger.writer.connection() as second:
         for times, holder in enumerate((first, second), start=1):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(600):
                 while await published_marks() < times:
                     await sequencer.run(holder)
             horizon = await entries.horizon_of(holder)

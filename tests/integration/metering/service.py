@@ -31,7 +31,7 @@ from unit.metering.hub_events import HEADERS, HOUR_MS, NOON_MS, event, watermark
 
 T = TypeVar("T")
 
-PATIENCE_S = 120
+PATIENCE_S = 600
 TENANTS = ("ravi-health", "indus-foundry")
 PRICES = [
     {"sku": "h100-sxm-80", "price_class": "on_demand", "micro_per_gpu_hour": "840000000"},
@@ -84,7 +84,7 @@ class Metering:
         if self.process is None:
             return 0
         self.process.terminate()
-        return self.process.wait(60)
+        return self.process.wait(PATIENCE_S)
 
     def kill(self) -> None:
         """Kill it with -9."""
@@ -98,7 +98,9 @@ class Metering:
         if method == "POST":
             headers.setdefault("Idempotency-Key", f"{time.time_ns()}-{next(self._numbers)}")
         url = f"http://127.0.0.1:{self.port}{path}"
-        return httpx2.request(method, url, headers=headers, timeout=60, trust_env=False, **more)
+        return httpx2.request(
+            method, url, headers=headers, timeout=PATIENCE_S, trust_env=False, **more
+        )
 
     def get(self, path: str, key: str = "operator", **query: Any) -> Any:
         """Return the JSON of an answer; None while nobody answers or knows the key."""
@@ -288,12 +290,12 @@ def read_all(infrastructure: Infrastructure, topic: str) -> list[bytes]:
             "enable.auto.commit": False,
         }
     )
-    partitions = set(consumer.list_topics(topic, timeout=30).topics[topic].partitions)
+    partitions = set(consumer.list_topics(topic, timeout=PATIENCE_S).topics[topic].partitions)
     consumer.subscribe([topic])
     values: list[bytes] = []
     ended: set[int | None] = set()
     while ended != partitions:
-        message = consumer.poll(30)
+        message = consumer.poll(PATIENCE_S)
         if message is None:
             raise AssertionError(f"{topic} could not be read to its end")
         error = message.error()

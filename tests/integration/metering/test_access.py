@@ -1,4 +1,4 @@
-"""Who may ask metering what, and what a tenant's key sees of it."""
+"""What a key of a hub or a tenant sees of metering; who may ask what is in the access matrix."""
 
 from __future__ import annotations
 
@@ -8,53 +8,6 @@ import pytest
 
 from integration.metering.service import Hub, Metering, secret, send_key
 from unit.metering.hub_events import HOUR_MS, NOON_MS, ended, interval
-
-ROLES = (
-    "operator",
-    "auditor",
-    "scheduler",
-    "finance",
-    "officer",
-    "approver",
-    "ravi-health",
-    "own hub",
-    "other hub",
-)
-HUBS_OWN = {"operator", "auditor", "own hub"}
-MATRIX = {
-    ("GET", "/v1/reconciliation?hub={hub}"): HUBS_OWN,
-    ("GET", "/v1/allocations/{hub}/job-1"): HUBS_OWN | {"ravi-health"},
-    ("GET", "/v1/quarantine?hub={hub}"): HUBS_OWN,
-    ("GET", "/v1/hubs/{hub}"): HUBS_OWN,
-    ("GET", "/v1/hubs/{hub}/sources"): HUBS_OWN,
-    ("POST", "/v1/quarantine/1/replay"): {"operator"},
-    ("POST", "/v1/quarantine/1/dismiss"): {"operator"},
-    ("POST", "/v1/price-lists"): {"operator"},
-    ("POST", "/v1/hubs"): {"operator"},
-    ("POST", "/v1/hubs/{hub}/sources/retire"): {"operator"},
-    ("POST", "/v1/events"): {"own hub", "other hub"},
-    ("POST", "/v1/quotes"): {"operator", "auditor", "scheduler", "ravi-health"},
-    ("GET", "/v1/status"): set(ROLES),
-}
-
-
-@pytest.mark.defect("F64")
-def test_every_endpoint_takes_the_keys_it_is_for_and_no_other(metering: Metering, hub: Hub) -> None:
-    """403 for a role without the right and for another hub's key, before anything else is read."""
-    send_key(metering.infrastructure, "approver")
-    keys = dict(zip(ROLES, ROLES, strict=True))
-    keys |= {"own hub": secret(hub.code), "other hub": secret(metering.add_hub().code)}
-    hub.say(interval())
-    hub.accounts(1)
-    for (method, path), allowed in MATRIX.items():
-        refused = set()
-        for role, key in keys.items():
-            body = {"content": "no JSON"} if method == "POST" else {}
-            answer = metering.request(method, path.format(hub=hub.code), key, **body)
-            assert answer.status_code != 401, (path, role)
-            if answer.status_code == 403:
-                refused.add(role)
-        assert set(ROLES) - allowed == refused, path
 
 
 def test_hub_key_asks_for_no_other_hub_wherever_it_is_named(metering: Metering, hub: Hub) -> None:

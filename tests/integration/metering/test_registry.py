@@ -37,7 +37,7 @@ def test_reading_ends_when_the_registry_cannot_be_followed(
             admin = await bare.admin()
             await admin.execute("alter table hubs rename to gone")
             await admin.close()
-            await asyncio.wait_for(usage.run(asyncio.Event()), 60)
+            await asyncio.wait_for(usage.run(asyncio.Event()), 600)
 
     with pytest.raises(ExceptionGroup) as ended:
         asyncio.run(read())

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from integration.runtime.bare import Bare
-from runtime import progress
-from runtime.database import ALL_TENANTS, Unavailable, after_commit, transaction_on
+from runtime import database, progress
+from runtime.database import ALL_TENANTS, Database, Unavailable, after_commit, transaction_on
 from runtime.kafka import Message
 from runtime.machine import Partition, Slice
 from runtime.migrations import EditedHistory, migrate
 from runtime.outbox import Outbox
-from runtime.service import Kit
+from runtime.service import API_CONNECTIONS, Kit
 
 if TYPE_CHECKING:
     pass
@@ -122,13 +123,18 @@ async def test_without_a_free_connection_the_answer_is_unavailable_and_nothing_l
 ) -> None:
     """The acquire deadline; cancelled holders give their connections back."""
     async with bare.open_kit() as kit:
+        held = asyncio.Semaphore(0)
 
         async def hold() -> None:
             async with kit.api.transaction():
-                await asyncio.sleep(60)
+                held.release()
+                await asyncio.Event().wait()
 
-        holders = [asyncio.create_task(hold()) for _ in range(16)]
-        await asyncio.sleep(1)
+        holders = []
+        for _ in range(API_CONNECTIONS):
+            # One after the other: sixteen new connections at once take a busy machine too long.
+            holders.append(asyncio.create_task(hold()))
+            await held.acquire()
         with pytest.raises(Unavailable):
             async with kit.api.connection():
                 pass
@@ -137,6 +143,39 @@ async def test_without_a_free_connection_the_answer_is_unavailable_and_nothing_l
         await asyncio.gather(*holders, return_exceptions=True)
         async with kit.api.connection() as connection:
             assert 1 == await connection.fetchval("select 1")
+
+
+async def test_a_server_that_does_not_answer_at_the_start_is_asked_again(
+    bare: Bare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice it takes a connection and says nothing; a service that starts then is not given up."""
+    monkeypatch.setattr(database, "CONNECT_TIMEOUT_S", 1)
+    server = urlsplit(bare.dsns.api)
+    silent = [True, True]
+
+    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(65_536):
+            target.write(data)
+        target.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if silent:
+            silent.pop()
+            await reader.read()
+            writer.close()
+            return
+        answers, asked = await asyncio.open_connection(server.hostname, server.port)
+        await asyncio.gather(copy(reader, asked), copy(answers, writer))
+
+    late = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = late.sockets[0].getsockname()[1]
+    account = server.netloc.rpartition("@")[0]
+    pool = Database(server._replace(netloc=f"{account}@127.0.0.1:{port}").geturl(), name="late")
+    await pool.open()
+    await pool.ping()
+    await pool.close()
+    late.close()
+    assert [] == silent
 
 
 async def test_after_commit_runs_only_when_durable(bare: Bare) -> None:
@@ -166,7 +205,7 @@ async def test_one_process_at_a_time_holds_a_lease(bare: Bare) -> None:
             assert not waiting.done()
             assert mine is not None
             mine.terminate()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(600):
             assert await waiting
 
 

@@ -48,7 +48,7 @@ def test_problem_is_well_formed(code: str) -> None:
     assert re.fullmatch(r"[a-z]+(-[a-z]+)*", code)
     assert problem.title[0].isupper()
     assert not problem.title.endswith(".")
-    assert problem.status in {400, 401, 403, 404, 405, 409, 413, 415, 422, 429, 500, 503}
+    assert problem.status in {400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 500, 503}
 
 
 def test_malformed_never_becomes_well_formed_by_waiting() -> None:

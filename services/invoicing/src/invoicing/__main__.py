@@ -80,6 +80,7 @@ SERVICE = Service(
     files("invoicing") / "migrations",
     build,
     roles=tuple(Role),
+    purpose="Closes billing months: invoices, tax, numbers without gaps, and their PDFs.",
     extra_settings=(LEDGER_URL, LEDGER_KEY),
 )
 

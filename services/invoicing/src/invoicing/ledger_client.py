@@ -2,7 +2,9 @@
 
 Two calls: move what an invoice bills from receivable to invoiced, and read the entries after a
 position of a book. Neither is made inside a transaction. The command's idempotency key is made of
-the document, so however often it is repeated, after whatever crash, the ledger books it once.
+the document, so however often it is repeated, after whatever crash, the ledger books it once. So a
+connection that is lost under a call, often a kept one that the ledger closed in this moment, is
+made anew and the call sent again, a few times; everything else is repeated by who calls, later.
 
 Of an entry only what bills need is read (`core.billing.FetchedEntry`): what else the ledger says of
 it, now or later, is passed over. From there on there is one way for entries, however they came.
@@ -10,9 +12,11 @@ it, now or later, is passed over. From there on there is one way for entries, ho
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import httpx2
 import msgspec
@@ -24,7 +28,16 @@ from hisab_contracts.units import instant_ms
 from invoicing.core.billing import FetchedCharge, FetchedEntry
 
 TIMEOUT_S: Final = 10
+SENT_AGAIN: Final = 2
+"""How often a call goes out again whose connection was lost; a pause before each, doubling."""
+PAUSE_S: Final = 0.1
 PAGE_LIMIT: Final = 1_000
+_LOST = (
+    httpx2.ReadError,
+    httpx2.WriteError,
+    httpx2.CloseError,
+    httpx2.RemoteProtocolError,
+)
 _CONTROL = re.compile(r"[\x00-\x1f]+")
 
 
@@ -95,7 +108,8 @@ class LedgerClient:
             "last_seq": str(command.last_seq),
         }
         try:
-            answer = await self._client.post(
+            answer = await self._send(
+                "POST",
                 f"/v1/tenants/{command.tenant_id}/invoiced",
                 json=body,
                 headers={"Idempotency-Key": f"invoiced:{command.document_id}"},
@@ -113,7 +127,8 @@ class LedgerClient:
     async def entries_after(self, tenant_id: TenantId, seq: int) -> list[FetchedEntry]:
         """Return the entries of a book after a position, ascending, one page of them."""
         try:
-            answer = await self._client.get(
+            answer = await self._send(
+                "GET",
                 f"/v1/tenants/{tenant_id}/entries",
                 params={"after_seq": str(seq), "limit": str(PAGE_LIMIT)},
             )
@@ -122,6 +137,14 @@ class LedgerClient:
         if not answer.is_success:
             raise LedgerUnreachable(f"{answer.status_code} {_problem(answer).code}")
         return entries_of_page(tenant_id, answer.content)
+
+    async def _send(self, method: str, path: str, **more: Any) -> httpx2.Response:
+        """Send a call that may be made twice; raises what the client raised at last."""
+        for number in range(SENT_AGAIN):
+            with contextlib.suppress(*_LOST):
+                return await self._client.request(method, path, **more)
+            await asyncio.sleep(PAUSE_S * 2**number)
+        return await self._client.request(method, path, **more)
 
 
 def _problem(answer: httpx2.Response) -> _Problem:

@@ -17,12 +17,15 @@ from ledger.consumer import ChargeConsumer, keep_prices
 from ledger.core.balance import complete_until
 from ledger.sequencer import Sequencer
 from ledger.store.entries import count_unpublished, watermarks_by_hub
+from runtime.auth import key_of
 from runtime.consumer import Consumer, Subscription
 from runtime.kafka import Topic
 from runtime.outbox import Outbox
 from runtime.service import Kit, Parts, Service, Status, Task, main
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from runtime.database import Connection
 
 BOOTSTRAP_KEY: Final = "HISAB_BOOTSTRAP_KEY"
@@ -49,7 +52,7 @@ def build(kit: Kit) -> Parts:
 
     async def make_first_operator() -> None:
         secret = kit.settings.extra.get(BOOTSTRAP_KEY)
-        if secret is not None:
+        if secret:
             await jobs.make_first_operator(kit.api, outbox, secret)
 
     async def status() -> Status:
@@ -85,12 +88,30 @@ def build(kit: Kit) -> Parts:
     )
 
 
+def refuse_malformed_key(environ: Mapping[str, str]) -> None:
+    """Stop with one sentence when the first operator's key is not one; unset or empty is none.
+
+    Before anything is connected: what is wrong is the setting, whatever the database is doing.
+    """
+    secret = environ.get(BOOTSTRAP_KEY)
+    if not secret:
+        return
+    try:
+        key_of(secret, "bootstrap", Role.OPERATOR)
+    except ValueError as error:
+        raise SystemExit(
+            f"{BOOTSTRAP_KEY} is no API key: {error}. Make one with:"
+            f" echo \"hsb_$(openssl rand -base64 32 | tr '+/' '-_' | tr -d '=')\""
+        ) from None
+
+
 SERVICE: Final = Service(
     "ledger",
     ledger.__version__,
     files("ledger") / "migrations",
     build,
     roles=tuple(Role),
+    purpose="Keeps the books of compute credits: grants, holds, charges, and what they leave.",
     extra_settings=(BOOTSTRAP_KEY,),
 )
 
@@ -98,4 +119,6 @@ if __name__ == "__main__":
     # The kit knows the commands that all services have; this one is the ledger's own.
     if sys.argv[1:] == ["audit"]:
         sys.exit(audit.main(os.environ))
+    if sys.argv[1:] == ["serve"]:
+        refuse_malformed_key(os.environ)
     sys.exit(main(SERVICE, sys.argv[1:], os.environ))

@@ -84,6 +84,7 @@ SERVICE = Service(
     files("metering") / "migrations",
     build,
     roles=tuple(Role),
+    purpose="Takes what hubs report, covers every GPU-nanosecond once, and rates it.",
     extra_settings=(HUB_PARTITIONS,),
 )
 

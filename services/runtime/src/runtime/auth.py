@@ -3,15 +3,18 @@
 Theory. A secret is 32 random bytes behind a prefix, shown once; its SHA-256 is stored (256 bits of
 entropy need no slow hash). Every service keeps `access_keys` from the compacted access topic; the
 service that makes keys also writes its own table at once. Look-ups, in vain or not, are cached for
-a second at most, so a revocation works everywhere within five; unknown keys have a cache of their
-own, so that no flood of them drives the known ones out.
+a second at most, so a revocation works everywhere within five, and so does a new key; unknown keys
+have a cache of their own, so that no flood of them drives the known ones out. Every cache forgets
+its oldest beyond 10 000. Invented keys cost a look-up each, so an address may ask for so many only,
+and all of them share four connections of the pool.
 
-Refusals: no key, an unknown, expired or revoked one: 401. A role the endpoint does not name: 403.
-Another tenant's thing: 404, so that nothing is told about what exists. Too fast: 429.
+Refusals: no key, an unknown, expired or revoked one: 401. Too often: 429. A role the endpoint does
+not name: 403. Another tenant's thing: 404, so that nothing is told about what exists.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import re
@@ -19,7 +22,7 @@ import secrets
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from starlette.requests import Request
@@ -28,17 +31,16 @@ from hisab_contracts import topics
 from hisab_contracts.units import optional_moment_of, optional_ms_of
 from runtime.consumer import Batch
 from runtime.database import ALL_TENANTS, Database
-from runtime.http import Problem
+from runtime.http import CALLER, Problem, operation_asked
 from runtime.kafka import Message
+from runtime.throttle import Throttle, keep_newest, party_of
 
 if TYPE_CHECKING:
     from runtime.database import Connection
 
-V = TypeVar("V")
-
 SECRET_PREFIX: Final = "hsb_"  # noqa: S105 - what every secret begins with
 CACHE_S: Final = 1
-CACHED_KEYS: Final = 10_000
+FIRST_LOOK_UPS: Final = 4
 
 _SECRET = re.compile(rf"{SECRET_PREFIX}[A-Za-z0-9_-]{{43}}")
 
@@ -238,13 +240,32 @@ async def _find_key(connection: Connection, query: str, value: str) -> AccessKey
     )
 
 
+@dataclass(frozen=True, slots=True)
+class AccessLimits:
+    """How much is taken from one key, and how many unknown keys from one address.
+
+    Only keys that nobody knows are counted by address: hubs and benchmarks behind one address keep
+    all they have as long as their keys are good.
+    """
+
+    requests_per_s: int = 5_000
+    """Of one key, on average; twice as many at once."""
+    unknown_keys_per_s: int = 20
+    """From one address, on average."""
+    unknown_keys_limit: int = 200
+    """From one address, before the average counts."""
+
+
 class Access:
     """Who a request comes from. One per process."""
 
     def __init__(
-        self, database: Database, roles: Collection[str], *, requests_per_s: int = 5_000
+        self,
+        database: Database,
+        roles: Collection[str],
+        limits: AccessLimits = AccessLimits(),
     ) -> None:
-        """Look keys up through this pool (the `api` role); each key may send so many requests.
+        """Look keys up through this pool (the `api` role), within these limits.
 
         A key whose role is not among `roles` opens nothing.
         """
@@ -252,72 +273,72 @@ class Access:
         self._roles = frozenset(roles)
         self._found: dict[str, tuple[float, Principal]] = {}
         self._unknown: dict[str, float] = {}
-        self._buckets = _Buckets(requests_per_s)
+        self._keys = Throttle(limits.requests_per_s, 2 * limits.requests_per_s)
+        self._addresses = Throttle(limits.unknown_keys_per_s, limits.unknown_keys_limit)
+        # Of the pool's connections, so many at most look for keys that may be invented.
+        self._first_look_ups = asyncio.Semaphore(FIRST_LOOK_UPS)
 
-    async def authorise(self, request: Request, *roles: str) -> Principal:
-        """Return who calls; raises `Problem` 401 without a valid key, 403 unless of these roles.
+    async def authorise(self, request: Request) -> Principal:
+        """Return who calls, as the endpoint's own `roles` demand.
 
-        Without roles any valid key will do.
+        Raises `Problem` 401 without a valid key, 429 for one that asks too often (or for an address
+        that invents keys), 403 for a key of another role.
         """
-        principal = await self._principal(request.headers.get("authorization", ""))
+        principal = await self._principal(request)
         if principal is None:
             raise Problem("unauthenticated", "send Authorization: Bearer <key>")
+        wait_s = self._keys.take(principal.key_id, time.monotonic())
+        if wait_s:
+            raise Problem("too-many-requests", "this key asks too often", retry_after_s=wait_s)
+        roles = operation_asked(request).roles
         if roles and principal.role not in roles:
             raise Problem("forbidden", f"this takes a key of role {' or '.join(roles)}")
-        if not self._buckets.take(principal.key_id, time.monotonic()):
-            raise Problem("too-many-requests", "slow down")
+        setattr(request.state, CALLER, (principal.sees, principal.bound_to))
         return principal
 
-    async def _principal(self, authorization: str) -> Principal | None:
-        scheme, _, secret = authorization.partition(" ")
+    async def _principal(self, request: Request) -> Principal | None:
+        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or _SECRET.fullmatch(secret) is None:
             return None
         sha256 = _sha256(secret)
         now_s = time.monotonic()
         # Looked up by the hash: no secret is kept in memory longer than its request.
         cached = self._found.get(sha256)
-        if cached is not None and now_s < cached[0]:
-            return cached[1]
+        if cached is not None:
+            # A key that was good is asked for again without a count: whoever invents keys at the
+            # same address must not lock it out.
+            if now_s < cached[0]:
+                return cached[1]
+            del self._found[sha256]
+            return await self._look_up(sha256)
         if now_s < self._unknown.get(sha256, now_s):
             return None
-        self._found.pop(sha256, None)
+        party = party_of(None if request.client is None else request.client.host)
+        wait_s = self._addresses.take(party, now_s)
+        if wait_s:
+            raise Problem(
+                "too-many-requests", "too many unknown keys from here", retry_after_s=wait_s
+            )
+        async with self._first_look_ups:
+            return await self._look_up(sha256)
+
+    async def _look_up(self, sha256: str) -> Principal | None:
+        # Counted from before the look-up, so that a change is never seen later than that.
+        until_s = time.monotonic() + CACHE_S
         principal = await _find_principal(self._database, sha256)
         if principal is not None and principal.role not in self._roles:
             principal = None
-        # Counted from before the look-up, so that a change is never seen later than that.
-        until_s = now_s + CACHE_S
         if principal is None:
-            _bounded(self._unknown)[sha256] = until_s
+            keep_newest(self._unknown, sha256, until_s)
         else:
-            _bounded(self._found)[sha256] = (until_s, principal)
+            keep_newest(self._found, sha256, (until_s, principal))
         return principal
-
-
-class _Buckets:
-    """A token bucket per key: `requests_per_s` on average, twice as many at once."""
-
-    def __init__(self, requests_per_s: int) -> None:
-        self._rate = requests_per_s
-        self._levels: dict[str, tuple[float, float]] = {}
-
-    def take(self, key_id: str, now_s: float) -> bool:
-        level, at_s = self._levels.get(key_id, (2.0 * self._rate, now_s))
-        level = min(2.0 * self._rate, level + (now_s - at_s) * self._rate)
-        _bounded(self._levels)[key_id] = (max(level - 1, 0.0), now_s)
-        return level >= 1
 
 
 def require_own_tenant(principal: Principal, tenant_id: str) -> None:
     """Raise `Problem` 404 when a tenant's key asks for another tenant."""
     if principal.tenant_id not in (None, tenant_id):
         raise Problem("not-found", "no such tenant")
-
-
-def _bounded(cache: dict[str, V]) -> dict[str, V]:
-    """Return a cache with room for one more; what is in it may be forgotten at any time."""
-    if len(cache) >= CACHED_KEYS:
-        cache.clear()
-    return cache
 
 
 def _sha256(secret: str) -> str:

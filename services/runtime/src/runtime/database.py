@@ -42,6 +42,8 @@ ALL_TENANTS: Final = "*"
 ACQUIRE_TIMEOUT_S: Final = 2
 RELEASE_TIMEOUT_S: Final = 10
 CONNECT_TIMEOUT_S: Final = 5
+LATE_OPENINGS: Final = 11
+"""How often a start tries again where the server does not answer: a minute in all."""
 LEASE_POLL_S: Final = 0.5
 OUTAGE_PAUSE_S: Final = 1
 
@@ -112,9 +114,20 @@ class Database:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
 
     async def open(self) -> None:
-        """Create the pool with one connection, so that a wrong DSN is found at start."""
+        """Create the pool with one connection, so that a wrong DSN is found at start.
+
+        A server that is late is asked again: on a busy machine everything starts at once. One that
+        refuses ends the start at once.
+        """
+        for _ in range(LATE_OPENINGS):
+            with contextlib.suppress(TimeoutError):
+                self._pool = await self._create_pool()
+                return
+        self._pool = await self._create_pool()
+
+    async def _create_pool(self) -> asyncpg.Pool[asyncpg.Record]:
         limits = self._limits
-        self._pool = await asyncpg.create_pool(
+        return await asyncpg.create_pool(
             dsn=self._dsn,
             min_size=1,
             max_size=limits.max_connections,

@@ -1,4 +1,4 @@
-"""The HTTP edge: resources, strict bodies, problems, pages, and the application around them.
+"""The HTTP edge: resources, strict bodies, problems, and pages.
 
 Theory. A resource is a class whose marked methods (`get`, `post`) are endpoints; what they need is
 given to its constructor. An endpoint takes the raw request and calls, in this order:
@@ -14,31 +14,22 @@ Refusals: `Problem`.
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
-import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Final, Generic, TypeVar
+from typing import Annotated, Final, Generic, Literal, TypeVar
 
 import msgspec
-import structlog
-from fastapi import APIRouter, FastAPI
-from fastapi.exceptions import RequestValidationError
+from fastapi import APIRouter
 from fastapi.routing import APIRoute
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.problems import PROBLEMS
 from runtime import telemetry
-from runtime.kafka import MessageTooLarge
-from runtime.outages import is_outage
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
-    from starlette.types import Message as AsgiMessage
 
 M = TypeVar("M", bound=msgspec.Struct)
 
@@ -46,15 +37,21 @@ MAX_BODY_BYTES: Final = 1_048_576
 MAX_DEPTH: Final = 32
 PAGE_LIMIT: Final = 100
 MAX_LIMIT: Final = 1_000
+MAX_PAGE_BYTES: Final = 8 * 1_048_576
+MAX_CURSOR: Final = 4_096
+CALLER: Final = "caller"
+"""Where a request's state says what its caller may see."""
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+MAX_DETAIL: Final = 1_000
+"""Characters of a refusal's detail: it may quote what was sent, and need not quote all of it."""
+
+_NOT_OPENING = bytes(set(range(256)) - set(b"[{"))
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 """PostgreSQL takes no NUL, and no line of ours should hold the others."""
+_NUMBER = re.compile(r"-?[0-9]{1,19}")
 _MAYBE_CONTROL = re.compile(rb"\x7f|\\[ubfnrt]")
 PROBLEM_JSON: Final = "application/problem+json"
-
-_log = structlog.get_logger("runtime.http")
 
 IntegerText = Annotated[str, msgspec.Meta(pattern="^(0|-?[1-9][0-9]{0,37})$")]
 """A whole number in a JSON string; read it with `int()`."""
@@ -105,8 +102,10 @@ class ProblemDocument(msgspec.Struct, frozen=True):
 async def read_bytes(request: Request, *, max_bytes: int = MAX_BODY_BYTES) -> bytes:
     """Read a raw body of at most `max_bytes`; raises `Problem` 413."""
     too_large = Problem("too-large", f"this endpoint takes at most {max_bytes} bytes")
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > max_bytes:
+    # Without its leading zeros, a length with more digits than the bound is beyond it: no number
+    # is made of what a client may write as long as it likes.
+    length = request.headers.get("content-length", "").lstrip("0")
+    if length.isdecimal() and (len(length) > len(str(max_bytes)) or int(length) > max_bytes):
         raise too_large
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Problem("unsupported-media-type", "send the body without a content encoding")
@@ -132,34 +131,57 @@ def decode_body(request: Request, body: bytes, model: type[M]) -> M:
     check_depth(body)
     try:
         decoded = msgspec.json.decode(body, type=model)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise Problem("malformed", str(error)) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem("malformed", str(error)[:MAX_DETAIL]) from error
     # Decoding is cheap and walking what was decoded is not: most bodies cannot hide any.
     if _MAYBE_CONTROL.search(body) is not None:
-        where = _control_in(msgspec.to_builtins(decoded), "$")
+        where = _control_in(msgspec.to_builtins(decoded))
         if where is not None:
-            raise Problem("malformed", f"control characters are not taken - at `{where}`")
+            detail = f"control characters are not taken - at `${where[:MAX_DETAIL]}`"
+            raise Problem("malformed", detail)
     return decoded
 
 
-def _control_in(value: object, where: str) -> str | None:
-    """Return the first member whose text, or name, has a control character, as msgspec names it."""
+def _control_in(value: object) -> str | None:
+    """Return the path to the first text, or member's name, with a control character.
+
+    The path is put together on the way back from what was found, never on the way there: a long
+    name in front of many members would be copied for each of them.
+    """
     if isinstance(value, str):
-        return where if _CONTROL.search(value) is not None else None
-    inner: Iterable[tuple[object, str]] = ()
+        return "" if _CONTROL.search(value) is not None else None
+    inner: Iterable[tuple[str | int, object]] = ()
     if isinstance(value, dict):
         if any(_CONTROL.search(name) is not None for name in value):
-            return where
-        inner = ((member, f"{where}.{name}") for name, member in value.items())
+            return ""
+        inner = value.items()
     elif isinstance(value, list | tuple):
-        inner = ((member, f"{where}[{number}]") for number, member in enumerate(value))
-    return next((found for member, at in inner if (found := _control_in(member, at))), None)
+        inner = enumerate(value)
+    for place, member in inner:
+        found = _control_in(member)
+        if found is not None:
+            return (f".{place}" if isinstance(place, str) else f"[{place}]") + found
+    return None
+
+
+def has_control(text: str) -> bool:
+    """Say whether a text has a control character."""
+    return _CONTROL.search(text) is not None
 
 
 def check_depth(body: bytes) -> None:
-    """Raise `Problem` 422 for JSON nested deeper than 32 levels."""
+    """Raise `Problem` 422 for JSON nested deeper than 32 levels, in time linear in its length.
+
+    What is no JSON may pass: its reader refuses it afterwards, and has a bound of its own.
+    """
+    if len(body.translate(None, _NOT_OPENING)) <= MAX_DEPTH:
+        return
+    # Escaped backslashes go first, so that a quote behind one is seen to end its text. Then every
+    # second part between quotes is text, the last one too when nothing ends it. A regular
+    # expression that skips texts would start again at every quote of a text without an end.
+    parts = body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
     depth = 0
-    for bracket in _STRING.sub(b"", body).translate(None, _NOT_BRACKETS):
+    for bracket in b"".join(parts[::2]).translate(None, _NOT_BRACKETS):
         depth += 1 if bracket in b"[{" else -1
         if depth > MAX_DEPTH:
             raise Problem("malformed", f"nested deeper than {MAX_DEPTH} levels")
@@ -170,7 +192,7 @@ def query_integer(request: Request, name: str, *, default: int, most: int, least
     text = request.query_params.get(name)
     if text is None:
         return default
-    if re.fullmatch(r"-?[0-9]{1,19}", text) is None or not least <= int(text) <= most:
+    if _NUMBER.fullmatch(text) is None or not least <= int(text) <= most:
         raise Problem("malformed", f"{name} is a whole number from {least} to {most}")
     return int(text)
 
@@ -220,7 +242,7 @@ def problem_response(problem: Problem) -> Response:
     if problem.kind.status == 401:
         headers["www-authenticate"] = "Bearer"
     if problem.kind.retryable and problem.kind.status != 500:
-        headers["retry-after"] = "1"
+        headers["retry-after"] = str(problem.members.get("retry_after_s", 1))
     return Response(encode(problem_body(problem)), problem.kind.status, headers, PROBLEM_JSON)
 
 
@@ -236,26 +258,44 @@ class Page(Generic[P]):
 
     limit: int
     after: P | None
+    binding: str
+    """Whose list it is, and which: a cursor of another one is refused."""
 
 
 def page_of(request: Request, position: type[P]) -> Page[P]:
     """Read `?limit=&cursor=`; raises `Problem` 422 for a limit over 1000 or a foreign cursor.
 
     `position` is what a position of this list is made of: `tuple[Position]`, `tuple[str, str]`.
+    A cursor belongs to one list, with one filter, as one caller sees it. With any other it would
+    give a wrong part of a list without a word.
     """
     limit = query_integer(request, "limit", default=PAGE_LIMIT, least=1, most=MAX_LIMIT)
+    binding = _binding_of(request)
     cursor = request.query_params.get("cursor")
     if cursor is None:
-        return Page(limit, None)
+        return Page(limit, None, binding)
+    foreign = Problem("malformed", "cursor is not one that this list gave with this filter")
+    if len(cursor) > MAX_CURSOR:
+        raise foreign
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         packed = base64.urlsafe_b64decode(padded.encode("ascii"))
-        after = msgspec.json.decode(packed, type=position)
+        bound_to, written = msgspec.json.decode(packed, type=tuple[str, msgspec.Raw])
+        after = msgspec.json.decode(written, type=position)
     except (ValueError, msgspec.MsgspecError) as error:
-        raise Problem("malformed", "cursor is not one that this list gave") from error
-    if _control_in(after, "cursor") is not None:
-        raise Problem("malformed", "cursor is not one that this list gave")
-    return Page(limit, after)
+        raise foreign from error
+    if bound_to != binding or _control_in(after) is not None:
+        raise foreign
+    return Page(limit, after, binding)
+
+
+def _binding_of(request: Request) -> str:
+    """Name the list that is asked for: its path, its filter, and what the caller may see of it."""
+    asked = sorted(
+        pair for pair in request.query_params.multi_items() if pair[0] not in {"limit", "cursor"}
+    )
+    listed = (request.scope["path"], asked, getattr(request.state, CALLER, None))
+    return hashlib.sha256(encode(listed)).hexdigest()[:16]
 
 
 T = TypeVar("T")
@@ -267,22 +307,39 @@ def page_response(
     """Answer `{"items","next"}` for items after `page.after`: all, or the first `page.limit + 1`.
 
     `position` says where an item stands in the list's order; it goes into the opaque cursor.
-    `more` says that the list goes on although no further item was read.
+    `more` says that the list goes on although no further item was read. A page ends early where its
+    items pass 8 MiB; it has one item at least.
     """
-    shown = items[: page.limit]
+    shown: list[msgspec.Raw] = []
+    page_bytes = 0
+    for item in items[: page.limit]:
+        encoded = encode(item)
+        page_bytes += len(encoded)
+        if shown and page_bytes > MAX_PAGE_BYTES:
+            break
+        shown.append(msgspec.Raw(encoded))
     goes_on = shown and (more or len(items) > len(shown))
-    ended = position(shown[-1]) if goes_on else None
+    ended = position(items[len(shown) - 1]) if goes_on else None
     return json_response({"items": shown, "next": next_cursor(page, ended)})
 
 
-def next_cursor(_page: Page[P], ended: P | None) -> str | None:
+def next_cursor(page: Page[P], ended: P | None) -> str | None:
     """Return the cursor of the page after one that ended there; None when it was the last."""
     if ended is None:
         return None
-    return base64.urlsafe_b64encode(encode(ended)).rstrip(b"=").decode()
+    packed = base64.urlsafe_b64encode(encode((page.binding, ended)))
+    return packed.rstrip(b"=").decode()
 
 
 # Resources.
+
+
+Others = Literal["not-found", "forbidden", "own"]
+"""What an endpoint answers to a key that asks for what is another's: 404; 403; or only what is its
+own, because nothing in the request names an owner."""
+
+ANY_KEY: Final[tuple[str, ...]] = ()
+"""For `roles`: every valid key will do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,11 +354,18 @@ class Operation:
     body: type[msgspec.Struct] | None
     paged: bool
     idempotent: bool
+    roles: tuple[str, ...]
+    """Whose keys it takes: enforced by `Access.authorise`. Empty: every valid key."""
+    others: Mapping[str, Others]
+    """By role: what a key gets for what is another's. Roles that belong to nobody are not here."""
     query: tuple[str, ...]
     problems: tuple[str, ...]
     """Codes beyond those that follow from the rest: 401, 403, 429, 500, 503; 404 with a path
     parameter; 413, 415, 422 with a body; those of an Idempotency-Key."""
 
+
+NOBODY: Final[Mapping[str, Others]] = MappingProxyType({})
+"""For `others`: no role that may ask belongs to anybody."""
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Awaitable[Response]])
 
@@ -309,12 +373,14 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Awaitable[Response]])
 def get(
     path: str,
     *,
+    roles: Collection[str],
+    others: Mapping[str, Others] = NOBODY,
     answer: type[msgspec.Struct] | None = None,
     paged: bool = False,
     query: Sequence[str] = (),
     problems: Sequence[str] = (),
 ) -> Callable[[Endpoint], Endpoint]:
-    """Mark a method of a `Resource` as the endpoint of `GET path`."""
+    """Mark a method of a `Resource` as the endpoint of `GET path`, for keys of these roles."""
     return _mark(
         Operation(
             method="GET",
@@ -324,6 +390,8 @@ def get(
             body=None,
             paged=paged,
             idempotent=False,
+            roles=tuple(roles),
+            others=others,
             query=tuple(query),
             problems=tuple(problems),
         )
@@ -333,13 +401,15 @@ def get(
 def post(
     path: str,
     *,
+    roles: Collection[str],
+    others: Mapping[str, Others] = NOBODY,
     body: type[msgspec.Struct] | None = None,
     answer: type[msgspec.Struct] | None = None,
     status: int = 200,
     idempotent: bool = False,
     problems: Sequence[str] = (),
 ) -> Callable[[Endpoint], Endpoint]:
-    """Mark a method of a `Resource` as the endpoint of `POST path`."""
+    """Mark a method of a `Resource` as the endpoint of `POST path`, for keys of these roles."""
     return _mark(
         Operation(
             method="POST",
@@ -349,6 +419,8 @@ def post(
             body=body,
             paged=False,
             idempotent=idempotent,
+            roles=tuple(roles),
+            others=others,
             query=(),
             problems=tuple(problems),
         )
@@ -388,128 +460,16 @@ class Resource:
         return routes
 
 
-def operation_of(route: APIRoute) -> Operation | None:
+def operation_of(route: object) -> Operation | None:
     """Return what a route was marked with; None for a route that is not a resource's."""
-    found = (route.openapi_extra or {}).get(_MARK)
+    extra = route.openapi_extra if isinstance(route, APIRoute) else None
+    found = (extra or {}).get(_MARK)
     return found if isinstance(found, Operation) else None
 
 
-# The application.
-
-
-def create_app(
-    service: str,
-    version: str,
-    resources: Sequence[Resource],
-    *,
-    ready: Callable[[], Awaitable[None]],
-) -> FastAPI:
-    """Build the application: its resources, /healthz, /readyz, /metrics, and problems.
-
-    `ready` raises when the service cannot answer.
-    """
-    app = FastAPI(
-        title=service,
-        version=version,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        # A path with one slash too many is not found; a redirect would follow the Host header.
-        redirect_slashes=False,
-        telemetry={"tracing": False, "metrics": False, "logs": False},
-    )
-    for resource in resources:
-        app.include_router(resource.router())
-
-    async def healthz(_request: Request) -> Response:
-        return json_response({"alive": True})
-
-    async def readyz(_request: Request) -> Response:
-        await ready()
-        return json_response({"ready": True})
-
-    async def metrics(_request: Request) -> Response:
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
-
-    app.add_route("/healthz", healthz)
-    app.add_route("/readyz", readyz)
-    app.add_route("/metrics", metrics)
-    for refused in (Problem, HTTPException, RequestValidationError, MessageTooLarge):
-        app.add_exception_handler(refused, _refuse)
-    app.add_middleware(_Boundary)
-    return app
-
-
-async def _refuse(_request: Request, error: Exception) -> Response:
-    """Turn a refusal, ours or the framework's, into a problem of the catalogue."""
-    match error:
-        case Problem():
-            return problem_response(error)
-        case MessageTooLarge():
-            return problem_response(Problem("too-large", str(error)))
-        case RequestValidationError():
-            return problem_response(Problem("malformed", str(error)))
-        case HTTPException():
-            code = _FRAMEWORK_CODES.get(error.status_code, "bad-request")
-            return problem_response(Problem(code))
-        case _:
-            raise error
-
-
-_FRAMEWORK_CODES: Final = MappingProxyType(
-    {404: "not-found", 405: "method-not-allowed", 413: "too-large", 415: "unsupported-media-type"}
-)
-
-
-class _Boundary:
-    """The outermost layer: a span and a metric per request, and no exception beyond it.
-
-    An outage, wherever it was met, is `unavailable`; any other exception is a defect of ours. What
-    no name or text of ours can hold (control characters) is not even looked for.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request = Request(scope)
-        started_s = time.perf_counter()
-        status: int | None = None
-
-        async def noting(message: AsgiMessage) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        with telemetry.request_span(request.method, request.headers):
-            try:
-                refused = _refused(request)
-                app = self._app if refused is None else problem_response(refused)
-                await app(scope, receive, noting)
-            except Exception as error:
-                # Nothing may leave as the server's own page: a client reads problems only.
-                code = "unavailable" if is_outage(error) else "internal"
-                _log.exception("request failed", path=scope["path"], code=code, error=repr(error))
-                if status is not None:
-                    raise  # Part of an answer is out: only a broken connection can say so now.
-                await problem_response(Problem(code))(scope, receive, noting)
-            finally:
-                # The template, not the path: paths are without number, templates are few.
-                route = getattr(scope.get("route"), "path", "unmatched")
-                telemetry.observe_request(
-                    request.method, route, status or 0, time.perf_counter() - started_s
-                )
-
-
-def _refused(request: Request) -> Problem | None:
-    """Refuse control characters in the path, which then names nothing, and in the query."""
-    if _CONTROL.search(request.scope["path"]) is not None:
-        return Problem("not-found")
-    for name, value in request.query_params.multi_items():
-        if _CONTROL.search(name + value) is not None:
-            return Problem("malformed", "control characters are not taken in a query")
-    return None
+def operation_asked(request: Request) -> Operation:
+    """Return what the endpoint that answers a request was marked with."""
+    operation = operation_of(request.scope.get("route"))
+    if operation is None:
+        raise InvariantBroken("only an endpoint of a resource says whose keys it takes")
+    return operation

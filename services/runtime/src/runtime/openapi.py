@@ -2,6 +2,8 @@
 
 It is generated, committed and compared by a test, so that it says what the code does. Problems that
 follow from how an endpoint is built (a path parameter, a body, an Idempotency-Key) are added here.
+`x-hisab-access` says whose keys an endpoint takes, and by role what a key gets for what is
+another's (`Operation.others`); the same statement is what the endpoint enforces.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ _WITH_KEY: Final = (
     "idempotency-key-reused",
     "idempotency-key-in-flight",
 )
+
+
+EVERY_ROLE: Final = "*"
+"""In `x-hisab-access`: every valid key will do."""
 
 
 def openapi_document(app: FastAPI) -> bytes:
@@ -82,6 +88,10 @@ def _described(route: APIRoute, operation: Operation, schemas: Schemas) -> dict[
             for place, names in (("path", in_path), ("query", query), ("header", header))
             for name in names
         ],
+        "x-hisab-access": {
+            "roles": list(operation.roles) or [EVERY_ROLE],
+            "others": dict(operation.others),
+        },
         "responses": {
             str(operation.status): {"description": "Done", "content": _answer(operation, schemas)},
             **_refusals(sorted(codes), schemas),

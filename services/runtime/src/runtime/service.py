@@ -13,29 +13,28 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import gc
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.resources.abc import Traversable
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import structlog
-import uvicorn
 import uvloop
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
 from runtime import telemetry
-from runtime.auth import Access
+from runtime.application import create_app
+from runtime.auth import Access, AccessLimits
 from runtime.clock import pause
 from runtime.consumer import Consumer
 from runtime.database import Database, Limits
-from runtime.http import Resource, create_app, get, json_response
+from runtime.http import ANY_KEY, Resource, get, json_response
 from runtime.idempotency import forget_refusals
 from runtime.kafka import Kafka, Topic
 from runtime.machine import Partition
@@ -44,6 +43,7 @@ from runtime.openapi import openapi_document
 from runtime.outages import is_outage
 from runtime.outbox import Outbox, Relay
 from runtime.progress import ProgressOverride, override_progress
+from runtime.server import Server, ServerLimits
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -72,6 +72,9 @@ class Settings:
     database_api: str = field(repr=False)
     database_writer: str = field(repr=False)
     otlp_endpoint: str | None
+    server: ServerLimits = field(default_factory=ServerLimits)
+    access: AccessLimits = field(default_factory=AccessLimits)
+    trusted_proxies: str = ""
     extra: Mapping[str, str] = field(repr=False, default_factory=dict)
     """The service's own variables, by name; those that are not set are not here."""
 
@@ -139,6 +142,8 @@ class Service:
     """Pure wiring: makes the parts, connects to nothing."""
     roles: Collection[str]
     """The roles that an API key may have; a key of any other role opens nothing."""
+    purpose: str = ""
+    """A sentence that says what it is for."""
     extra_settings: Sequence[str] = ()
     """Names of environment variables the service reads beyond the common ones."""
 
@@ -212,6 +217,19 @@ def read_settings(service: Service, environ: Mapping[str, str]) -> Settings:
     return Settings(
         http_host=environ.get("HISAB_HTTP_HOST", "127.0.0.1"),
         http_port=int(_required(environ, "HISAB_HTTP_PORT")),
+        server=ServerLimits(
+            **{
+                name: _whole(environ, f"HISAB_HTTP_{name.upper()}", default)
+                for name, default in asdict(ServerLimits()).items()
+            }
+        ),
+        access=AccessLimits(
+            **{
+                name: _whole(environ, f"HISAB_{name.upper()}", default)
+                for name, default in asdict(AccessLimits()).items()
+            }
+        ),
+        trusted_proxies=environ.get("HISAB_HTTP_PROXIES", ""),
         kafka=_required(environ, "HISAB_KAFKA"),
         partitions=int(environ.get("HISAB_PARTITIONS", "24")),
         replication=int(environ.get("HISAB_REPLICATION", "3")),
@@ -228,6 +246,14 @@ def _required(environ: Mapping[str, str], name: str) -> str:
     if not value:
         raise SystemExit(f"{name} is not set")
     return value
+
+
+def _whole(environ: Mapping[str, str], name: str, default: int) -> int:
+    """Read a limit: a whole number from 1 to 1 000 000."""
+    text = environ.get(name, str(default))
+    if not (text.isascii() and text.isdecimal() and len(text) <= 7 and 1 <= int(text) <= 1_000_000):
+        raise SystemExit(f"{name} is a whole number from 1 to 1000000, got {text[:40]!r}")
+    return int(text)
 
 
 async def _override(dsn: str, override: ProgressOverride) -> None:
@@ -255,7 +281,7 @@ def make_kit(service: Service, settings: Settings) -> Kit:
         instance=settings.instance,
         replication=settings.replication,
     )
-    return Kit(settings, kafka, api, writer, Access(api, service.roles))
+    return Kit(settings, kafka, api, writer, Access(api, service.roles, settings.access))
 
 
 async def serve(service: Service, settings: Settings) -> int:
@@ -280,16 +306,14 @@ async def run_parts(service: Service, kit: Kit, parts: Parts, stop: asyncio.Even
     if parts.start is not None:
         await parts.start()
     app = make_app(service, kit, parts)
-    server = _Server(
-        uvicorn.Config(
-            app,
-            host=kit.settings.http_host,
-            port=kit.settings.http_port,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=HTTP_STOP_S - 2,
-        )
+    settings = kit.settings
+    server = Server(
+        app,
+        settings.http_host,
+        settings.http_port,
+        limits=settings.server,
+        trusted_proxies=settings.trusted_proxies,
+        stop_s=HTTP_STOP_S - 2,
     )
     stop_consuming, stop_relaying = asyncio.Event(), asyncio.Event()
     outboxes = () if parts.outbox is None else (parts.outbox,)
@@ -331,7 +355,9 @@ async def run_parts(service: Service, kit: Kit, parts: Parts, stop: asyncio.Even
 def make_app(service: Service, kit: Kit, parts: Parts) -> FastAPI:
     """Build the application of a service: its own resources and `GET /v1/status`."""
     resources = (*parts.resources, StatusResource(service, kit, parts))
-    return create_app(service.name, service.version, resources, ready=kit.api.ping)
+    return create_app(
+        service.name, service.version, resources, ready=kit.api.ping, purpose=service.purpose
+    )
 
 
 class StatusResource(Resource):
@@ -343,7 +369,7 @@ class StatusResource(Resource):
         self._kit = kit
         self._parts = parts
 
-    @get("/v1/status", answer=StatusAnswer)
+    @get("/v1/status", roles=ANY_KEY, answer=StatusAnswer)
     async def status(self, request: Request) -> Response:
         """How far the service is: drained when lag and depth are both 0."""
         await self._kit.access.authorise(request)
@@ -364,14 +390,6 @@ class StatusResource(Resource):
                 complete_until=dict(more.complete_until),
             )
         )
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: stopping is ours, in the order of the data."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def _named(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

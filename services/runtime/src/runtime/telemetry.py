@@ -24,7 +24,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceFlags
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, WrappedLogger
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 TRACEPARENT: Final = "traceparent"
 MAX_LINKS: Final = 32
 MAX_SCANNED: Final = 256
+METRICS_TYPE: Final = CONTENT_TYPE_LATEST
+OTHER: Final = "other"
+"""The label of what is in no closed set. A label is never what somebody sent: each new one stays in
+memory, and in every answer of /metrics, until the process ends."""
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _TRACER: Final = trace.get_tracer("runtime")
@@ -170,14 +175,25 @@ def request_span(method: str, headers: Mapping[str, str]) -> Iterator[None]:
     """One span around a request, in the caller's trace when it names one."""
     parent = _context(headers.get(TRACEPARENT, ""))
     within = None if parent is None else trace.set_span_in_context(NonRecordingSpan(parent))
-    with _TRACER.start_as_current_span(f"{method} request", context=within, kind=SpanKind.SERVER):
+    with _TRACER.start_as_current_span(
+        f"{_method(method)} request", context=within, kind=SpanKind.SERVER
+    ):
         yield
 
 
 def observe_request(method: str, route: str, status: int, seconds: float) -> None:
-    """Note one answered request under its route's template, never under its path."""
-    trace.get_current_span().update_name(f"{method} {route}")
-    _REQUESTS.labels(method, route, str(status)).observe(seconds)
+    """Note one answered request under its route's template, never under its path.
+
+    `route` is a template of the application, or `OTHER`; a method that nobody knows is `OTHER` too.
+    """
+    known = _method(method)
+    trace.get_current_span().update_name(f"{known} {route}")
+    _REQUESTS.labels(known, route, str(status)).observe(seconds)
+
+
+def _method(method: str) -> str:
+    """Return a method that HTTP has, or `OTHER`: a client may write any word."""
+    return method if method in METHODS else OTHER
 
 
 def set_lag(group: str, records: int) -> None:
@@ -188,3 +204,8 @@ def set_lag(group: str, records: int) -> None:
 def count_relayed(topic: str, messages: int) -> None:
     """Note that messages of the outbox were acknowledged by the broker."""
     _RELAYED.labels(topic).inc(messages)
+
+
+def metrics_text() -> bytes:
+    """Return all metrics of this process, as Prometheus reads them."""
+    return generate_latest()

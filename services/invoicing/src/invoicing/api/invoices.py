@@ -54,13 +54,15 @@ class Invoices(Resource):
 
     @get(
         "/v1/invoices",
+        roles=INVOICE_READERS,
+        others={Role.TENANT: "not-found"},
         answer=InvoiceAnswer,
         paged=True,
         query=("period", "tenant_id", "state", "updated_since"),
     )
     async def invoices(self, request: Request) -> Response:
         """Invoices in order of month, seller and tenant."""
-        principal = await self._kit.access.authorise(request, *INVOICE_READERS)
+        principal = await self._kit.access.authorise(request)
         tenant_id = request.query_params.get("tenant_id")
         if tenant_id is not None:
             require_own_tenant(principal, tenant_id)
@@ -74,20 +76,30 @@ class Invoices(Resource):
             lambda answer: (answer.period, answer.legal_entity, answer.tenant_id),
         )
 
-    @get("/v1/invoices/{invoice_id}", answer=InvoiceAnswer)
+    @get(
+        "/v1/invoices/{invoice_id}",
+        roles=INVOICE_READERS,
+        others={Role.TENANT: "not-found"},
+        answer=InvoiceAnswer,
+    )
     async def invoice(self, request: Request, invoice_id: str) -> Response:
         """One invoice."""
-        principal = await self._kit.access.authorise(request, *INVOICE_READERS)
+        principal = await self._kit.access.authorise(request)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             found = await documents.invoice(connection, invoice_id)
         if found is None:
             raise Problem("not-found", "no such invoice")
         return json_response(_invoice(found))
 
-    @get("/v1/invoices/{invoice_id}/pdf", problems=("unavailable",))
+    @get(
+        "/v1/invoices/{invoice_id}/pdf",
+        roles=INVOICE_READERS,
+        others={Role.TENANT: "not-found"},
+        problems=("unavailable",),
+    )
     async def pdf(self, request: Request, invoice_id: str) -> Response:
         """One invoice as PDF."""
-        principal = await self._kit.access.authorise(request, *INVOICE_READERS)
+        principal = await self._kit.access.authorise(request)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             found = await documents.invoice(connection, invoice_id)
             content = await documents.pdf_of(connection, invoice_id)
@@ -101,10 +113,15 @@ class Invoices(Resource):
         }
         return Response(content, media_type="application/pdf", headers=headers)
 
-    @post("/v1/invoices/{invoice_id}/recompute", answer=RecomputeAnswer, problems=("unavailable",))
+    @post(
+        "/v1/invoices/{invoice_id}/recompute",
+        roles=(Role.AUDITOR,),
+        answer=RecomputeAnswer,
+        problems=("unavailable",),
+    )
     async def recompute(self, request: Request, invoice_id: str) -> Response:
         """Compute an invoice again in a fresh process, from the entries; changes nothing."""
-        await self._kit.access.authorise(request, Role.AUDITOR)
+        await self._kit.access.authorise(request)
         async with self._kit.api.transaction(tenant=ALL_TENANTS) as connection:
             basis = await documents.invoice_basis(connection, invoice_id)
             tax_rows = await closings.tax_rows(connection)

@@ -46,6 +46,7 @@ class LegalEntities(Resource):
 
     @post(
         "/v1/legal-entities",
+        roles=(Role.OPERATOR,),
         body=LegalEntity,
         answer=LegalEntityAnswer,
         status=201,
@@ -54,7 +55,7 @@ class LegalEntities(Resource):
     )
     async def add_legal_entity(self, request: Request) -> Response:
         """Register who sells; one legal entity in this version."""
-        principal = await self._kit.access.authorise(request, Role.OPERATOR)
+        principal = await self._kit.access.authorise(request)
         command = await read_command(request, LegalEntity)
         legal_entity_id = LegalEntityId(command.body.legal_entity_id)
 
@@ -76,10 +77,10 @@ class LegalEntities(Resource):
             self._kit.api, command, run, scope=principal.role_scope, tenant=ALL_TENANTS
         )
 
-    @get("/v1/legal-entities", answer=LegalEntityAnswer, paged=True)
+    @get("/v1/legal-entities", roles=MONEY_ROLES, answer=LegalEntityAnswer, paged=True)
     async def legal_entities(self, request: Request) -> Response:
         """Who sells."""
-        await self._kit.access.authorise(request, *MONEY_ROLES)
+        await self._kit.access.authorise(request)
         page = page_of(request, tuple[str])
         async with self._kit.api.transaction(tenant=ALL_TENANTS) as connection:
             sellers = await reference.sellers(connection)

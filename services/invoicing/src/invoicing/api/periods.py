@@ -118,10 +118,10 @@ class Periods(Resource):
         """Serve from this kit."""
         self._kit = kit
 
-    @get("/v1/periods/{month}", answer=PeriodAnswer)
+    @get("/v1/periods/{month}", roles=MONEY_ROLES, answer=PeriodAnswer)
     async def period(self, request: Request, month: str) -> Response:
         """How far a billing month is, and what stands in its way."""
-        await self._kit.access.authorise(request, *MONEY_ROLES)
+        await self._kit.access.authorise(request)
         require_month(month)
         async with self._kit.api.transaction(tenant=ALL_TENANTS) as connection:
             answer = await self._period(connection, month)
@@ -129,6 +129,7 @@ class Periods(Resource):
 
     @post(
         "/v1/periods/{month}/close",
+        roles=(Role.FINANCE,),
         body=CloseBody,
         answer=PeriodAnswer,
         status=202,
@@ -137,7 +138,7 @@ class Periods(Resource):
     )
     async def close(self, request: Request, month: str) -> Response:
         """Close a month; its invoices are then computed, numbered and rendered."""
-        principal = await self._kit.access.authorise(request, Role.FINANCE)
+        principal = await self._kit.access.authorise(request)
         require_month(month)
         command = await read_command(request, CloseBody)
         override = command.body.override
@@ -160,10 +161,10 @@ class Periods(Resource):
             self._kit.api, command, run, scope=principal.role_scope, tenant=ALL_TENANTS
         )
 
-    @get("/v1/periods/{month}/reconciliation", answer=PeriodReconciliation)
+    @get("/v1/periods/{month}/reconciliation", roles=MONEY_ROLES, answer=PeriodReconciliation)
     async def reconciliation(self, request: Request, month: str) -> Response:
         """From what the ledger charged for a month to what its invoices say."""
-        await self._kit.access.authorise(request, *MONEY_ROLES)
+        await self._kit.access.authorise(request)
         require_month(month)
         async with self._kit.api.transaction(tenant=ALL_TENANTS) as connection:
             answer = await _reconciliation(connection, month)

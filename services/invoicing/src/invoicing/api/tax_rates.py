@@ -57,6 +57,7 @@ class TaxRates(Resource):
 
     @post(
         "/v1/tax-rates",
+        roles=(Role.OPERATOR,),
         body=TaxRate,
         answer=TaxRateAnswer,
         status=201,
@@ -65,7 +66,7 @@ class TaxRates(Resource):
     )
     async def add_tax_rate(self, request: Request) -> Response:
         """Record a dated tax row; rows are never changed."""
-        principal = await self._kit.access.authorise(request, Role.OPERATOR)
+        principal = await self._kit.access.authorise(request)
         command = await read_command(request, TaxRate)
         wanted = _row(command.body)
 
@@ -83,10 +84,10 @@ class TaxRates(Resource):
             self._kit.api, command, run, scope=principal.role_scope, tenant=ALL_TENANTS
         )
 
-    @get("/v1/tax-rates", answer=TaxRateAnswer, paged=True)
+    @get("/v1/tax-rates", roles=MONEY_ROLES, answer=TaxRateAnswer, paged=True)
     async def tax_rates(self, request: Request) -> Response:
         """The tax table, in the order it was recorded."""
-        await self._kit.access.authorise(request, *MONEY_ROLES)
+        await self._kit.access.authorise(request)
         page = page_of(request, tuple[Position])
         async with self._kit.api.transaction(tenant=ALL_TENANTS) as connection:
             rows = await closings.tax_rows(connection)

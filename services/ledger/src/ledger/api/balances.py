@@ -79,13 +79,15 @@ class Balances(Resource):
 
     @get(
         "/v1/tenants/{tenant_id}/balance",
+        roles=(Role.SCHEDULER, *READERS),
+        others={Role.TENANT: "not-found"},
         answer=BalanceAnswer,
         query=("as_of", "basis"),
         problems=("unsupported",),
     )
     async def get_balance(self, request: Request, tenant_id: str) -> Response:
         """What a tenant has, owes and has reserved, and how fresh that is."""
-        principal = await self._kit.access.authorise(request, Role.SCHEDULER, *READERS)
+        principal = await self._kit.access.authorise(request)
         require_own_tenant(principal, tenant_id)
         partition = topics.partition_of(tenant_id.encode(), self._kit.settings.partitions)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
@@ -101,10 +103,10 @@ class Balances(Resource):
         etag = f"{balance.book.seq}.{balance.complete_until_ms}.{balance.available_micro}"
         return cached_response(request, _balance_answer(balance), etag=etag)
 
-    @get("/v1/trial-balance", answer=TrialBalanceAnswer)
+    @get("/v1/trial-balance", roles=(Role.AUDITOR, Role.OPERATOR), answer=TrialBalanceAnswer)
     async def get_trial_balance(self, request: Request) -> Response:
         """Every account over all books; the sum is 0."""
-        principal = await self._kit.access.authorise(request, Role.AUDITOR, Role.OPERATOR)
+        principal = await self._kit.access.authorise(request)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             found = await trial_balance(connection)
         return json_response(_trial_balance_answer(found))

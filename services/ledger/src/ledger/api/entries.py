@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import Request, Response
 
 from hisab_contracts.entries import ChargeDetail, Entry, GrantDetail, HoldDetail
+from hisab_contracts.reference import Role
 from hisab_contracts.units import MAX_MICRO, instant_text, optional_instant_text
 from ledger.api.requests import READERS
 from ledger.store.directory import find_tenant
@@ -104,10 +105,17 @@ class Entries(Resource):
     def __init__(self, kit: Kit) -> None:
         self._kit = kit
 
-    @get("/v1/tenants/{tenant_id}/entries", answer=EntryAnswer, paged=True, query=("after_seq",))
+    @get(
+        "/v1/tenants/{tenant_id}/entries",
+        roles=READERS,
+        others={Role.TENANT: "not-found"},
+        answer=EntryAnswer,
+        paged=True,
+        query=("after_seq",),
+    )
     async def get_entries(self, request: Request, tenant_id: str) -> Response:
         """A book's entries after a position, ascending: all that its hashes cover."""
-        principal = await self._kit.access.authorise(request, *READERS)
+        principal = await self._kit.access.authorise(request)
         require_own_tenant(principal, tenant_id)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             if await find_tenant(connection, tenant_id) is None:

@@ -52,6 +52,7 @@ class Grants(Resource):
 
     @post(
         "/v1/grants",
+        roles=(Role.OFFICER,),
         body=ProposeGrant,
         answer=GrantAnswer,
         status=201,
@@ -60,7 +61,7 @@ class Grants(Resource):
     )
     async def propose_grant(self, request: Request) -> Response:
         """Propose a grant. Nothing is granted before somebody else approves it."""
-        principal = await self._kit.access.authorise(request, Role.OFFICER)
+        principal = await self._kit.access.authorise(request)
         command = await read_command(request, ProposeGrant)
         body = command.body
         effective_ms = parse_instant(body.effective_at, "effective_at")
@@ -96,6 +97,7 @@ class Grants(Resource):
 
     @post(
         "/v1/grants/{grant_id}/approve",
+        roles=(Role.APPROVER, Role.OFFICER),
         body=NoBody,
         answer=GrantAnswer,
         idempotent=True,
@@ -103,7 +105,7 @@ class Grants(Resource):
     )
     async def approve_grant(self, request: Request, grant_id: str) -> Response:
         """Approve a grant that another key proposed."""
-        principal = await self._kit.access.authorise(request, Role.APPROVER, Role.OFFICER)
+        principal = await self._kit.access.authorise(request)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             grant = await directory.find_grant(connection, grant_id)
         # An officer may not approve at all, but the proposer is told the better reason.

@@ -80,6 +80,7 @@ class Holds(Resource):
 
     @post(
         "/v1/holds",
+        roles=(Role.SCHEDULER,),
         body=AskHold,
         answer=HoldAnswer,
         status=201,
@@ -88,7 +89,7 @@ class Holds(Resource):
     )
     async def place_hold(self, request: Request) -> Response:
         """May this job start? Reserves the amount, or says what is missing."""
-        principal = await self._kit.access.authorise(request, Role.SCHEDULER)
+        principal = await self._kit.access.authorise(request)
         command = await read_command(request, AskHold)
         body = command.body
         expires_ms = parse_instant(body.expires_at, "expires_at")
@@ -145,10 +146,15 @@ class Holds(Resource):
             raise problem_of(priced)
         return priced
 
-    @get("/v1/holds/{hold_id}", answer=HoldAnswer)
+    @get(
+        "/v1/holds/{hold_id}",
+        roles=(Role.SCHEDULER, *READERS),
+        others={Role.TENANT: "not-found"},
+        answer=HoldAnswer,
+    )
     async def get_hold(self, request: Request, hold_id: str) -> Response:
         """Where a hold stands."""
-        principal = await self._kit.access.authorise(request, Role.SCHEDULER, *READERS)
+        principal = await self._kit.access.authorise(request)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             found = await hold_of(connection, hold_id, now_ms())
         if found is None:
@@ -157,6 +163,7 @@ class Holds(Resource):
 
     @post(
         "/v1/holds/{hold_id}/release",
+        roles=(Role.SCHEDULER,),
         body=NoBody,
         answer=HoldAnswer,
         idempotent=True,
@@ -164,7 +171,7 @@ class Holds(Resource):
     )
     async def release_hold(self, request: Request, hold_id: str) -> Response:
         """End a hold; what it still reserves is free again."""
-        principal = await self._kit.access.authorise(request, Role.SCHEDULER)
+        principal = await self._kit.access.authorise(request)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             tenant_id = await directory.tenant_of_hold(connection, hold_id)
         if tenant_id is None:

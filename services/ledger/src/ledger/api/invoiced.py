@@ -48,6 +48,7 @@ class InvoicedDocuments(Resource):
 
     @post(
         "/v1/tenants/{tenant_id}/invoiced",
+        roles=(Role.FINANCE,),
         body=Invoiced,
         answer=InvoicedAnswer,
         status=201,
@@ -56,7 +57,7 @@ class InvoicedDocuments(Resource):
     )
     async def record_invoiced(self, request: Request, tenant_id: str) -> Response:
         """A finalised document bills what was receivable; its key is its document."""
-        principal = await self._kit.access.authorise(request, Role.FINANCE)
+        principal = await self._kit.access.authorise(request)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             if await directory.find_tenant(connection, tenant_id) is None:
                 raise Problem("not-found", "no such tenant")

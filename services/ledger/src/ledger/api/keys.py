@@ -50,10 +50,17 @@ class Keys(Resource):
         self._kit = kit
         self._commands = commands
 
-    @post("/v1/keys", body=MakeKey, answer=KeyAnswer, status=201, idempotent=True)
+    @post(
+        "/v1/keys",
+        roles=(Role.OPERATOR,),
+        body=MakeKey,
+        answer=KeyAnswer,
+        status=201,
+        idempotent=True,
+    )
     async def make_key(self, request: Request) -> Response:
         """Make an API key. The secret is in this answer and nowhere else."""
-        principal = await self._kit.access.authorise(request, Role.OPERATOR)
+        principal = await self._kit.access.authorise(request)
         command = await read_command(request, MakeKey)
         body = command.body
         fault = fault_of_key(body.role, tenant_id=body.tenant_id, hub=body.hub)
@@ -77,10 +84,16 @@ class Keys(Resource):
 
         return await run_command(self._kit.api, command, run, scope=scope, tenant=principal.sees)
 
-    @post("/v1/keys/{key_id}/revoke", body=NoBody, answer=RevokedKey, idempotent=True)
+    @post(
+        "/v1/keys/{key_id}/revoke",
+        roles=(Role.OPERATOR,),
+        body=NoBody,
+        answer=RevokedKey,
+        idempotent=True,
+    )
     async def revoke_key(self, request: Request, key_id: str) -> Response:
         """Revoke a key: refused here at once, everywhere within seconds."""
-        principal = await self._kit.access.authorise(request, Role.OPERATOR)
+        principal = await self._kit.access.authorise(request)
         async with self._kit.api.connection() as connection:
             found = await find_access_key(connection, key_id)
         if found is None:

@@ -37,6 +37,7 @@ class Programmes(Resource):
 
     @post(
         "/v1/programmes",
+        roles=(Role.OPERATOR,),
         body=OpenProgramme,
         answer=OpenProgramme,
         status=201,
@@ -45,7 +46,7 @@ class Programmes(Resource):
     )
     async def open_programme(self, request: Request) -> Response:
         """Register a programme; its book begins with its budget."""
-        principal = await self._kit.access.authorise(request, Role.OPERATOR)
+        principal = await self._kit.access.authorise(request)
         command = await read_command(request, OpenProgramme)
         body = command.body
         budget_micro = parse_micro(body.budget_micro, "budget_micro", least=0)

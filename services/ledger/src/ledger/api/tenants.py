@@ -50,6 +50,7 @@ class Tenants(Resource):
 
     @post(
         "/v1/tenants",
+        roles=(Role.OPERATOR,),
         body=OpenTenant,
         answer=TenantAnswer,
         status=201,
@@ -58,7 +59,7 @@ class Tenants(Resource):
     )
     async def open_tenant(self, request: Request) -> Response:
         """Register a tenant; its project `main` and its book exist with it."""
-        principal = await self._kit.access.authorise(request, Role.OPERATOR)
+        principal = await self._kit.access.authorise(request)
         command = await read_command(request, OpenTenant)
         body = command.body
         record = TenantRecord(

@@ -74,10 +74,15 @@ class Hubs(Resource):
         self._follow = follow
         self._partitions = partitions
 
-    @get("/v1/hubs/{hub}", answer=HubState)
+    @get(
+        "/v1/hubs/{hub}",
+        roles=(Role.HUB, Role.OPERATOR, Role.AUDITOR),
+        others={Role.HUB: "forbidden"},
+        answer=HubState,
+    )
     async def show_hub(self, request: Request, hub: str) -> Response:
         """Show how far a hub is complete, and what holds it."""
-        principal = await self._kit.access.authorise(request, Role.HUB, Role.OPERATOR, Role.AUDITOR)
+        principal = await self._kit.access.authorise(request)
         require_own_hub(principal, hub)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             code = await find_hub(connection, hub)
@@ -86,6 +91,7 @@ class Hubs(Resource):
 
     @post(
         "/v1/hubs",
+        roles=(Role.OPERATOR,),
         body=NewHub,
         answer=HubAnswer,
         status=201,
@@ -94,7 +100,7 @@ class Hubs(Resource):
     )
     async def add_hub(self, request: Request) -> Response:
         """Register a hub: its topic is made, and read from its first record."""
-        principal = await self._kit.access.authorise(request, Role.OPERATOR)
+        principal = await self._kit.access.authorise(request)
         command = await read_command(request, NewHub)
         body = command.body
         hub = HubCode(body.hub)

@@ -80,6 +80,7 @@ class Prices(Resource):
 
     @post(
         "/v1/price-lists",
+        roles=(Role.OPERATOR,),
         body=ProposedPrices,
         answer=PriceVersionAnswer,
         status=201,
@@ -88,7 +89,7 @@ class Prices(Resource):
     )
     async def add_prices(self, request: Request) -> Response:
         """Add a price list; its lines are in force from their start on, for ever unchanged."""
-        principal = await self._kit.access.authorise(request, Role.OPERATOR)
+        principal = await self._kit.access.authorise(request)
         command = await read_command(request, ProposedPrices)
         price_list = _price_list(command.body)
 
@@ -102,12 +103,17 @@ class Prices(Resource):
             self._kit.api, command, run, scope=principal.role_scope, tenant=principal.sees
         )
 
-    @post("/v1/quotes", body=QuoteRequest, answer=Quote, problems=("no-price",))
+    @post(
+        "/v1/quotes",
+        roles=(Role.OPERATOR, Role.AUDITOR, Role.SCHEDULER, Role.TENANT),
+        others={Role.TENANT: "own"},
+        body=QuoteRequest,
+        answer=Quote,
+        problems=("no-price",),
+    )
     async def quote(self, request: Request) -> Response:
         """Price whole devices for a duration at what is in force now."""
-        principal = await self._kit.access.authorise(
-            request, Role.OPERATOR, Role.AUDITOR, Role.SCHEDULER, Role.TENANT
-        )
+        principal = await self._kit.access.authorise(request)
         body = await read_body(request, QuoteRequest)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             quoted = await quote(

@@ -88,10 +88,17 @@ class Quarantine(Resource):
         self._outbox = outbox
         self._cache = ReferenceCache()
 
-    @get("/v1/quarantine", answer=QuarantineItem, paged=True, query=("hub", "reason", "state"))
+    @get(
+        "/v1/quarantine",
+        roles=(Role.OPERATOR, Role.AUDITOR, Role.HUB),
+        others={Role.HUB: "forbidden"},
+        answer=QuarantineItem,
+        paged=True,
+        query=("hub", "reason", "state"),
+    )
     async def list_quarantined(self, request: Request) -> Response:
         """List quarantined records with their bytes, in the order they were set aside."""
-        principal = await self._kit.access.authorise(request, Role.OPERATOR, Role.AUDITOR, Role.HUB)
+        principal = await self._kit.access.authorise(request)
         query = request.query_params
         wanted = QuarantineFilter(
             query.get("hub", principal.bound_to), query.get("reason"), query.get("state")
@@ -108,6 +115,7 @@ class Quarantine(Resource):
 
     @post(
         "/v1/quarantine/{quarantine_id}/replay",
+        roles=(Role.OPERATOR,),
         body=NoBody,
         answer=QuarantineAnswer,
         status=202,
@@ -116,7 +124,7 @@ class Quarantine(Resource):
     )
     async def replay(self, request: Request, quarantine_id: str) -> Response:
         """Judge a quarantined record again; what still cannot be billed of it stays open."""
-        principal = await self._kit.access.authorise(request, Role.OPERATOR)
+        principal = await self._kit.access.authorise(request)
         number = await self._existing_id(quarantine_id)
         command = await read_command(request, NoBody)
 
@@ -133,6 +141,7 @@ class Quarantine(Resource):
 
     @post(
         "/v1/quarantine/{quarantine_id}/dismiss",
+        roles=(Role.OPERATOR,),
         body=Dismissal,
         answer=QuarantineAnswer,
         idempotent=True,
@@ -140,7 +149,7 @@ class Quarantine(Resource):
     )
     async def dismiss_record(self, request: Request, quarantine_id: str) -> Response:
         """Leave a record in quarantine for good: it blocks no period any more."""
-        principal = await self._kit.access.authorise(request, Role.OPERATOR)
+        principal = await self._kit.access.authorise(request)
         number = await self._existing_id(quarantine_id)
         command = await read_command(request, Dismissal)
 

@@ -64,10 +64,16 @@ class Sources(Resource):
         """Answer from the database of the `api` role."""
         self._kit = kit
 
-    @get("/v1/hubs/{hub}/sources", answer=SourceView, paged=True)
+    @get(
+        "/v1/hubs/{hub}/sources",
+        roles=(Role.HUB, Role.OPERATOR, Role.AUDITOR),
+        others={Role.HUB: "forbidden"},
+        answer=SourceView,
+        paged=True,
+    )
     async def list_sources(self, request: Request, hub: str) -> Response:
         """List the sources of a hub: what an agent's spool may forget, and what is missing."""
-        principal = await self._kit.access.authorise(request, Role.HUB, Role.OPERATOR, Role.AUDITOR)
+        principal = await self._kit.access.authorise(request)
         require_own_hub(principal, hub)
         page = page_of(request, tuple[str])
         (after,) = page.after or ("",)
@@ -79,6 +85,7 @@ class Sources(Resource):
 
     @post(
         "/v1/hubs/{hub}/sources/retire",
+        roles=(Role.OPERATOR,),
         body=Retirement,
         answer=RetirementAnswer,
         idempotent=True,
@@ -86,7 +93,7 @@ class Sources(Resource):
     )
     async def retire(self, request: Request, hub: str) -> Response:
         """Retire a source: it no longer counts for its hub's completeness."""
-        principal = await self._kit.access.authorise(request, Role.OPERATOR)
+        principal = await self._kit.access.authorise(request)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             code = await find_hub(connection, hub)
         command = await read_command(request, Retirement)

@@ -159,13 +159,15 @@ class Usage(Resource):
 
     @get(
         "/v1/reconciliation",
+        roles=(Role.HUB, Role.OPERATOR, Role.AUDITOR),
+        others={Role.HUB: "forbidden"},
         answer=UsageReconciliation,
         query=("hub", "from", "until"),
         problems=("malformed",),
     )
     async def reconcile(self, request: Request) -> Response:
         """Account for every GPU-nanosecond and record that a hub reported."""
-        principal = await self._kit.access.authorise(request, Role.HUB, Role.OPERATOR, Role.AUDITOR)
+        principal = await self._kit.access.authorise(request)
         wanted = request.query_params.get("hub", principal.bound_to)
         if wanted is not None:
             require_own_hub(principal, wanted)
@@ -180,15 +182,15 @@ class Usage(Resource):
 
     @get(
         "/v1/allocations/{hub}/{allocation_id}",
+        roles=(Role.TENANT, Role.HUB, Role.OPERATOR, Role.AUDITOR),
+        others={Role.TENANT: "not-found", Role.HUB: "forbidden"},
         answer=AllocationAnswer,
         query=("tenant_id", "limit", "cursor"),
         problems=("malformed",),
     )
     async def drill_down(self, request: Request, hub: str, allocation_id: str) -> Response:
         """Show all that is known of an allocation: sums of all of it, and its lists in pages."""
-        principal = await self._kit.access.authorise(
-            request, Role.TENANT, Role.HUB, Role.OPERATOR, Role.AUDITOR
-        )
+        principal = await self._kit.access.authorise(request)
         require_own_hub(principal, hub)
         wanted = AllocationFilter(
             HubCode(hub), allocation_id, request.query_params.get("tenant_id")
