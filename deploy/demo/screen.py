@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 import seed
-from hisab_contracts.units import GPU_NS_PER_GPU_HOUR, MICRO_PER_MINOR
+from hisab_contracts.units import GPU_NS_PER_GPU_HOUR
 
 _PLAIN_WIDTH: Final = 160
 _QUARTERS: Final = 4
@@ -118,7 +118,7 @@ def _quarters(label: str, total: int, say: Callable[[str], None]) -> Advance:
 def pkr(micro: int | str) -> str:
     """Write micro-units as PKR with two decimals, for eyes only."""
     whole, part = divmod(abs(int(micro)), seed.MICRO_PER_PKR)
-    return f"{'-' if int(micro) < 0 else ''}{whole:,}.{part // MICRO_PER_MINOR:02d}"
+    return f"{'-' if int(micro) < 0 else ''}{whole:,}.{part // seed.MICRO_PER_PAISA:02d}"
 
 
 def pkr_between(before_micro: int | str, after_micro: int | str) -> str:
@@ -127,7 +127,7 @@ def pkr_between(before_micro: int | str, after_micro: int | str) -> str:
 
 
 def _minor_shown(micro: int) -> int:
-    return (abs(micro) // MICRO_PER_MINOR) * (-1 if micro < 0 else 1)
+    return (abs(micro) // seed.MICRO_PER_PAISA) * (-1 if micro < 0 else 1)
 
 
 def pkr_of_minor(minor: int | str) -> str:

@@ -23,7 +23,7 @@ from hisab_contracts.ids import (
     TenantId,
 )
 from hisab_contracts.reference import Role, TenantKind
-from hisab_contracts.units import MICRO_PER_MINOR, month_bounds_ms
+from hisab_contracts.units import month_bounds_ms
 
 # The order of hubs, tenants and SKUs matters: a replayed trace picks among them by position
 # (`demo/replay.py`), so another order would move usage to other tenants and change every bill.
@@ -39,8 +39,8 @@ HUBS: Final[Mapping[HubCode, str]] = {
 HEARTBEAT_MS: Final = 60_000
 
 CURRENCY: Final = "PKR"
-MICRO_PER_PKR: Final = 100 * MICRO_PER_MINOR
-"""One PKR has 100 paisa, its minor unit."""
+MICRO_PER_PKR: Final = 1_000_000
+MICRO_PER_PAISA: Final = MICRO_PER_PKR // 100
 COMMERCIAL_CREDIT_LIMIT_MICRO: Final = 10**15
 
 

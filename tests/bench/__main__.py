@@ -26,6 +26,7 @@ import asyncpg
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[1:1] = [str(ROOT / "deploy" / "local"), str(ROOT / "tests")]
 
+import invoicing_gap_scan  # noqa: E402
 import ledger_charges  # noqa: E402
 import metering_events  # noqa: E402
 import metering_growth  # noqa: E402
@@ -54,6 +55,7 @@ LONG_FIGURES: dict[str, Measure] = {
     "metering.quarantine_list": metering_growth.measure_quarantine_list,
     "metering.look": metering_growth.measure_look,
     "metering.backfill": metering_growth.measure_backfill,
+    "invoicing.gap_scan": invoicing_gap_scan.measure,
 }
 """What grows, measured at two sizes; a figure's `growth` is cost per row at the larger size over
 that at the smaller one."""

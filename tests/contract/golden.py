@@ -19,7 +19,8 @@ import msgspec
 from hisab_contracts.canonical import canonical_bytes, content_sha256
 from hisab_contracts.entries import Entry
 from hisab_contracts.ids import PriceClass, Sku
-from ledger.core.decisions import SetBudget, UnitOfWork
+from ledger.core.decisions import UnitOfWork
+from ledger.core.movements import SetBudget
 from metering.core.pricing import ListedPrice, PriceList, price_lines_of, price_version
 from unit.invoicing.documents import golden_documents
 from unit.ledger.values import CoreLedger, approve, at, book, grant, hold, invoiced, release, total
@@ -58,10 +59,8 @@ def golden_entries() -> Iterator[Entry]:
         if not isinstance(decided, tuple):
             raise TypeError(f"{command} was refused: {decided}")
     yield from ledger.entries
-    fund = UnitOfWork({"/programmes/p": book("fund", tenant_id="/programmes/p")})
-    decided = fund.enter(
-        "/programmes/p", SetBudget(budget_micro=10**6, actor="key:operator"), at(7)
-    )
+    fund = UnitOfWork({"/programmes/p": book("fund", tenant_id="/programmes/p")}, at(7))
+    decided = fund.enter("/programmes/p", SetBudget(budget_micro=10**6, actor="key:operator"))
     if not isinstance(decided, tuple):
         raise TypeError(f"the budget was refused: {decided}")
     yield from decided

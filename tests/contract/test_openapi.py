@@ -12,6 +12,7 @@ import pytest
 from generate import SERVICES, openapi_text
 
 from contract.examples import CONTRACTS, load
+from hisab_contracts.currencies import EXPONENTS
 from hisab_contracts.problems import PROBLEMS
 
 METHODS = ("get", "post", "put", "patch", "delete")
@@ -51,6 +52,28 @@ def test_committed_document_is_that_of_the_service(service: str) -> None:
     """An API that changed has its document regenerated (`python contracts/generate.py`)."""
     committed = (CONTRACTS / "openapi" / f"{service}.json").read_text(encoding="utf-8")
     assert openapi_text(service) == committed
+
+
+def test_a_currency_that_a_request_names_is_one_of_iso_4217() -> None:
+    """Wherever one enters, at whichever service: the closed table, so another is malformed."""
+    asked = {
+        f"{service} {path}": schema["properties"]["currency"]
+        for service in SERVICES
+        for _, path, operation in operations(service)
+        for schema in bodies(service, operation)
+        if "currency" in schema.get("properties", {})
+    }
+    assert {"ledger /v1/tenants", "metering /v1/price-lists"} <= set(asked)
+    for place, schema in asked.items():
+        assert sorted(EXPONENTS) == sorted(schema.get("enum", [])), place
+
+
+def bodies(service: str, operation: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the schemas of what an operation takes."""
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        name = content["schema"].get("$ref", "").rpartition("/")[2]
+        if name:
+            yield document(service)["components"]["schemas"][name]
 
 
 @pytest.mark.parametrize("service", SERVICES)

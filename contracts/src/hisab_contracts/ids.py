@@ -52,9 +52,6 @@ IdText = Annotated[str, Meta(pattern=f"^{ID_PATTERN}$")]
 HubText = Annotated[str, Meta(pattern=f"^{HUB_PATTERN}$")]
 """A hub code as a request states it."""
 
-CurrencyText = Annotated[str, Meta(pattern="^[A-Z]{3}$")]
-"""A currency as a request states it: three letters of ISO 4217."""
-
 MonthText = Annotated[str, Meta(pattern="^[0-9]{4}-(0[1-9]|1[0-2])$")]
 """A billing month as a request states it: yyyy-mm."""
 

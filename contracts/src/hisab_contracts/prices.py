@@ -1,8 +1,10 @@
 """Which price line rates an hour, and what a job costs at it: rules that two services ask.
 
-A price line gives (currency, SKU, price class) a price in a window of whole UTC hours. An open line
-ends where the next line of its series begins. Metering rates usage by it and the ledger prices
-holds by it, so that a job is admitted at the price it is charged at.
+A price line gives (currency, SKU, price class) a price in a window of whole UTC hours. The line
+that began last rates an hour, or none does once that line has ended. So an open line ends where the
+next line of its series begins, and does not come back when that one ends. Metering rates usage and
+answers quotes by it and the ledger prices holds by it, so that a job is admitted at the price it is
+charged at. Nobody decides it a second time: stores load all lines of a series and choose none.
 
 Refuses nothing: an hour without a line has no price, and the caller says what that means.
 """
@@ -32,7 +34,7 @@ class PriceBook:
     __slots__ = ("_by_series", "_skus")
 
     def __init__(self, lines: Iterable[PriceLine] = ()) -> None:
-        """Take lines that do not overlap, in any order."""
+        """Take lines in any order; those of one series do not begin in the same hour."""
         by_series: dict[PriceSeries, list[PriceLine]] = {}
         for line in sorted(lines, key=_by_start):
             by_series.setdefault(series_of(line), []).append(line)
@@ -72,5 +74,7 @@ def series_of(line: PriceLine) -> PriceSeries:
     return PriceSeries(line.currency, line.sku, line.price_class)
 
 
-def _by_start(line: PriceLine) -> int:
-    return line.valid_from_ms
+def _by_start(line: PriceLine) -> tuple[int, str]:
+    # By name where two begin together, which metering refuses: an answer may never hang on the
+    # order in which lines were loaded.
+    return line.valid_from_ms, line.rate_line_id

@@ -54,6 +54,7 @@ _CATALOGUE = (
     ProblemType("source-unknown", "The hub has no such active source", 409),
     ProblemType("period-incomplete", "The month is not complete yet", 409, True),
     ProblemType("period-closed", "The month is closed already", 409),
+    ProblemType("issue-date-order", "The date lies before the last one of its series", 409),
     ProblemType("tax-missing", "No tax row covers this hub and date", 409),
     ProblemType("too-many-requests", "This key, or this address, asks too often", 429, True),
     ProblemType("internal", "A defect of ours; it is logged under the trace id", 500, True),

@@ -1,9 +1,9 @@
 """Units, and every rounding there is, by name.
 
 GPU time is kept in GPU-nanoseconds: one millisecond of one millionth of a device is exactly one
-GPU-ns. Amounts are integer micro-units of the book's currency; invoices speak in minor units
-(1 minor = 10 000 micro). No float anywhere. Months and fiscal years are Asia/Karachi's (UTC+5, no
-daylight saving since 2009); fiscal years run July to June.
+GPU-ns. Amounts are integer micro-units of the book's currency; invoices speak in minor units, each
+of `micro_per_minor` micro (`currencies`: 10 000 for PKR). No float anywhere. Months and fiscal
+years are Asia/Karachi's (UTC+5, no daylight saving since 2009); fiscal years run July to June.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Final
 HOUR_MS: Final = 3_600_000
 GPU_NS_PER_GPU_HOUR: Final = 3_600_000_000_000
 WHOLE_DEVICE_PPM: Final = 1_000_000
-MICRO_PER_MINOR: Final = 10_000
 MAX_MICRO: Final = 2**63 - 1
 """Largest amount a book or an event may carry (int64)."""
 
@@ -46,9 +45,9 @@ def rated_micro(bucket_gpu_ns: int, micro_per_gpu_hour: int) -> int:
     return bucket_gpu_ns * micro_per_gpu_hour // GPU_NS_PER_GPU_HOUR
 
 
-def minor_half_up(exact_micro: int) -> int:
+def minor_half_up(exact_micro: int, micro_per_minor: int) -> int:
     """Round an invoice line's micro-units to minor units, half up (towards plus infinity)."""
-    return (2 * exact_micro + MICRO_PER_MINOR) // (2 * MICRO_PER_MINOR)
+    return (2 * exact_micro + micro_per_minor) // (2 * micro_per_minor)
 
 
 def tax_minor_half_up(net_minor: int, tax_bps: int) -> int:
@@ -56,9 +55,9 @@ def tax_minor_half_up(net_minor: int, tax_bps: int) -> int:
     return (2 * net_minor * tax_bps + 10_000) // 20_000
 
 
-def tender_minor_floor(funded_micro: int) -> int:
+def tender_minor_floor(funded_micro: int, micro_per_minor: int) -> int:
     """Minor units that credits tender for a month: floor."""
-    return funded_micro // MICRO_PER_MINOR
+    return funded_micro // micro_per_minor
 
 
 def hour_floor_ms(instant_ms: int) -> int:

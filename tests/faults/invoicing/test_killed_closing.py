@@ -109,3 +109,50 @@ async def test_a_close_survives_invoicing_being_killed_again_and_again(own_stack
     assert -charged_micro == next(
         int(account["balance_micro"]) for account in accounts if account["account"] == "invoiced"
     )
+
+
+WAITING = """
+select exists (select from pg_locks l join pg_database d on d.oid = l.database
+                where d.datname = current_database() and not l.granted)
+"""
+
+
+@pytest.mark.slow
+async def test_a_close_that_is_killed_between_its_statements_has_not_happened(
+    own_stack: Stack,
+) -> None:
+    """Killed before it read the tax table, and before its bills: the same command closes then."""
+    own_stack.stop("metering")
+    async with outside_of(own_stack) as outside:
+        tenants = [await outside.tenant() for _ in range(3)]
+        await book_july(outside, tenants)
+        path = f"/v1/periods/{MONTH}"
+
+        async def july() -> Json:
+            return await outside.api.get("invoicing", path, "finance")
+
+        await until(july, lambda x: x["state"] == "closable")
+        body: Json = {"issued_on": None, "override": None}
+        for table in ("tax_rates", "bills"):
+            owner = await asyncpg.connect(own_stack.database("invoicing", "owner"))
+            try:
+                await owner.execute(f"begin; lock table {table} in access exclusive mode")
+                closing = asyncio.create_task(
+                    outside.api.post("invoicing", f"{path}/close", "finance", body)
+                )
+                async with asyncio.timeout(120):
+                    while not await owner.fetchval(WAITING):
+                        pass
+                killed = own_stack.kill("invoicing")
+                # Nobody asks again before the lock is gone: what is left of it is what was done.
+                closing.cancel()
+                await asyncio.gather(closing, return_exceptions=True)
+            finally:
+                await owner.close()
+            await asyncio.to_thread(own_stack.wait_back, "invoicing", killed)
+            assert (await july())["state"] == "closable"
+        await outside.api.post("invoicing", f"{path}/close", "finance", body)
+        done = await until(july, lambda x: x["state"] == "closed")
+        assert ([], "0") == (done["blocked_by"], done["late_micro"])
+        found = await outside.api.items("invoicing", "/v1/invoices", "finance", period=MONTH)
+    assert sorted(tenants) == [invoice["tenant_id"] for invoice in found]

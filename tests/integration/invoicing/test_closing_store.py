@@ -290,7 +290,7 @@ async def test_a_failed_step_waits_twice_as_long_each_time_and_at_most_a_minute(
         await books.tenants("a")
         await books.keep(charge("a", 1, 1_000_000))
         await books.close()
-        failed = ComputedBill(TenantId("a"), "pending", None, "no tax row")
+        failed = ComputedBill(TenantId("a"), "pending", reason="no tax row")
         async with books.writer.transaction() as connection:
             await connection.execute("update bills set attempts = $1", attempts)
             begun_at = await connection.fetchval("select clock_timestamp()")

@@ -13,7 +13,7 @@ import pytest
 import infrastructure
 from hisab_contracts.entries import Entry
 from integration.invoicing.months import MONTH, books_in, charge
-from invoicing.store import closings, documents, entries, periods
+from invoicing.store import closings, documents, entries, periods, resumptions
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -34,6 +34,8 @@ QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("unknown tenants", periods._UNKNOWN_TENANTS, (MONTH,)),
     ("billed hubs", periods._BILLED_HUBS, (MONTH,)),
     ("add bills", closings._ADD_BILLS, (MONTH,)),
+    ("unknown currencies", periods._UNKNOWN_CURRENCIES, (MONTH, ["PKR"])),
+    ("pending hubs", resumptions._PENDING_HUBS, (MONTH,)),
     ("usage sums", entries._USAGE_SUMS, (MONTH, ["a"], [1])),
     ("late", periods._LATE, (MONTH,)),
     ("month sums", periods._MONTH_SUMS, (MONTH,)),

@@ -28,9 +28,10 @@ from ledger.audit import audit
 from ledger.commands import Commands
 from ledger.consumer import ChargeConsumer, keep_prices
 from ledger.core.balance import Balance
-from ledger.core.decisions import NotFound, RecordInvoiced, SetBudget
+from ledger.core.decisions import NotFound
 from ledger.core.grants import Grant
 from ledger.core.holds import HoldState, PlaceHold, ReleaseHold
+from ledger.core.movements import RecordInvoiced, SetBudget
 from ledger.store.directory import tenant_of_hold
 from ledger.store.queries import balance_of
 from runtime.clock import now_ms

@@ -301,6 +301,32 @@ async def test_another_tenants_hold_does_not_exist(api: Api) -> None:
     ]
 
 
+async def test_a_balance_is_another_once_a_hold_is_over_though_no_entry_says_so(
+    api: Api, ledger: RealLedger
+) -> None:
+    """Its ETag too: a reader that asks for what has changed must not be told that nothing has."""
+    await ledger.tenant("etag", limit_micro=100)
+    placed = await api.post("/v1/holds", hold_of("etag", "60"), "scheduler", key="etag")
+    first = await api.get("/v1/tenants/etag/balance", "operator")
+    assert ("40", "60") == (first.json()["available_micro"], first.json()["held_micro"])
+    async with ledger.admin.connection() as connection:
+        # As if its time had been an hour ago: nobody has to wait for it.
+        past = "update holds set expires_at = now() - interval '1 hour' where tenant_id = 'etag'"
+        await connection.execute(past)
+    etag = {"if-none-match": first.headers["etag"]}
+    second = await api.get("/v1/tenants/etag/balance", "operator", **etag)
+    assert 200 == second.status_code
+    assert ("100", "0") == (second.json()["available_micro"], second.json()["held_micro"])
+    assert first.json()["as_of"] == second.json()["as_of"]
+    found = (await api.get(f"/v1/holds/{placed.json()['hold_id']}", "scheduler")).json()
+    assert ("released", "expired", "0", "100") == (
+        found["state"],
+        found["ended_by"],
+        found["open_micro"],
+        found["available_micro"],
+    )
+
+
 async def test_an_invoice_is_entered_once_and_never_beyond_what_is_receivable(
     api: Api, ledger: RealLedger
 ) -> None:
@@ -391,6 +417,22 @@ async def test_a_key_is_shown_once_and_revoked_at_once(api: Api) -> None:
     assert 200 == (await api.post(path, {}, "operator", key="revoke-1")).status_code
     await asyncio.sleep(1.1)
     assert 401 == (await api.get("/v1/trial-balance", found)).status_code
+
+
+@pytest.mark.parametrize(
+    ("currency", "status"), [("XTS", 422), ("ABC", 422), ("JPY", 201), ("KWD", 201)]
+)
+async def test_a_tenants_currency_is_one_of_iso_4217(api: Api, currency: str, status: int) -> None:
+    """Any three letters would open a book that nobody can bill."""
+    body = {
+        "tenant_id": f"in-{currency}",
+        "name": "x",
+        "kind": "commercial",
+        "currency": currency,
+        "credit_limit_micro": "0",
+    }
+    answer = await api.post("/v1/tenants", body, "operator", key=f"t-{currency}")
+    assert status == answer.status_code
 
 
 async def test_only_a_commercial_tenant_has_a_credit_limit(api: Api) -> None:

@@ -21,13 +21,14 @@ QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("load buckets", books._LOAD_BUCKETS, (["a"], [NOW], BUCKET)),
     ("load holds", books._LOAD_HOLDS, (["a"], ["h"])),
     ("holds of allocations", books._LOAD_HOLDS_OF_ALLOCATIONS, (["a"], ["lhr"], ["x"])),
-    ("expired holds", books._EXPIRED_HOLDS, (NOW, 10)),
+    ("holds that are over", books._FIND_DUE, (NOW, 10)),
+    ("holds of books that are over", books._LOAD_DUE, (["a"], NOW)),
     ("entries after", entries._ENTRIES_AFTER, ("a", 5, 100)),
     ("window entries", entries._WINDOW_ENTRIES, ("1", "2", "", 0, 100)),
     ("unpublished", entries._UNPUBLISHED, ()),
     ("last window", entries._LAST_WINDOW, ()),
     ("balance", queries._BALANCE, ("a", NOW, 0)),
-    ("hold", books._HOLD_WITH_BOOK, ("h",)),
+    ("hold", queries._HOLD_WITH_BOOK, ("h", NOW)),
     ("price lines", directory._PRICE_LINES_OF, ("PKR", "sku", "on_demand")),
 ]
 BIG = {"entries", "buckets", "books", "lots", "holds", "sequence_windows", "price_lines", "grants"}

@@ -20,7 +20,7 @@ QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("coverage", state._COVERAGE, (*NODE, ["GPU-1"], [0], [0], [1])),
     ("buckets", state._BUCKETS, ([UUID(int=1)],)),
     ("tallies", state._LOCK_TALLIES, (["lhr"], [0], [0])),
-    ("last price line", prices._LAST_LINE, ("PKR", "h100", "spot", 0)),
+    ("price lines", prices._LINES_OF, ("PKR", "h100", "spot")),
     ("sources of nodes", state._LOCK_SOURCES, (["/hubs/lhr/nodes/n1"], [])),
     ("quarantined before", state._QUARANTINED_OFFSETS, (["t"], [0], [0], [9])),
     ("lock quarantined", quarantine._LOCK, ([1],)),

@@ -9,10 +9,19 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from integration.runtime.bare import Bare
 from runtime import database, progress
-from runtime.database import ALL_TENANTS, Database, Unavailable, after_commit, transaction_on
+from runtime.clock import now_ms
+from runtime.database import (
+    ALL_TENANTS,
+    Database,
+    Unavailable,
+    after_commit,
+    checked_now_ms,
+    transaction_on,
+)
 from runtime.kafka import Message
 from runtime.machine import Partition, Slice
 from runtime.migrations import EditedHistory, migrate
@@ -20,7 +29,7 @@ from runtime.outbox import Outbox
 from runtime.service import API_CONNECTIONS, Kit
 
 if TYPE_CHECKING:
-    pass
+    from runtime.database import Connection
 
 P0 = Partition("t", 0)
 RANGE = progress.PartitionRange(0, 100, None)
@@ -212,6 +221,31 @@ async def test_one_process_at_a_time_holds_a_lease(bare: Bare) -> None:
 async def _held(kit: Kit, stop: asyncio.Event) -> bool:
     async with kit.writer.lease("x", stop) as connection:
         return connection is not None
+
+
+async def test_a_leased_task_stops_loudly_at_a_clock_step_and_goes_on_when_it_is_over(
+    bare: Bare,
+) -> None:
+    """One reading a day ahead: nothing is done by it, an error names it, the next reading works."""
+    steps_ms = iter([86_400_000])
+    stop = asyncio.Event()
+    done: list[int] = []
+
+    def clock() -> int:
+        return now_ms() + next(steps_ms, 0)
+
+    async def work(connection: Connection) -> None:
+        done.append(await checked_now_ms(connection, clock))
+        stop.set()
+
+    async with bare.open_kit() as kit:
+        with capture_logs() as logs:
+            await kit.writer.run_leased("clock", work, interval_ms=1, stop=stop)
+    assert 1 == len(done)
+    assert abs(done[0] - now_ms()) < 86_400_000 // 2
+    assert ["error", "warning"] == [log["log_level"] for log in logs]
+    assert "clock step: nothing is decided by this reading" == logs[0]["event"]
+    assert "ClockStep" in logs[1]["error"]
 
 
 @pytest.mark.defect("F28", "F30")

@@ -41,17 +41,18 @@ instants = st.integers(min_value=1_577_836_800_000, max_value=4_102_444_799_999)
 @pytest.mark.defect("F62", "I1", "I4", "I6")
 def test_line_is_rounded_half_up(exact_micro: int, minor: int) -> None:
     """One minor unit is 10 000 micro; a half goes up, towards plus infinity."""
-    assert minor == units.minor_half_up(exact_micro)
+    assert minor == units.minor_half_up(exact_micro, 10_000)
 
 
 @given(micros)
 @pytest.mark.defect("F62", "L14")
 def test_rounding_of_a_line_is_the_exact_rational_rounded(exact_micro: int) -> None:
-    """Half-up equals floor(x + 1/2) over exact rationals, at every size."""
-    exact = Fraction(exact_micro, 10_000)
-    minor = units.minor_half_up(exact_micro)
-    assert (exact + Fraction(1, 2)).__floor__() == minor
-    assert abs(minor * 10_000 - exact_micro) <= 5_000
+    """Half-up equals floor(x + 1/2) over exact rationals, at every size and in every currency."""
+    for micro_per_minor in (1_000, 10_000, 1_000_000):
+        exact = Fraction(exact_micro, micro_per_minor)
+        minor = units.minor_half_up(exact_micro, micro_per_minor)
+        assert (exact + Fraction(1, 2)).__floor__() == minor
+        assert abs(minor * micro_per_minor - exact_micro) <= micro_per_minor // 2
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,9 @@ def test_tax_of_a_line_is_rounded_once_half_up(
 
 def test_tender_is_floored() -> None:
     """Credits tender whole minor units: what is below stays in the book."""
-    assert [0, 0, 1, 100] == [units.tender_minor_floor(m) for m in (0, 9_999, 10_000, 1_009_999)]
+    tenders = [units.tender_minor_floor(m, 10_000) for m in (0, 9_999, 10_000, 1_009_999)]
+    assert [0, 0, 1, 100] == tenders
+    assert [0, 1] == [units.tender_minor_floor(m, 1_000_000) for m in (999_999, 1_999_999)]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ FACTS = InvoiceFacts(
     currency="PKR",
     issued_on=dt.date(2025, 8, 1),
     tax_version=2,
+    taken_up_tax_version=None,
     last_seq=3,
     last_hash="ab" * 32,
 )
@@ -58,7 +59,7 @@ def at(position: int, facts: InvoiceFacts = FACTS) -> SeriesPosition:
 
 def worked_example() -> Content:
     """A's July of the worked example: 840.00 + 140.00 + tax = 1 128.40."""
-    return number_draft(drafted(), at(1))
+    return number_draft(drafted(), at(1), FACTS.issued_on)
 
 
 def granted_example() -> Content:
@@ -69,9 +70,22 @@ def granted_example() -> Content:
         RatedUsage(LHR, H100, PriceClass("reserved"), 7_000_000, 0, 0, 0),
         RatedUsage(LHR, H100, PriceClass("spot"), 9_000_000, 0, 15_000, 70_000),
     )
-    return number_draft(drafted(facts, usage), at(2, facts))
+    return number_draft(drafted(facts, usage), at(2, facts), facts.issued_on)
+
+
+def currency_example(currency: str, position: int) -> Content:
+    """1 935.48 units of a currency, of which a grant paid 500.7055: by hand in each minor unit."""
+    facts = replace(FACTS, tenant_id=TenantId("kaika-robotics"), currency=currency)
+    usage = (RatedUsage(KHI, H100, ON_DEMAND, 8_294_914_285_714, 500_705_500, 1_434_774_500, 0),)
+    return number_draft(drafted(facts, usage), at(position, facts), facts.issued_on)
 
 
 def golden_documents() -> Mapping[str, Content]:
     """Contents whose bytes never change again, by the name of their golden file."""
-    return {"invoice-worked-example": worked_example(), "invoice-granted": granted_example()}
+    return {
+        "invoice-worked-example": worked_example(),
+        "invoice-granted": granted_example(),
+        "invoice-jpy": currency_example("JPY", 3),
+        "invoice-kwd": currency_example("KWD", 4),
+        "invoice-pkr": currency_example("PKR", 5),
+    }

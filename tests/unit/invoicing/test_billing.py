@@ -7,7 +7,7 @@ import datetime as dt
 import pytest
 
 from hisab_contracts.ids import HubCode, PriceClass, Sku
-from invoicing.core.billing import Bill, RatedUsage, ZeroBill, bill
+from invoicing.core.billing import Bill, CurrencyUnknown, RatedUsage, ZeroBill, bill
 from invoicing.core.tax import TaxMissing, TaxRow
 
 LHR, KHI = HubCode("lhr"), HubCode("khi")
@@ -39,7 +39,7 @@ def usage(
 
 
 def billed(*items: RatedUsage) -> Bill:
-    month = bill(items, ROWS, AT)
+    month = bill(items, ROWS, AT, "PKR")
     assert isinstance(month, Bill)
     return month
 
@@ -184,19 +184,41 @@ def test_tax_is_shown_per_authority() -> None:
 
 def test_a_hub_without_a_tax_row_is_refused() -> None:
     """Nobody guesses a rate: the first such hub is named."""
-    missing = bill([usage(HubCode("pew"), receivable_micro=1), usage(KHI)], ROWS, AT)
+    missing = bill([usage(HubCode("pew"), receivable_micro=1), usage(KHI)], ROWS, AT, "PKR")
     assert TaxMissing(HubCode("pew"), AT) == missing
 
 
 @pytest.mark.parametrize("receivable_micro", [0, 1, 4_999])
 def test_a_bill_below_half_a_minor_unit_is_skipped(receivable_micro: int) -> None:
     """A zero invoice burns no number."""
-    assert ZeroBill() == bill([usage(receivable_micro=receivable_micro)], ROWS, AT)
+    assert ZeroBill() == bill([usage(receivable_micro=receivable_micro)], ROWS, AT, "PKR")
+
+
+@pytest.mark.parametrize(
+    ("currency", "net_minor", "residue_micro", "tender_minor"),
+    [("JPY", 1_935, -480_000, 1), ("KWD", 1_935_480, 0, 1_999), ("PKR", 193_548, 0, 199)],
+)
+def test_an_amount_is_rounded_to_the_minor_unit_of_its_currency(
+    currency: str, net_minor: int, residue_micro: int, tender_minor: int
+) -> None:
+    """1 935.48 units: whole yen, thousandths of a dinar, paisa; 1.999999 of it paid by a grant."""
+    used = usage(funded_micro=1_999_999, receivable_micro=1_935_480_000 - 1_999_999)
+    month = bill([used], ROWS, AT, currency)
+    assert isinstance(month, Bill)
+    assert (net_minor, tender_minor) == (month.net_minor, month.tender_minor)
+    assert [residue_micro] == [line.residue_micro for line in month.lines]
+    assert 1_935_480_000 + residue_micro == month.net_minor * month.micro_per_minor
+
+
+@pytest.mark.parametrize("currency", ["XTS", "XAU", "ABC", "pkr", ""])
+def test_a_currency_without_a_minor_unit_is_refused_before_anything_else(currency: str) -> None:
+    """Also where a tax row is missing: nobody may guess how it is rounded."""
+    assert CurrencyUnknown(currency) == bill([usage(HubCode("pew"))], ROWS, AT, currency)
 
 
 def test_nothing_used_is_a_zero_bill() -> None:
     """Without usage there is no line."""
-    assert ZeroBill() == bill([], ROWS, AT)
+    assert ZeroBill() == bill([], ROWS, AT, "PKR")
 
 
 def test_a_whole_charge_is_its_three_parts() -> None:

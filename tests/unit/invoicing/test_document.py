@@ -13,6 +13,7 @@ import pytest
 
 from hisab_contracts.canonical import content_sha256
 from hisab_contracts.invariants import InvariantBroken
+from hisab_contracts.units import fiscal_year
 from invoicing.core.billing import ZeroBill
 from invoicing.core.document import (
     Content,
@@ -28,6 +29,7 @@ from invoicing.core.document import (
     gpu_hours,
     grouped_minor,
     invoice_state,
+    issue_date_on,
     issued_invoice,
     long_date,
     number_draft,
@@ -77,7 +79,7 @@ def test_a_draft_has_no_number_and_numbering_changes_nothing_else() -> None:
     """The number is taken when the invoice is finalised, and only then."""
     draft = drafted()
     assert "" == draft.content.number
-    content = number_draft(draft, at(12))
+    content = number_draft(draft, at(12), FACTS.issued_on)
     assert "INV-2025-26-000012" == content.number
     assert draft.content == msgspec.structs.replace(content, number="")
     assert (0, 980_000_000) == (draft.funded_micro, draft.receivable_micro)
@@ -94,8 +96,8 @@ def test_a_draft_is_refused_where_there_is_nothing_to_bill_or_nothing_to_tax_by(
 
 def test_a_finalised_invoice_is_numbered_hashed_and_announced() -> None:
     """The event names what was hashed; the PDF is still to come, and the ledger's answer."""
-    invoice = finalise(drafted(), at(12))
-    assert number_draft(drafted(), at(12)) == invoice.content
+    invoice = finalise(drafted(), at(12), FACTS.issued_on)
+    assert number_draft(drafted(), at(12), FACTS.issued_on) == invoice.content
     assert content_sha256(invoice.content) == invoice.content_sha256
     assert (0, 980_000_000) == (invoice.funded_micro, invoice.receivable_micro)
     announced = DocumentEvent(
@@ -139,8 +141,8 @@ def test_a_draft_keeps_amounts_beyond_64_bits_through_json() -> None:
 def test_the_ledger_is_asked_only_where_it_has_something_to_move() -> None:
     """A month that grants paid in full has a PDF to render and nothing else."""
     granted = (replace(WORKED_EXAMPLE_USAGE[0], funded_micro=840_000_000, receivable_micro=0),)
-    assert ("pdf", "ledger") == steps_of(finalise(drafted(), at(1)))
-    assert ("pdf",) == steps_of(finalise(drafted(usage=granted), at(1)))
+    assert ("pdf", "ledger") == steps_of(finalise(drafted(), at(1), FACTS.issued_on))
+    assert ("pdf",) == steps_of(finalise(drafted(usage=granted), at(1), FACTS.issued_on))
 
 
 @pytest.mark.parametrize(
@@ -151,6 +153,9 @@ def test_the_ledger_is_asked_only_where_it_has_something_to_move() -> None:
             "77dd8dac3d68826bd7324513eb5b1eb62856b49b54be546521f8fc472ef6c25b",
         ),
         ("invoice-granted", "5bf84add3e3a23ad7dd28e5a1047f5bf9f5190e6b8c7206cd6b3671871cffdd5"),
+        ("invoice-jpy", "10d6dde4b0ee4d1956eafee00f1074311f79e20dd5b546266cc73523aeebf32e"),
+        ("invoice-kwd", "32d502d915ab0b6ac8537cfe55d591a1fee2ff74265b33fb43a80c0dd63cbe5c"),
+        ("invoice-pkr", "f93b1787fecb64af948fa3d0c6ba5106d06ad9390a4976132125a6b246b7e8e6"),
     ],
 )
 @pytest.mark.defect("I24")
@@ -233,6 +238,50 @@ def test_a_document_has_one_id_however_often_it_is_computed() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("wanted", "last", "expected"),
+    [
+        ("2025-08-01", None, "2025-08-01"),
+        ("2025-08-01", "2025-07-31", "2025-08-01"),
+        ("2025-08-01", "2025-08-01", "2025-08-01"),
+        ("2025-08-01", "2026-07-02", "2026-07-02"),
+    ],
+)
+def test_a_number_brings_the_later_of_its_closings_date_and_the_series_last(
+    wanted: str, last: str | None, expected: str
+) -> None:
+    """Over all fiscal years; and the number then carries the year of that date."""
+    last_on = None if last is None else dt.date.fromisoformat(last)
+    issued_on = issue_date_on(dt.date.fromisoformat(wanted), last_on)
+    assert expected == issued_on.isoformat()
+    content = finalise(drafted(), at(1, replace(FACTS, issued_on=issued_on)), issued_on).content
+    assert (expected, f"INV-{fiscal_year(issued_on)}-000001") == (content.issued_on, content.number)
+
+
+def test_a_number_of_another_year_than_its_date_is_a_defect() -> None:
+    """The series that numbers are taken from is that of the date."""
+    with pytest.raises(InvariantBroken):
+        number_draft(drafted(), at(1), dt.date(2026, 7, 1))
+
+
+def test_a_bill_says_that_it_rests_on_a_row_taken_up_later_only_where_it_does() -> None:
+    """The other bills of the month keep the bytes that they would have had."""
+    facts = replace(FACTS, tax_version=1, taken_up_tax_version=2)
+    content = drafted(facts).content
+    assert 2 == content.versions.taken_up_tax_version
+    assert "pipeline 1, tax table 1, later rows taken up from 2" == shown(content)["versions"]
+    lahore = drafted(facts, WORKED_EXAMPLE_USAGE[1:]).content
+    assert lahore.versions.taken_up_tax_version is None
+    assert b"taken_up" not in content_bytes(lahore)
+
+
+def shown(content: Content) -> dict[str, object]:
+    """What is printed."""
+    strings = printed(content)
+    assert isinstance(strings, dict)
+    return dict(strings)
+
+
 def test_an_invoice_is_dated_the_first_day_of_the_next_month_by_default() -> None:
     """The turn of the year included."""
     assert dt.date(2026, 1, 1) == default_issued_on("2025-12")
@@ -254,7 +303,18 @@ def test_an_invoice_is_dated_the_first_day_of_the_next_month_by_default() -> Non
 )
 def test_amounts_are_grouped_in_lakh_and_crore(shown_minor: int, expected: str) -> None:
     """Three digits, then groups of two."""
-    assert expected == grouped_minor(shown_minor)
+    assert expected == grouped_minor(shown_minor, 2)
+
+
+@pytest.mark.parametrize(
+    ("shown_minor", "decimals", "expected"),
+    [(1_935, 0, "1,935"), (0, 0, "0"), (-5, 0, "-5"), (1_935_480, 3, "1,935.480"), (7, 3, "0.007")],
+)
+def test_an_amount_is_shown_with_the_decimals_of_its_currency(
+    shown_minor: int, decimals: int, expected: str
+) -> None:
+    """None for yen, three for dinars; the grouping is the seller's."""
+    assert expected == grouped_minor(shown_minor, decimals)
 
 
 @pytest.mark.parametrize(

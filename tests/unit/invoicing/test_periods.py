@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import replace
+from typing import get_args
 
 import msgspec
 import pytest
@@ -12,9 +13,11 @@ from hisab_contracts.charges import OpenQuarantine, SourceBehind
 from hisab_contracts.ids import HubCode, LegalEntityId, TenantId
 from invoicing.core.periods import (
     LASTING,
+    WAYS_OUT,
     BlockerKind,
     CloseRequest,
     Closing,
+    IssueDateOrder,
     IssuedTooEarly,
     NothingToBillBy,
     OutstandingBill,
@@ -25,6 +28,7 @@ from invoicing.core.periods import (
     PeriodProgress,
     PeriodState,
     RecordedClosing,
+    TenantCurrency,
     blockers,
     close_period,
     close_request,
@@ -63,14 +67,16 @@ COMPLETE = PeriodState(
     quarantined_tenants=frozenset({A, B}),
     broken_books=(),
     unknown_tenants=(),
+    unknown_currencies=(),
     billed_hubs=(LHR,),
     tax_rows=(PRA, SRB),
     sellers=(SELLER,),
+    last_issued_on=None,
     recorded=None,
     outstanding=(),
 )
 INCOMPLETE = replace(COMPLETE, watermarks=(mark(0), mark(1, watermark_ms=END_MS - 1)))
-REQUEST = CloseRequest("2025-07", dt.date(2025, 8, 1), None, "key:finance")
+REQUEST = CloseRequest("2025-07", None, None, "key:finance")
 FORCED = replace(REQUEST, override_reason="khi burned down")
 CLOSING = Closing(
     period="2025-07",
@@ -167,6 +173,7 @@ def test_what_leaves_nothing_to_bill_by_is_listed_last_and_lasts() -> None:
         COMPLETE,
         broken_books=(A,),
         unknown_tenants=(B,),
+        unknown_currencies=(TenantCurrency(A, "XTS"),),
         billed_hubs=(KHI, LHR),
         tax_rows=(PRA,),
         sellers=(),
@@ -174,6 +181,7 @@ def test_what_leaves_nothing_to_bill_by_is_listed_last_and_lasts() -> None:
     assert [
         ("entry-gap", None, None, A),
         ("tenant-unknown", None, None, B),
+        ("currency-unknown", None, None, A),
         ("legal-entity-missing", None, None, None),
         ("tax-missing", "khi", None, None),
     ] == kinds(state)
@@ -218,14 +226,57 @@ def test_a_month_is_closed_once_whatever_else_is_wrong(closed_at: dt.datetime | 
     assert PeriodClosed("2025-07") == close_period(state, REQUEST)
 
 
-def test_invoices_are_dated_the_first_of_the_next_month_and_never_before_the_tax_point() -> None:
-    """The last day of the month itself is early enough."""
+def test_a_date_is_never_before_the_tax_point() -> None:
+    """The last day of the month itself is early enough; without one the service chooses."""
     assert REQUEST == close_request("2025-07", None, None, "key:finance")
     last_on = dt.date(2025, 7, 31)
     assert replace(FORCED, issued_on=last_on) == close_request(
         "2025-07", last_on, "khi burned down", "key:finance"
     )
     assert IssuedTooEarly() == close_request("2025-07", dt.date(2025, 7, 30), None, "")
+
+
+SEPTEMBER_ON = dt.date(2025, 9, 1)
+
+
+@pytest.mark.parametrize(
+    ("last_on", "given_on", "issued_on"),
+    [
+        (None, None, dt.date(2025, 8, 1)),
+        (dt.date(2025, 7, 1), None, dt.date(2025, 8, 1)),
+        (SEPTEMBER_ON, None, SEPTEMBER_ON),
+        (SEPTEMBER_ON, SEPTEMBER_ON, SEPTEMBER_ON),
+        (SEPTEMBER_ON, dt.date(2026, 7, 1), dt.date(2026, 7, 1)),
+        (None, dt.date(2025, 7, 31), dt.date(2025, 7, 31)),
+    ],
+)
+def test_a_chosen_date_is_the_later_of_the_default_and_the_series_last(
+    last_on: dt.date | None, given_on: dt.date | None, issued_on: dt.date
+) -> None:
+    """And finance's own is taken where it does not fall behind."""
+    state = replace(COMPLETE, last_issued_on=last_on)
+    request = replace(REQUEST, issued_on=given_on)
+    assert replace(CLOSING, issued_on=issued_on) == close_period(state, request)
+
+
+def test_a_date_of_finances_before_the_series_last_is_refused_with_the_earliest() -> None:
+    """Before anything else is looked at, and whatever is overridden."""
+    state = replace(INCOMPLETE, last_issued_on=SEPTEMBER_ON)
+    given_on = dt.date(2025, 8, 31)
+    request = replace(FORCED, issued_on=given_on)
+    assert IssueDateOrder(given_on, SEPTEMBER_ON) == close_period(state, request)
+
+
+def test_every_kind_of_blocker_has_a_way_out() -> None:
+    """A kind that is added without one fails here."""
+    kinds = {kind for part in get_args(BlockerKind) for kind in flat(part)}
+    assert kinds == set(WAYS_OUT)
+    assert all(WAYS_OUT.values())
+
+
+def flat(part: object) -> list[str]:
+    """The strings of a union of literals, however it is nested."""
+    return [kind for inner in get_args(part) for kind in flat(inner)] or [str(part)]
 
 
 def test_a_month_goes_from_open_to_closable_to_closing_to_closed() -> None:
@@ -236,8 +287,8 @@ def test_a_month_goes_from_open_to_closable_to_closing_to_closed() -> None:
         INCOMPLETE,
         recorded=RecordedClosing(CLOSING, ASKED_AT, None),
         outstanding=(
-            OutstandingBill(A, "ledger", 2, "ledger unreachable"),
-            OutstandingBill(B, "pdf", 0, None),
+            OutstandingBill(A, "ledger", None, 2, "ledger unreachable"),
+            OutstandingBill(B, "pdf", None, 0, None),
         ),
     )
     assert PeriodProgress(

@@ -33,6 +33,8 @@ from invoicing.core.reconciliation import (
         ("commercial", "numbered", False, True, "late"),
         ("commercial", "skipped", False, True, "late"),
         ("commercial", "skipped", True, True, "skipped"),
+        ("commercial", "set_aside", True, True, "set-aside"),
+        ("commercial", "set_aside", False, True, "late"),
         ("commercial", "numbered", True, True, "invoiced"),
     ],
 )
@@ -56,19 +58,23 @@ def test_a_months_charges_are_put_in_their_places() -> None:
         ChargeSums("commercial", "numbered", True, 900, 5),
         ChargeSums("commercial", "numbered", False, 40, 40),
         ChargeSums("commercial", "skipped", True, 4, 4),
+        ChargeSums("commercial", "set_aside", True, 6, 0),
         ChargeSums(None, None, False, 10, 0),
     ]
     assert MonthFacts(
-        charged_micro=1304,
+        charged_micro=1310,
         non_commercial_micro=350,
         unfunded_micro=5,
         late_micro=40,
         not_invoiced_micro=10,
         skipped_micro=4,
+        set_aside_micro=6,
         residue_micro=7,
-        net_minor=9,
-    ) == month_facts(charges, DocumentSums(residue_micro=7, net_minor=9), closed=True)
-    assert MonthFacts(0, 0, 0, 0, 0, 0, 0, 0) == month_facts((), DocumentSums(0, 0), closed=False)
+        stated_micro=9,
+    ) == month_facts(charges, DocumentSums(residue_micro=7, stated_micro=9), closed=True)
+    assert MonthFacts(0, 0, 0, 0, 0, 0, 0, 0, 0) == month_facts(
+        (), DocumentSums(0, 0), closed=False
+    )
 
 
 def test_the_waterfall_of_a_month_ends_at_zero() -> None:
@@ -81,8 +87,9 @@ def test_the_waterfall_of_a_month_ends_at_zero() -> None:
             late_micro=40_000_000,
             not_invoiced_micro=10_000_000,
             skipped_micro=4_000,
+            set_aside_micro=45_000_000,
             residue_micro=4_000,
-            net_minor=64_500,
+            stated_micro=600_000_000,
         )
     )
     assert ["charged", "non-commercial", "unfunded", "late"] == [step.step for step in steps[:4]]
@@ -91,7 +98,7 @@ def test_the_waterfall_of_a_month_ends_at_zero() -> None:
 
 def test_the_waterfall_shows_a_missing_charge() -> None:
     """One micro-unit too few on the invoices is a difference of one."""
-    steps = waterfall(MonthFacts(10_001, 0, 0, 0, 0, 0, 0, 1))
+    steps = waterfall(MonthFacts(10_001, 0, 0, 0, 0, 0, 0, 0, 10_000))
     assert 1 == difference_micro(steps)
 
 

@@ -93,3 +93,16 @@ def test_a_row_is_never_changed() -> None:
     assert TaxRowDiffers() == record_tax_row(table, row(0, LHR, 200, "2025-01-01"))
     later = row(0, LHR, 200, "2025-07-01")
     assert replace(later, tax_version=2) == record_tax_row(table, later)
+
+
+def test_a_row_taken_up_counts_only_for_a_hub_that_had_none() -> None:
+    """A new rate of a hub that had one stays without effect, whatever else is taken up."""
+    at_on = dt.date(2025, 7, 31)
+    known = TaxRow(1, LHR, "PRA", 1600, dt.date(2025, 1, 1), "cited")
+    newer = TaxRow(2, LHR, "PRA", 1900, dt.date(2025, 7, 1), "cited")
+    missing = TaxRow(3, KHI, "SRB", 1500, dt.date(2025, 1, 1), "cited")
+    after = TaxRow(4, KHI, "SRB", 1300, dt.date(2025, 7, 1), "cited")
+    rows = [known, newer, missing, after]
+    assert {LHR: known, KHI: missing} == rows_in_force(rows, at_on, 1, 3)
+    assert {LHR: known, KHI: after} == rows_in_force(rows, at_on, 1, 4)
+    assert {LHR: known} == rows_in_force(rows, at_on, 1, 2)

@@ -12,13 +12,10 @@ from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.units import MAX_MICRO
 from ledger.core.book import BookedBucket, BookKind, Books, is_newer, may_return_credit
 from ledger.core.decisions import (
-    AlreadyInvoiced,
     BookCommand,
     Footprint,
     NotFound,
-    NotReceivable,
     RefundUnsupported,
-    SetBudget,
     TotalOutOfRange,
     UnitOfWork,
     decide,
@@ -26,6 +23,7 @@ from ledger.core.decisions import (
 )
 from ledger.core.grants import BudgetExceeded, GrantNotProposed, MakerIsChecker
 from ledger.core.holds import HoldClosed, HoldOver, InsufficientCredit
+from ledger.core.movements import AlreadyInvoiced, NotReceivable, SetBudget
 from unit.ledger.values import (
     DAY_MS,
     HOUR_MS,
@@ -87,7 +85,7 @@ def test_a_charge_beyond_the_credit_limit_is_booked_and_flagged() -> None:
     third = only(ledger.do(total(1, bucket="3")))
     flags = [entry.charge.over_limit for entry in (first, second, third) if entry.charge]
     assert [False, False, True] == flags
-    assert -1 == ledger.available()
+    assert 0 == ledger.available()
 
 
 def test_a_charge_is_the_difference_to_what_was_booked() -> None:
@@ -373,8 +371,8 @@ def test_a_programmes_book_takes_its_budget_and_nothing_else(
 
 def test_nothing_is_entered_into_a_book_that_is_not_open() -> None:
     """Metering may name a tenant that the ledger does not have."""
-    unit = UnitOfWork({"t": book()})
-    assert NotFound("tenant") == unit.enter("nobody", total(1, tenant_id="nobody"), DAY_MS)
+    unit = UnitOfWork({"t": book()}, DAY_MS)
+    assert NotFound("tenant") == unit.enter("nobody", total(1, tenant_id="nobody"))
     assert [] == list(unit.changes().entries)
 
 
@@ -402,15 +400,15 @@ def test_a_final_ends_the_open_holds_of_its_allocation_at_its_hub() -> None:
     lot = funded(100).book
     opened = {("t", name): held(name, 10, allocation_id="a") for name in ("h", "i", "j")}
     of_allocations = {("t", "lhr", "a"): ["h", "i"], ("t", "khi", "a"): ["j"]}
-    unit = UnitOfWork({"t": lot}, holds=opened, holds_of_allocations=of_allocations)
+    unit = UnitOfWork({"t": lot}, DAY_MS, holds=opened, holds_of_allocations=of_allocations)
     final = AllocationFinal(
         tenant_id=TenantId("t"),
         hub=HubCode("lhr"),
         allocation_id=AllocationId("a"),
         ended_ms=0,
     )
-    unit.release_final(final, DAY_MS)
-    unit.release_final(final, DAY_MS)
+    unit.release_final(final)
+    unit.release_final(final)
     assert ["final", "final", None] == [unit.hold("t", name).ended_by for name in ("h", "i", "j")]
     assert ["final:lhr/a"] * 2 == [entry.caused_by for entry in unit.changes().entries]
 
@@ -423,11 +421,40 @@ def test_a_hold_whose_time_has_come_ends_by_the_clock_unless_it_has_ended_before
         ("t", "later"): held("later", 10, expires_ms=at(10) + 1),
         ("t", "over"): held("over", 10, expires_ms=at(9), ended_by="released"),
     }
-    unit = UnitOfWork({"t": book()}, holds=opened)
-    unit.release_expired(at(10))
+    unit = UnitOfWork({"t": book()}, at(10), holds=opened)
+    unit.release_expired()
     ends = [unit.hold("t", name).ended_by for name in ("due", "later", "over")]
     assert ["expired", None, "released"] == ends
     assert [("clock", "ledger")] == [(e.caused_by, e.actor) for e in unit.changes().entries]
+
+
+@pytest.mark.defect("L11", "F41")
+def test_a_unit_ends_what_is_due_once_and_only_in_books_that_it_writes_to() -> None:
+    """Before the first entry of a book; a final or a release comes too late for what is over."""
+    due = [(name, held(f"due-{name}", 0, allocation_id="a", expires_ms=at(9))) for name in "tu"]
+    unit = UnitOfWork(
+        {name: book(tenant_id=name, limit_micro=50) for name in "tu"},
+        at(10),
+        due=due,
+        holds_of_allocations={("t", "lhr", "a"): ["due-t"]},
+    )
+    final = AllocationFinal(
+        tenant_id=TenantId("t"),
+        hub=HubCode("lhr"),
+        allocation_id=AllocationId("a"),
+        ended_ms=0,
+    )
+    unit.release_final(final)
+    assert HoldClosed("expired") == unit.enter("t", release("due-t"))
+    assert [] == list(unit.changes().entries)
+    for bucket in ("1", "2"):
+        charge = total(10, bucket=bucket, hold_id="due-t")
+        assert isinstance(unit.enter("t", charge, trace_id="f" * 32), tuple)
+    changes = unit.changes()
+    assert ["hold_released", "charge", "charge"] == [entry.kind for entry in changes.entries]
+    assert [None, "f" * 32, "f" * 32] == list(changes.traces)
+    assert ["expired", None] == [unit.hold(name, f"due-{name}").ended_by for name in "tu"]
+    assert [("t", "due-t")] == [(tenant_id, hold.hold_id) for tenant_id, hold in changes.holds]
 
 
 def test_a_unit_names_everything_that_it_changed_and_nothing_else() -> None:
@@ -436,12 +463,13 @@ def test_a_unit_names_everything_that_it_changed_and_nothing_else() -> None:
     ledger.do(approve(grant("idle", 5, priority=9)))
     unit = UnitOfWork(
         {"t": ledger.book, "other": book(tenant_id="other")},
+        DAY_MS,
         holds={("t", "old"): held("old", 1)},
     )
     placed = hold("new", 30)
-    unit.enter("t", placed, DAY_MS)
-    unit.enter("t", total(10, hold_id="new"), DAY_MS, trace_id="f" * 32)
-    unit.enter("t", release("old"), DAY_MS)
+    unit.enter("t", placed)
+    unit.enter("t", total(10, hold_id="new"), trace_id="f" * 32)
+    unit.enter("t", release("old"))
     changes = unit.changes()
     assert [None, "f" * 32, None] == list(changes.traces)
     assert ["t"] == [changed.tenant_id for changed in changes.books]

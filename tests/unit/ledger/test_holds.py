@@ -9,10 +9,12 @@ from hisab_contracts.ids import PriceClass, PriceVersion, Sku
 from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.prices import PriceBook, PriceSeries
 from hisab_contracts.reference import PriceLine
+from hisab_contracts.units import MAX_MICRO
 from ledger.core.holds import (
     LIMIT,
     Hold,
     NoPrice,
+    PriceOutOfRange,
     ended_detail,
     hold_after,
     placed_detail,
@@ -103,6 +105,17 @@ def test_a_hold_is_priced_by_the_line_that_rates_the_hour(now_ms: int, priced: o
     prices = PriceBook([FROM_10_UNTIL_12, OPEN_FROM_8])
     asked = price_hold(prices, SERIES, gpus=4, duration_ms=HOUR_MS // 2, now_ms=now_ms)
     assert priced == asked
+
+
+def test_a_hold_is_priced_within_64_bits_or_refused() -> None:
+    """A million GPUs for years are asked for by mistake, and no column could hold them."""
+    prices = PriceBook([line("dear", 10**12, at(8), None)])
+    most = MAX_MICRO // 10**12
+    priced = [
+        price_hold(prices, SERIES, gpus=gpus, duration_ms=HOUR_MS, now_ms=at(9))
+        for gpus in (most, most + 1)
+    ]
+    assert [most * 10**12, PriceOutOfRange((most + 1) * 10**12)] == priced
 
 
 def test_a_hold_is_priced_in_its_own_currency_and_class() -> None:

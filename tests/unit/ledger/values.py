@@ -27,14 +27,11 @@ from ledger.core.book import (
     BookKind,
     available_micro,
 )
-from ledger.core.decisions import (
-    BookCommand,
-    BookRefusal,
-    RecordInvoiced,
-    UnitOfWork,
-)
+from ledger.core.decisions import BookChanges, BookCommand, BookRefusal, UnitOfWork
+from ledger.core.expiry import book_at, holds_over
 from ledger.core.grants import ApproveGrant, Grant, GrantState
 from ledger.core.holds import Hold, HoldEnd, PlaceHold, ReleaseHold
+from ledger.core.movements import RecordInvoiced
 
 HOUR_MS = 3_600_000
 DAY_MS = 1_753_920_000_000
@@ -229,17 +226,30 @@ class CoreLedger:
         tenant_id = self.opening.tenant_id
         unit = UnitOfWork(
             self._books,
+            now_ms,
             buckets={(tenant_id, bucket_id): bucket for bucket_id, bucket in self.buckets.items()},
             holds={(tenant_id, hold_id): hold for hold_id, hold in self.holds.items()},
+            due=[(tenant_id, hold) for hold in holds_over(self.holds.values(), now_ms)],
         )
-        decided = unit.enter(tenant_id, command, now_ms)
-        changes = unit.changes()
+        decided = unit.enter(tenant_id, command)
+        self._keep(unit.changes())
+        return decided
+
+    def sweep(self, now_ms: int = DAY_MS) -> None:
+        """Put on the record what is over, as the ledger does by itself."""
+        tenant_id = self.opening.tenant_id
+        loaded = {(str(tenant_id), str(name)): hold for name, hold in self.holds.items()}
+        unit = UnitOfWork(self._books, now_ms, holds=loaded)
+        unit.release_expired()
+        self._keep(unit.changes())
+
+    def _keep(self, changes: BookChanges) -> None:
         self._books |= {book.tenant_id: book for book in changes.books}
         self.buckets |= {bucket.bucket_id: bucket for _, bucket in changes.buckets}
         self.holds |= {hold.hold_id: hold for _, _, hold in changes.placed}
         self.holds |= {hold.hold_id: hold for _, hold in changes.holds}
-        self.entries += [entry for entry in changes.entries if entry.tenant_id == tenant_id]
-        return decided
+        own_id = self.opening.tenant_id
+        self.entries += [entry for entry in changes.entries if entry.tenant_id == own_id]
 
     def release(
         self, hold_id: str, ended_by: HoldEnd = "released", now_ms: int = DAY_MS
@@ -249,4 +259,9 @@ class CoreLedger:
 
     def available(self, now_ms: int = DAY_MS) -> int:
         """What a hold placed now could reserve."""
-        return available_micro(self.book, now_ms)
+        return available_micro(self.book_at(now_ms), now_ms)
+
+    def book_at(self, now_ms: int) -> Book:
+        """The tenant's book as it stands at an instant, whether or not its entries are written."""
+        over = holds_over(self.holds.values(), now_ms)
+        return book_at(self.book, [draw for hold in over for draw in hold.reserved])

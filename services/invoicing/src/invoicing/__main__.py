@@ -37,7 +37,7 @@ def build(kit: Kit) -> Parts:
 
     async def status() -> Status:
         async with kit.writer.connection() as connection:
-            watermarks = await entries.watermarks(connection)
+            watermarks = await entries.plain_watermarks(connection)
         complete = complete_until(watermarks, kit.settings.partitions)
         return Status(
             complete_until={hub: optional_instant_text(until) for hub, until in complete.items()}

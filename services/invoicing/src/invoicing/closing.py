@@ -6,9 +6,13 @@ outcome there, so that whichever process runs next goes on where the last one st
 
 1. *compute* every bill from the sums of the month's entries (`store`; no locks held);
 2. *number* the computed bills in order of tenant, a block per short transaction, once none of the
-   month is left to compute; a zero bill is skipped and burns no number;
+   month is left to compute; a zero bill is skipped and burns no number. The number brings the date:
+   the closing's, or the last of the series where another month has taken a later one;
 3. *pdf* and *ledger*, side by side, per numbered invoice: act outside any transaction, record;
 4. the month is closed when nothing remains.
+
+A bill that cannot be computed parks its month, with a reason that names the way out; finance's
+command, given again, takes it (`core.resumptions`).
 
 A PDF shows its number, so it is rendered after numbering. Until both steps are done the invoice's
 state is `finalising`, with the reason and the number of attempts; each step is retried for ever,
@@ -28,22 +32,26 @@ import structlog
 
 from hisab_contracts import topics
 from hisab_contracts.canonical import content_sha256
+from hisab_contracts.ids import HubCode
 from hisab_contracts.invariants import InvariantBroken, invariant
-from invoicing.core.billing import ZeroBill
+from invoicing.core.billing import CurrencyUnknown, ZeroBill
 from invoicing.core.document import (
     ComputedBill,
     DocumentEvent,
     Draft,
     InvoiceFacts,
     InvoiceStep,
+    NumberSeries,
     SeriesPosition,
     content_bytes,
     document_event,
     draft_of,
     finalise,
+    issue_date_on,
     issued_invoice,
     read_content,
 )
+from invoicing.core.periods import BlockerKind
 from invoicing.core.tax import TaxMissing, TaxRow
 from invoicing.ledger_client import (
     InvoicedCommand,
@@ -53,8 +61,8 @@ from invoicing.ledger_client import (
     LedgerUnreachable,
 )
 from invoicing.pdf import RenderFailed, TypesetterProcess, pdf_sha256
-from invoicing.store import closings
-from invoicing.store.closings import DueStep
+from invoicing.store import closings, tax_rates
+from invoicing.store.closings import DueStep, NumberingRefused
 from invoicing.store.entries import MonthUsage, usage_sums
 from runtime.database import transaction_on
 from runtime.kafka import Message
@@ -92,18 +100,35 @@ class Closer:
     async def number_some(
         self, connection: Connection, period: str, limit: int = NUMBERS_AT_ONCE
     ) -> int:
-        """Number the next computed bills of a month in one short transaction; says how many."""
+        """Number the next computed bills of a month; says how many.
+
+        Where the database refuses a block, its bills are numbered one by one, up to the one that is
+        to blame: that one parks its month with a reason, and no number is lost.
+        """
+        try:
+            return await self._number(connection, period, limit)
+        except NumberingRefused as error:
+            if limit > 1:
+                return await self.number_some(connection, period, 1)
+            async with transaction_on(connection):
+                await closings.return_next_bill(connection, period, f"refused a number: {error}")
+            return 0
+
+    async def _number(self, connection: Connection, period: str, limit: int) -> int:
         async with transaction_on(connection):
-            series = await closings.lock_numbering(connection, period)
-            if series is None:
+            turn = await closings.lock_numbering(connection, period)
+            if turn is None:
                 return 0
             drafts = await closings.computed_drafts(connection, period, limit)
             if not drafts:
                 return 0
-            # The counter's lock is the last: from here to the commit nothing is waited for.
+            # The series' lock is the last: from here to the commit nothing is waited for.
+            last_on = await closings.lock_series(connection, turn.legal_entity_id, turn.series)
+            issued_on = issue_date_on(turn.issued_on, last_on)
+            series = NumberSeries.on(turn.legal_entity_id, turn.series, issued_on)
             first = await closings.take_positions(connection, series, len(drafts))
             invoices = [
-                finalise(draft, SeriesPosition(series, position))
+                finalise(draft, SeriesPosition(series, position), issued_on)
                 for position, draft in enumerate(drafts, start=first)
             ]
             await closings.insert_invoices(connection, period, invoices)
@@ -120,7 +145,7 @@ async def compute_some(connection: Connection, period: str) -> int:
     if not bills:
         return 0
     usage = await usage_sums(connection, period, bills)
-    tax_rows = await closings.tax_rows(connection)
+    tax_rows = await tax_rates.tax_rows(connection)
     # No transaction around all this: what a bill is computed from never changes below its position.
     computed = [compute_bill(facts, usage[facts.tenant_id], tax_rows) for facts in bills]
     async with transaction_on(connection):
@@ -136,23 +161,33 @@ def compute_bill(
         draft = draft_of(facts, month.first_seq, month.usage, tax_rows)
     except InvariantBroken as error:
         # A defect of ours, but of this bill: the others are computed, and the month stays open.
-        return _not_computed(facts, f"does not balance: {error}")
+        return _not_computed(facts, "compute", f"does not balance: {error}")
     match draft:
         case Draft():
-            return ComputedBill(
-                tenant_id=facts.tenant_id, state="computed", draft=draft, reason=None
-            )
+            return ComputedBill(tenant_id=facts.tenant_id, state="computed", draft=draft)
         case ZeroBill():
-            return ComputedBill(tenant_id=facts.tenant_id, state="skipped", draft=None, reason=None)
+            return ComputedBill(tenant_id=facts.tenant_id, state="skipped")
         case TaxMissing(hub, at_on):
-            return _not_computed(facts, f"no tax row covers {hub} on {at_on}")
+            reason = f"no tax row covers {hub} on {at_on}"
+            return _not_computed(facts, "tax-missing", reason, hub)
+        case CurrencyUnknown(currency):
+            reason = f"ISO 4217 gives {currency} no minor unit that could be billed"
+            return _not_computed(facts, "currency-unknown", reason)
         case _:
             assert_never(draft)
 
 
-def _not_computed(facts: InvoiceFacts, reason: str) -> ComputedBill:
+def _not_computed(
+    facts: InvoiceFacts, kind: BlockerKind, reason: str, hub: HubCode | None = None
+) -> ComputedBill:
     """Leave a bill pending, with why: it is tried again later."""
-    return ComputedBill(tenant_id=facts.tenant_id, state="pending", draft=None, reason=reason)
+    return ComputedBill(
+        tenant_id=facts.tenant_id,
+        state="pending",
+        reason=reason,
+        reason_kind=kind,
+        reason_hub=hub,
+    )
 
 
 def _message(event: DocumentEvent) -> Message:

@@ -45,6 +45,10 @@ class LedgerUnreachable(Exception):
     """No answer, or one that says to try again; whether anything was booked is not known."""
 
 
+class BookRefused(Exception):
+    """The ledger answers, and does not give this book's entries; others it may give."""
+
+
 @dataclass(frozen=True, slots=True)
 class InvoicedCommand:
     """Move a document's share of a book from receivable to invoiced."""
@@ -125,7 +129,10 @@ class LedgerClient:
         return InvoicedRefused(problem.code, problem.detail)
 
     async def entries_after(self, tenant_id: TenantId, seq: int) -> list[FetchedEntry]:
-        """Return the entries of a book after a position, ascending, one page of them."""
+        """Return the entries of a book after a position, ascending, one page of them.
+
+        Raises `LedgerUnreachable`, and `BookRefused` where asking for another book may help.
+        """
         try:
             answer = await self._send(
                 "GET",
@@ -134,6 +141,8 @@ class LedgerClient:
             )
         except httpx2.HTTPError as error:
             raise LedgerUnreachable(repr(error)) from error
+        if answer.status_code in {404, 422}:
+            raise BookRefused(f"{answer.status_code} {_problem(answer).code}")
         if not answer.is_success:
             raise LedgerUnreachable(f"{answer.status_code} {_problem(answer).code}")
         return entries_of_page(tenant_id, answer.content)

@@ -3,7 +3,8 @@
 `python -m invoicing.recompute` reads JSON lines: first what the invoice rests on (facts, tax rows,
 its position), then single charges, some thousands a line. It computes the bill from those charges,
 one by one, where the close let the database sum them: so it is also a second computation. It
-answers with the hashes of the content and of the PDF it arrives at.
+answers with the content it arrives at and the hash of its PDF, or says why there is no bill: that
+an invoice cannot be computed any more is an answer too, and no failure (`core.differences`).
 
 A fresh process costs a second of a core and its memory, so a service has two at a time
 (`RecomputePool`); who waits too long for a place is refused and asks again.
@@ -19,10 +20,17 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from hisab_contracts.canonical import content_sha256
-from invoicing.core.billing import RatedUsage
-from invoicing.core.document import Draft, InvoiceFacts, SeriesPosition, draft_of, number_draft
-from invoicing.core.tax import TaxRow
+from invoicing.core.billing import BillRefused, CurrencyUnknown, RatedUsage, ZeroBill
+from invoicing.core.differences import RecomputedDocument
+from invoicing.core.document import (
+    Content,
+    Draft,
+    InvoiceFacts,
+    SeriesPosition,
+    draft_of,
+    number_draft,
+)
+from invoicing.core.tax import TaxMissing, TaxRow
 from invoicing.pdf import RenderFailed, Typesetter, pdf_sha256
 
 RECOMPUTE_TIMEOUT_S: Final = 120
@@ -39,11 +47,27 @@ class RecomputeInput(msgspec.Struct, frozen=True):
     position: int
 
 
-class Recomputation(msgspec.Struct, frozen=True):
-    """What a fresh computation arrives at."""
+class NoInvoice(msgspec.Struct, frozen=True):
+    """Why a fresh computation arrives at no invoice: one of these."""
 
-    content_sha256: str
-    pdf_sha256: str
+    untaxed: TaxMissing | None
+    currency: CurrencyUnknown | None
+
+
+class Recomputation(msgspec.Struct, frozen=True):
+    """What a fresh computation arrives at: a content and its PDF, or why there is none."""
+
+    content: Content | None
+    pdf_sha256: str | None
+    refused: NoInvoice | None
+
+    def document(self) -> RecomputedDocument | BillRefused:
+        """Return what was computed, or the refusal of the bill."""
+        if self.content is not None and self.pdf_sha256 is not None:
+            return RecomputedDocument(self.content, self.pdf_sha256)
+        if self.refused is None:
+            raise TypeError("a recomputation comes to a document or to a refusal")
+        return self.refused.untaxed or self.refused.currency or ZeroBill()
 
 
 class RecomputeBusy(Exception):
@@ -111,9 +135,12 @@ def compute(lines: Iterable[bytes]) -> Recomputation:
     facts = basis.facts
     draft = draft_of(facts, basis.first_seq, _charges(ahead), basis.tax_rows)
     if not isinstance(draft, Draft):
-        raise TypeError(f"an invoice was issued where there is none: {draft}")
-    content = number_draft(draft, SeriesPosition(facts.number_series, basis.position))
-    return Recomputation(content_sha256(content), pdf_sha256(Typesetter().pdf_of(content)))
+        untaxed = draft if isinstance(draft, TaxMissing) else None
+        currency = draft if isinstance(draft, CurrencyUnknown) else None
+        return Recomputation(None, None, NoInvoice(untaxed, currency))
+    at = SeriesPosition(facts.number_series, basis.position)
+    content = number_draft(draft, at, facts.issued_on)
+    return Recomputation(content, pdf_sha256(Typesetter().pdf_of(content)), None)
 
 
 def _charges(lines: Iterator[bytes]) -> Iterator[RatedUsage]:
@@ -122,7 +149,7 @@ def _charges(lines: Iterator[bytes]) -> Iterator[RatedUsage]:
 
 
 def main(lines: BinaryIO, answer: BinaryIO) -> None:
-    """Read what the invoice rests on and its charges, answer with the hashes."""
+    """Read what the invoice rests on and its charges, answer with what they come to."""
     answer.write(msgspec.json.encode(compute(lines)))
 
 

@@ -9,8 +9,8 @@ What other services have to know of at once (tenants, keys) is written to the ou
 transaction.
 
 Refusals, in order of precedence. Any: `NotFound`. Tenant or programme opened: `AlreadyExists`.
-Grant proposed: `CurrencyDiffers`, `GrantExpired`. Hold priced: `NoPrice`. All others as
-`core.decisions` says.
+Grant proposed: `CurrencyDiffers`, `GrantExpired`. Hold priced: `NoPrice`, `PriceOutOfRange`. All
+others as `core.decisions` says.
 """
 
 from __future__ import annotations
@@ -28,27 +28,28 @@ from hisab_contracts.ids import KeyId, PriceClass, ProgrammeId, Sku
 from hisab_contracts.prices import PriceBook, PriceSeries
 from hisab_contracts.reference import Role, TenantRecord
 from ledger.core.book import hold_state
-from ledger.core.decisions import (
-    BookCommand,
-    BookRefusal,
-    NotFound,
-    RecordInvoiced,
-    SetBudget,
-    UnitOfWork,
-    footprint_of,
-)
+from ledger.core.decisions import BookCommand, BookRefusal, NotFound, UnitOfWork, footprint_of
 from ledger.core.directory import PROGRAMME_CURRENCY, book_of_programme, book_of_tenant
 from ledger.core.grants import ApproveGrant, Grant, ProposalRefusal, refuse_proposal
-from ledger.core.holds import HoldState, NoPrice, PlaceHold, ReleaseHold, price_hold
+from ledger.core.holds import (
+    HoldState,
+    NoPrice,
+    PlaceHold,
+    PriceOutOfRange,
+    ReleaseHold,
+    price_hold,
+)
+from ledger.core.movements import RecordInvoiced, SetBudget
 from ledger.store import books, directory
 from runtime.auth import AccessKey, MintedKey, access_message, mint, store_keys
 from runtime.clock import now_ms
-from runtime.database import after_commit
+from runtime.database import after_commit, checked_now_ms
 from runtime.kafka import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from runtime.clock import Clock
     from runtime.database import Connection
     from runtime.outbox import Outbox
 
@@ -62,9 +63,12 @@ class AlreadyExists(Struct, frozen=True):
 class Commands:
     """The commands of this process; `committed` is called once an entry is durable."""
 
-    def __init__(self, outbox: Outbox, committed: Callable[[], None]) -> None:
+    def __init__(
+        self, outbox: Outbox, committed: Callable[[], None], clock: Clock = now_ms
+    ) -> None:
         self._outbox = outbox
         self._committed = committed
+        self._clock = clock
 
     async def open_tenant(
         self, connection: Connection, record: TenantRecord, name: str
@@ -126,11 +130,13 @@ class Commands:
         programme_currency = await directory.programme_currency(connection, grant.programme_id)
         if tenant is None or programme_currency is None:
             return NotFound("tenant or programme")
+        # A refusal is remembered under its key, so a clock that jumped must not give one.
+        present_ms = await checked_now_ms(connection, self._clock)
         refused = refuse_proposal(
             grant,
             tenant_currency=tenant.currency,
             programme_currency=programme_currency,
-            now_ms=now_ms(),
+            now_ms=present_ms,
         )
         if refused is not None:
             return refused
@@ -160,14 +166,15 @@ class Commands:
         *,
         gpus: int,
         duration_ms: int,
-    ) -> int | NotFound | NoPrice:
+    ) -> int | NotFound | NoPrice | PriceOutOfRange:
         """Price a hold asked for as GPUs and a duration, now and in the tenant's currency."""
         tenant = await directory.find_tenant(connection, tenant_id)
         if tenant is None:
             return NotFound("tenant")
         series = PriceSeries(tenant.currency, sku, price_class)
         prices = PriceBook(await directory.price_lines_of(connection, series))
-        return price_hold(prices, series, gpus=gpus, duration_ms=duration_ms, now_ms=now_ms())
+        present_ms = await checked_now_ms(connection, self._clock)
+        return price_hold(prices, series, gpus=gpus, duration_ms=duration_ms, now_ms=present_ms)
 
     async def enter_hold(
         self, connection: Connection, tenant_id: str, command: PlaceHold | ReleaseHold
@@ -177,7 +184,8 @@ class Commands:
         if not isinstance(entered, tuple):
             return entered
         unit, _ = entered
-        return hold_state(unit.book(tenant_id), unit.hold(tenant_id, command.hold_id), now_ms())
+        # The command made an entry, so nothing is due in the book any more.
+        return hold_state(unit.book(tenant_id), unit.hold(tenant_id, command.hold_id), unit.now_ms)
 
     async def record_invoiced(
         self, connection: Connection, tenant_id: str, command: RecordInvoiced
@@ -186,7 +194,7 @@ class Commands:
         entered = await self._enter(connection, tenant_id, command)
         if not isinstance(entered, tuple):
             return entered
-        _, (entry,) = entered
+        _, (*_, entry) = entered
         return entry
 
     async def _enter(
@@ -198,10 +206,11 @@ class Commands:
         unit = await books.open_books(
             connection,
             [book_id] if second_book_id is None else [book_id, second_book_id],
+            self._clock,
             accounts=footprint.accounts,
             hold_ids=[] if hold_id is None else [(book_id, hold_id)],
         )
-        decided = unit.enter(book_id, command, now_ms())
+        decided = unit.enter(book_id, command)
         if not isinstance(decided, tuple):
             return decided
         await books.save(connection, unit.changes())

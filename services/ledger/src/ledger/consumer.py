@@ -35,6 +35,7 @@ from runtime.database import after_commit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from runtime.clock import Clock
     from runtime.consumer import Batch
     from runtime.database import Connection
     from runtime.records import Record
@@ -45,29 +46,26 @@ _log = structlog.get_logger("ledger.consumer")
 class ChargeConsumer:
     """Books charges. `committed` is called after each batch that may have entered something."""
 
-    def __init__(self, committed: Callable[[], None]) -> None:
+    def __init__(self, committed: Callable[[], None], clock: Clock = now_ms) -> None:
         self._committed = committed
+        self._clock = clock
 
     async def book_charges(self, batch: Batch, connection: Connection) -> None:
         """Book one batch inside its transaction."""
         messages = [(record, read_charge(record.value or b"")) for record in batch.records]
         totals = [message for _, message in messages if isinstance(message, BucketTotal)]
         finals = [message for _, message in messages if isinstance(message, AllocationFinal)]
-        unit = await books.open_for_charges(connection, totals, finals)
-        # Read after the locks, so that entries carry the time at which they were decided.
-        booked_ms = now_ms()
+        unit = await books.open_for_charges(connection, totals, finals, self._clock)
         parked: list[ParkedCharge] = []
         watermarks: dict[tuple[int, str], EntryWatermark] = {}
         for record, message in messages:
             match message:
                 case BucketTotal():
-                    entered = unit.enter(
-                        message.tenant_id, message, booked_ms, trace_id=_trace_id(record)
-                    )
+                    entered = unit.enter(message.tenant_id, message, trace_id=_trace_id(record))
                     if not isinstance(entered, tuple):
                         parked.append(_parked(record, _reason_of(entered)))
                 case AllocationFinal():
-                    unit.release_final(message, booked_ms)
+                    unit.release_final(message)
                 case HubWatermark():
                     # Only the newest of each hub counts: it says all that older ones did.
                     kept = watermarks.get((record.partition, message.hub))

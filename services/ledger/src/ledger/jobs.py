@@ -1,7 +1,10 @@
-"""What the ledger does by itself: it ends holds whose time has come, and makes the first operator.
+"""What the ledger does by itself: it ends holds that are over, and makes the first operator.
 
 A leased task runs in one process at a time, again and again; what it finds it decides under the
 same locks as a command, so a release that came first wins and the task finds the hold ended.
+
+The sweep of expired holds changes no answer: what is over is over by the clock (`core.expiry`). It
+puts on the record what no other entry of the book would, and keeps few holds due.
 """
 
 from __future__ import annotations
@@ -17,24 +20,28 @@ from runtime.database import ALL_TENANTS, after_commit, transaction_on
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from runtime.clock import Clock
     from runtime.database import Connection, Database
     from runtime.outbox import Outbox
 
 HOLDS_PER_SWEEP: Final = 200
-"""Books are locked for as long as a sweep takes; what is left over is due at the next one."""
+"""Books are locked for as long as a sweep takes: short, so that holds and charges get between."""
+SWEEPS_AT_ONCE: Final = 50
+"""Then the task looks whether it has to stop; what is left over is due at its next run."""
 
 
-async def end_expired_holds(connection: Connection, committed: Callable[[], None]) -> None:
-    """End the holds whose time has come, by the ledger's clock. A leased task."""
-    async with transaction_on(connection):
-        # Read without locks, so that a sweep with nothing to do disturbs nobody.
-        due = await books.expired_holds(connection, now_ms(), HOLDS_PER_SWEEP)
-        if not due:
-            return
-        unit = await books.open_books(connection, [tenant_id for tenant_id, _ in due], hold_ids=due)
-        unit.release_expired(now_ms())
-        await books.save(connection, unit.changes())
-        after_commit(committed)
+async def end_expired_holds(
+    connection: Connection, committed: Callable[[], None], clock: Clock = now_ms
+) -> None:
+    """End on the record the holds that are over, by the ledger's clock. A leased task."""
+    for _ in range(SWEEPS_AT_ONCE):
+        async with transaction_on(connection):
+            unit = await books.open_expired(connection, clock, HOLDS_PER_SWEEP)
+            if unit is None:
+                return
+            unit.release_expired()
+            await books.save(connection, unit.changes())
+            after_commit(committed)
 
 
 async def make_first_operator(database: Database, outbox: Outbox, secret: str) -> None:

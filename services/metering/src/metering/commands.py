@@ -40,10 +40,12 @@ from metering.replay import replay_quarantined
 from metering.store import hubs, prices, quarantine
 from metering.store.state import ReferenceCache
 from runtime.clock import now_ms
+from runtime.database import checked_now_ms
 from runtime.kafka import Message
 from runtime.outbox import Outbox
 
 if TYPE_CHECKING:
+    from runtime.clock import Clock
     from runtime.database import Connection
 
 
@@ -95,6 +97,7 @@ async def quote(
     *,
     gpus: int,
     duration_ms: int,
+    clock: Clock = now_ms,
 ) -> JobQuote | NotPriced:
     """Price a job at what is in force now, in the currency of the tenant's book."""
     currency = None
@@ -102,8 +105,8 @@ async def quote(
         tenant = TenantId(tenant_id)
         currency = (await prices.currencies_of(connection, [tenant])).get(tenant)
     series = PriceSeries(currency or DEFAULT_CURRENCY, sku, price_class)
-    hour_ms = hour_floor_ms(now_ms())
-    book = PriceBook(await prices.price_lines_at(connection, series, hour_ms))
+    hour_ms = hour_floor_ms(clock())
+    book = PriceBook(await prices.price_lines_of(connection, series))
     return quote_job(book, JobRequest(series, gpus, duration_ms), hour_ms)
 
 
@@ -127,7 +130,12 @@ async def replay_record(
     """Judge a quarantined record again; return its state then: open if something of it is left."""
     # The operator vouches that what the record says of the future has come to pass by now.
     closed = await replay_quarantined(
-        connection, outbox, cache, [quarantine_id], because, replayed_ms=now_ms()
+        connection,
+        outbox,
+        cache,
+        [quarantine_id],
+        because,
+        replayed_ms=await checked_now_ms(connection),
     )
     if closed:
         return closed[0]

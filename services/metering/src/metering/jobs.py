@@ -34,7 +34,7 @@ from metering.replay import replay_quarantined
 from metering.store import allocations, hubs, quarantine
 from metering.store.state import ReferenceCache
 from runtime.clock import now_ms, ticks_ms
-from runtime.database import transaction_on
+from runtime.database import checked_now_ms, transaction_on
 from runtime.kafka import Kafka, Message
 from runtime.machine import Partition
 from runtime.outages import is_outage
@@ -42,6 +42,7 @@ from runtime.outbox import Outbox
 from runtime.progress import stored_progress
 
 if TYPE_CHECKING:
+    from runtime.clock import Clock
     from runtime.database import Connection
 
 _log = structlog.get_logger("metering.jobs")
@@ -60,28 +61,34 @@ FOLD_EVERY_MS: Final = 10_000
 class Watermarks:
     """Carries hubs' completeness downstream. One per process; the lease says which one works."""
 
-    def __init__(self, kafka: Kafka, outbox: Outbox, partitions: int) -> None:
+    def __init__(
+        self, kafka: Kafka, outbox: Outbox, partitions: int, clock: Clock = now_ms
+    ) -> None:
         """`partitions` is the partition count of the charges topic."""
+        self._clock = clock
         self._kafka = kafka
         self._outbox = outbox
         self._partitions = partitions
         # Only in memory: after a restart a barrier is raised again, and what passed is stored.
         self._barriers: dict[HubCode, Barrier] = {}
         self._batches = -1
-        self._looked_ms = 0
-        self._folded_ms = 0
+        self._looked_ms = -IDLE_LOOK_MS
+        self._folded_ms = -FOLD_EVERY_MS
 
     async def run(self, connection: Connection) -> None:
         """Look at every hub once; while nothing comes in, only every second."""
-        present_ms = now_ms()
+        # How long ago something was is measured in ticks: the time of day may be set.
+        tick_ms = ticks_ms()
         batches = await hubs.count_batches(connection)
         idle = batches == self._batches and not self._barriers
-        if idle and present_ms - self._looked_ms < IDLE_LOOK_MS:
+        if idle and tick_ms - self._looked_ms < IDLE_LOOK_MS:
             return
-        self._batches, self._looked_ms = batches, present_ms
-        if present_ms - self._folded_ms >= FOLD_EVERY_MS:
+        # A watermark never falls again, and its revision follows the clock.
+        present_ms = await checked_now_ms(connection, self._clock)
+        self._batches, self._looked_ms = batches, tick_ms
+        if tick_ms - self._folded_ms >= FOLD_EVERY_MS:
             await quarantine.fold_open_time(connection)
-            self._folded_ms = present_ms
+            self._folded_ms = tick_ms
         views = await hubs.view_hubs(connection)
         await self._raise_barriers(views, present_ms)
         progress: Mapping[Partition, int] = {}

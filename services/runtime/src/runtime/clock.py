@@ -10,6 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
+
+Clock = Callable[[], int]
+"""Whatever is read for the time of day, in milliseconds since 1970."""
 
 
 def now_ms() -> int:

@@ -10,13 +10,19 @@ dropped, not given back.
 Row-level security: `transaction(tenant=...)` sets `app.tenant` for that transaction only, and is
 the only place that does. `ALL_TENANTS` is for keys whose role sees every tenant.
 
-Refusals: `Unavailable` when no connection is free within 2 s or the server cannot be reached.
+What is decided by the time of day, and stays, is decided by a reading that was held against the
+server's clock (`checked_now_ms`): a reading that is far off, a clock that jumped a day ahead for a
+moment, must not end holds or move watermarks for good.
+
+Refusals: `Unavailable` when no connection is free within 2 s or the server cannot be reached;
+`ClockStep` when the process and the server do not agree what time it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
@@ -27,7 +33,8 @@ import asyncpg
 import structlog
 from asyncpg.connect_utils import SessionAttribute
 
-from runtime.clock import pause
+from hisab_contracts.units import ms_of
+from runtime.clock import Clock, now_ms, pause
 from runtime.outages import LOST_CONNECTION, Outage, is_outage
 
 if TYPE_CHECKING:
@@ -47,6 +54,11 @@ LATE_OPENINGS: Final = 11
 LEASE_POLL_S: Final = 0.5
 OUTAGE_PAUSE_S: Final = 1
 
+CLOCK_TOLERANCE_MS: Final = 10_000
+"""How far a reading may be from the server's clock: beyond what clocks that are kept drift, and
+beyond the answer of a server under load; far below what could end an hour, a lot or a month early.
+A process that was frozen in between is refused, too, and reads again."""
+
 _NOT_WRITABLE: Final = ("25006", "57P01", "57P02", "57P03")
 LOCK_NOT_AVAILABLE: Final = "55P03"
 _log = structlog.get_logger("runtime.database")
@@ -63,6 +75,10 @@ class Unavailable(Outage):
 
 class CommitUnknown(Outage):
     """COMMIT was sent and its answer lost: the transaction may or may not be durable."""
+
+
+class ClockStep(Outage):
+    """The clock of the process and that of the server are apart; nothing was decided by either."""
 
 
 def after_commit(callback: Callable[[], None]) -> None:
@@ -190,16 +206,24 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def transaction(
-        self, *, tenant: str | None = None, lock_timeout_ms: int | None = None
+        self,
+        *,
+        tenant: str | None = None,
+        lock_timeout_ms: int | None = None,
+        snapshot: bool = False,
     ) -> AsyncIterator[Connection]:
         """Run the body in one transaction and commit it; roll back on any exception.
 
-        `tenant` is what row-level security sees: a tenant id or `ALL_TENANTS`. Raises
+        `tenant` is what row-level security sees: a tenant id or `ALL_TENANTS`. With `snapshot` all
+        its statements see what was committed when the first one began, and one that writes what
+        another has written since is refused (`SerializationError`: run it again). Raises
         `CommitUnknown` when the answer to COMMIT is lost.
         """
         async with (
             self.connection() as connection,
-            transaction_on(connection, tenant=tenant, lock_timeout_ms=lock_timeout_ms),
+            transaction_on(
+                connection, tenant=tenant, lock_timeout_ms=lock_timeout_ms, snapshot=snapshot
+            ),
         ):
             yield connection
 
@@ -249,13 +273,17 @@ class Database:
 
 @contextlib.asynccontextmanager
 async def transaction_on(
-    connection: Connection, *, tenant: str | None = None, lock_timeout_ms: int | None = None
+    connection: Connection,
+    *,
+    tenant: str | None = None,
+    lock_timeout_ms: int | None = None,
+    snapshot: bool = False,
 ) -> AsyncIterator[None]:
     """Run the body in a transaction on a connection that is already held."""
     callbacks: list[Callable[[], None]] = []
     token = _AFTER_COMMIT.set(callbacks)
     try:
-        transaction = connection.transaction()
+        transaction = connection.transaction(isolation="repeatable_read" if snapshot else None)
         await transaction.start()
         try:
             if tenant is not None or lock_timeout_ms is not None:
@@ -303,6 +331,33 @@ async def _set_local(
     """Bind the transaction to a tenant, and to how long it waits for a lock."""
     timeout = None if lock_timeout_ms is None else f"{lock_timeout_ms}ms"
     await connection.fetchrow(_SET_LOCAL, tenant, timeout)
+
+
+_DATABASE_CLOCK = "select clock_timestamp()"
+
+
+async def checked_now_ms(connection: Connection, clock: Clock = now_ms) -> int:
+    """Read the time of day for a decision that stays; raises `ClockStep` when it cannot be right.
+
+    Held against the clock of the server that keeps the decision, over the connection that writes.
+    """
+    read_ms = clock()
+    check_clock(read_ms, await connection.fetchval(_DATABASE_CLOCK))
+    return read_ms
+
+
+def check_clock(read_ms: int, database_at: dt.datetime) -> None:
+    """Refuse a reading that is too far from the server's clock, before or behind (`ClockStep`)."""
+    step_ms = read_ms - ms_of(database_at)
+    if abs(step_ms) > CLOCK_TOLERANCE_MS:
+        # An error although the work is tried again: unlike other outages, this one is healed by
+        # nobody but the operator, who has to find out which of the two clocks is wrong.
+        _log.error("clock step: nothing is decided by this reading", step_ms=step_ms)
+        raise ClockStep(
+            f"the clock of this process is {step_ms} ms from that of the database; at most "
+            f"{CLOCK_TOLERANCE_MS} ms are taken. Set the clock that is wrong; work goes on by "
+            "itself as soon as they agree"
+        )
 
 
 _TRY_LEASE = "select pg_try_advisory_lock($1)"

@@ -104,17 +104,19 @@ async def run_command(
     *,
     scope: str,
     tenant: str,
+    snapshot: bool = False,
 ) -> Response:
     """Run a command at most once for its key, and give every retry the first answer.
 
     `run` works inside the command's transaction; a `Problem` it raises rolls everything back and,
     when it is a refusal that is not retryable, is the answer that retries get for 35 days.
     `scope` is the tenant whose book it changes, else the caller's role: keys are unique per scope
-    (decision 0008). `tenant` is what row-level security sees.
+    (decision 0008). `tenant` is what row-level security sees. With `snapshot` all that the command
+    reads was committed at one moment; one that loses against another is run again on a new one.
     """
     for attempt in range(1, UNKNOWN_ATTEMPTS + 1):
         try:
-            return await _run_once(database, command, run, scope, tenant)
+            return await _run_once(database, command, run, scope, tenant, snapshot=snapshot)
         except (CommitUnknown, asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as error:
             # Looked up on a new connection by running again: the key's row decides.
             _log.warning("command repeated", attempt=attempt, error=repr(error))
@@ -128,10 +130,12 @@ async def _run_once(
     run: Callable[[Connection], Awaitable[Answer]],
     scope: str,
     tenant: str,
+    *,
+    snapshot: bool,
 ) -> Response:
     try:
         async with database.transaction(
-            tenant=tenant, lock_timeout_ms=IN_FLIGHT_WAIT_MS
+            tenant=tenant, lock_timeout_ms=IN_FLIGHT_WAIT_MS, snapshot=snapshot
         ) as connection:
             # The key's row first: an equal request waits for it, and then finds the answer.
             found = await _begin(connection, command, scope)

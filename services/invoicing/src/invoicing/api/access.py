@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from hisab_contracts.events import EARLIEST_MS, LATEST_MS
 from hisab_contracts.reference import Role
 from hisab_contracts.units import month_bounds_ms
 from runtime.http import Problem
@@ -20,11 +21,14 @@ INVOICE_READERS: Final = (Role.TENANT, *MONEY_ROLES)
 
 
 def require_month(month: str) -> None:
-    """Raise `Problem` 422 unless a billing month is written `yyyy-mm`.
+    """Raise `Problem` 422 unless a billing month is written `yyyy-mm` and usage can lie in it.
 
-    Not 404: every month exists, also one without charges; this is the name of none.
+    Not 404: every such month exists, also one without charges; this is the name of none. Beyond
+    them dates end: the first day after 9999-11 cannot be written.
     """
     try:
-        month_bounds_ms(month)
+        from_ms, until_ms = month_bounds_ms(month)
     except ValueError as error:
         raise Problem("malformed", str(error)) from error
+    if until_ms <= EARLIEST_MS or from_ms >= LATEST_MS:
+        raise Problem("malformed", f"{month}: billing months lie between 2020 and 2100")

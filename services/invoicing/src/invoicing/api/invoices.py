@@ -9,15 +9,17 @@ import msgspec
 from fastapi import Request, Response
 from msgspec import Struct
 
+from hisab_contracts.canonical import content_sha256
 from hisab_contracts.reference import Role
 from hisab_contracts.units import instant_ms, instant_text, moment_of, ms_of
 from invoicing.api.access import INVOICE_READERS, require_month
 from invoicing.core.billing import RatedUsage
+from invoicing.core.differences import Difference, differences
 from invoicing.core.document import Content, InvoiceFacts, InvoiceState, OutstandingStep
 from invoicing.pdf import RenderFailed
-from invoicing.recompute import Recomputation, RecomputeBusy, RecomputeInput, RecomputePool
-from invoicing.store import closings, documents, entries
-from invoicing.store.documents import InvoiceBasis, InvoiceFilter, StoredInvoice
+from invoicing.recompute import RecomputeBusy, RecomputeInput, RecomputePool
+from invoicing.store import documents, entries, tax_rates
+from invoicing.store.documents import InvoiceFilter, StoredInvoice
 from runtime.auth import require_own_tenant
 from runtime.database import ALL_TENANTS
 from runtime.http import Problem, Resource, get, json_response, page_of, page_response, post
@@ -37,11 +39,13 @@ class InvoiceAnswer(Content, frozen=True, kw_only=True):
 
 
 class RecomputeAnswer(Struct, frozen=True):
-    """What a fresh computation out of the entries arrived at."""
+    """What a fresh computation out of the entries arrived at; no hash where it comes to no bill."""
 
-    content_sha256: str
-    pdf_sha256: str
+    content_sha256: str | None
+    pdf_sha256: str | None
     identical: bool
+    differences: tuple[Difference, ...]
+    """What differs and in which part, where it is not identical."""
 
 
 class Invoices(Resource):
@@ -100,7 +104,7 @@ class Invoices(Resource):
     async def pdf(self, request: Request, invoice_id: str) -> Response:
         """One invoice as PDF."""
         principal = await self._kit.access.authorise(request)
-        async with self._kit.api.transaction(tenant=principal.sees) as connection:
+        async with self._kit.api.transaction(tenant=principal.sees, snapshot=True) as connection:
             found = await documents.invoice(connection, invoice_id)
             content = await documents.pdf_of(connection, invoice_id)
         if found is None:
@@ -122,24 +126,24 @@ class Invoices(Resource):
     async def recompute(self, request: Request, invoice_id: str) -> Response:
         """Compute an invoice again in a fresh process, from the entries; changes nothing."""
         await self._kit.access.authorise(request)
-        async with self._kit.api.transaction(tenant=ALL_TENANTS) as connection:
+        async with self._kit.api.transaction(tenant=ALL_TENANTS, snapshot=True) as connection:
             basis = await documents.invoice_basis(connection, invoice_id)
-            tax_rows = await closings.tax_rows(connection)
+            rows = await tax_rates.tax_rows(connection)
         if basis is None:
             raise Problem("not-found", "no such invoice")
         given = RecomputeInput(
             facts=basis.facts,
             first_seq=basis.first_seq,
-            tax_rows=tax_rows,
+            tax_rows=rows,
             position=basis.position,
         )
         try:
             again = await self._pool.run(given, self._charges(basis.facts))
         except (RecomputeBusy, RenderFailed) as error:
             raise Problem("unavailable", str(error)) from error
-        return json_response(
-            RecomputeAnswer(again.content_sha256, again.pdf_sha256, _is_identical(basis, again))
-        )
+        found = differences(basis.issued, again.document())
+        sha256 = None if again.content is None else content_sha256(again.content)
+        return json_response(RecomputeAnswer(sha256, again.pdf_sha256, not found, found))
 
     async def _charges(self, facts: InvoiceFacts) -> AsyncIterator[list[RatedUsage]]:
         """Read the charges of an invoice, some thousands at a time.
@@ -153,14 +157,6 @@ class Invoices(Resource):
             if not some:
                 return
             yield some
-
-
-def _is_identical(basis: InvoiceBasis, again: Recomputation) -> bool:
-    """Compare hashes; a PDF that is not rendered yet cannot differ."""
-    return again.content_sha256 == basis.content_sha256 and basis.pdf_sha256 in (
-        None,
-        again.pdf_sha256,
-    )
 
 
 def _filter(request: Request, after: tuple[str, str, str] | None) -> InvoiceFilter:

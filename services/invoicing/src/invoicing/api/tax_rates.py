@@ -17,7 +17,7 @@ from hisab_contracts.reference import Role
 from invoicing.api.access import MONEY_ROLES
 from invoicing.commands import add_tax_row
 from invoicing.core.tax import TaxRow, TaxRowDiffers
-from invoicing.store import closings
+from invoicing.store import tax_rates
 from runtime.database import ALL_TENANTS
 from runtime.http import Model, Position, Problem, Resource, get, page_of, page_response, post
 from runtime.idempotency import Answer, read_command, run_command
@@ -89,10 +89,10 @@ class TaxRates(Resource):
         """The tax table, in the order it was recorded."""
         await self._kit.access.authorise(request)
         page = page_of(request, tuple[Position])
-        async with self._kit.api.transaction(tenant=ALL_TENANTS) as connection:
-            rows = await closings.tax_rows(connection)
         (after_version,) = page.after or (0,)
-        shown = [_answer(row) for row in rows if row.tax_version > after_version]
+        async with self._kit.api.transaction(tenant=ALL_TENANTS) as connection:
+            rows = await tax_rates.tax_rows_after(connection, after_version, page.limit + 1)
+        shown = [_answer(row) for row in rows]
         return page_response(shown, page, lambda answer: (answer.tax_version,))
 
 

@@ -10,18 +10,21 @@ what is receivable and what is unfunded; nothing is priced again here.
 3. A line's exact net is what was funded plus what is receivable (micro-units). What the ledger
    left *unfunded* is never billed.
 4. The net is rounded once, half-up, to minor units, and the difference is kept, so that nothing is
-   lost or found: `residue_micro = net_minor x 10 000 - net_micro`.
+   lost or found: `residue_micro = net_minor x M - net_micro`. M is how many micro a minor unit of
+   the book's currency has (`hisab_contracts.currencies`): 10 000 for PKR.
 5. Tax is computed per line from the rounded net, and rounded once, half-up.
 6. Grants and prepaid credit are *tender*: they do not reduce the taxable base.
-   `tender_minor = floor(funded / 10 000)` of the month; `due = total - tender`. The tender is
+   `tender_minor = floor(funded / M)` of the month; `due = total - tender`. The tender is
    floored once and lines are rounded one by one, so with very small untaxed lines the amount due
    may be a few minor units below zero: it is then simply owed.
 
 Sums are Python integers of any size; no amount is ever a float.
 
-Refusals of `bill`, in order: `TaxMissing` when a line's hub has no tax row; `ZeroBill` when no line
-comes to a whole minor unit (a zero invoice is skipped and burns no number). `book_entry_of` refuses
-nothing: an entry that contradicts itself, or its kind, stops whoever reads it.
+Refusals of `bill`, in order: `CurrencyUnknown` when ISO 4217 gives the book's currency no minor
+unit (books opened before codes were checked); `TaxMissing` when a line's hub has no tax row;
+`ZeroBill` when no line comes to a whole minor unit (a zero invoice is skipped and burns no number).
+`book_entry_of` refuses nothing: an entry that contradicts itself, or its kind, stops whoever reads
+it.
 """
 
 from __future__ import annotations
@@ -32,11 +35,11 @@ from dataclasses import dataclass
 
 import msgspec
 
+from hisab_contracts.currencies import micro_per_minor_of
 from hisab_contracts.entries import ChargeDetail, Entry, Posting
 from hisab_contracts.ids import DocumentId, HubCode, PriceClass, Sku, TenantId, entry_id
 from hisab_contracts.invariants import invariant
 from hisab_contracts.units import (
-    MICRO_PER_MINOR,
     floor_gpu_ms,
     minor_half_up,
     month_of,
@@ -155,6 +158,8 @@ class TaxShare:
 class Bill:
     """A month of one tenant, in total order of its lines; every total is a sum of lines."""
 
+    micro_per_minor: int
+    """M of the bill's currency, by which each of its amounts was rounded."""
     lines: tuple[Line, ...]
     tax_shares: tuple[TaxShare, ...]
     net_minor: int
@@ -168,8 +173,19 @@ class Bill:
 
 
 @dataclass(frozen=True, slots=True)
+class CurrencyUnknown:
+    """The book's currency has no minor unit in ISO 4217: nobody may guess how it is rounded."""
+
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
 class ZeroBill:
     """Nothing comes to a whole minor unit: no invoice, no number."""
+
+
+BillRefused = CurrencyUnknown | TaxMissing | ZeroBill
+"""Why there is no bill, in order of precedence."""
 
 
 def book_entry_of(entry: Entry | FetchedEntry) -> BookEntry:
@@ -234,22 +250,25 @@ def _invoiced_by(entry: Entry | FetchedEntry) -> InvoicedReceivable:
 
 
 def bill(
-    usage: Iterable[RatedUsage], tax_rows: Mapping[HubCode, TaxRow], at_on: dt.date
-) -> Bill | TaxMissing | ZeroBill:
+    usage: Iterable[RatedUsage], tax_rows: Mapping[HubCode, TaxRow], at_on: dt.date, currency: str
+) -> Bill | BillRefused:
     """Compute a month's bill from its rated usage and the tax rows in force on its tax point.
 
     Order and grouping of the usage cannot matter: single entries give the same bill as any sums of
-    them. Σ lines = tax shares = totals, exactly. Refusals in order: `TaxMissing` for the first hub
-    without a row (in order of hub), `ZeroBill`.
+    them. Σ lines = tax shares = totals, exactly. Refusals in order: `CurrencyUnknown`, `TaxMissing`
+    for the first hub without a row (in order of hub), `ZeroBill`.
     """
+    micro_per_minor = micro_per_minor_of(currency)
+    if micro_per_minor is None:
+        return CurrencyUnknown(currency)
     groups = _grouped(usage)
     for group in groups:
         if group.hub not in tax_rows:
             return TaxMissing(group.hub, at_on)
-    lines = tuple(_line(group, tax_rows[group.hub]) for group in groups)
+    lines = tuple(_line(group, tax_rows[group.hub], micro_per_minor) for group in groups)
     if not any(line.net_minor for line in lines):
         return ZeroBill()
-    whole = _total(lines, groups)
+    whole = _total(lines, groups, micro_per_minor)
     _check(whole)
     return whole
 
@@ -268,9 +287,9 @@ def _grouped(usage: Iterable[RatedUsage]) -> list[RatedUsage]:
     return [RatedUsage(*line, *sums[line]) for line in sorted(sums) if any(sums[line])]
 
 
-def _line(group: RatedUsage, tax_row: TaxRow) -> Line:
+def _line(group: RatedUsage, tax_row: TaxRow, micro_per_minor: int) -> Line:
     net_micro = group.funded_micro + group.receivable_micro
-    net_minor = minor_half_up(net_micro)
+    net_minor = minor_half_up(net_micro, micro_per_minor)
     return Line(
         hub=group.hub,
         sku=group.sku,
@@ -278,18 +297,19 @@ def _line(group: RatedUsage, tax_row: TaxRow) -> Line:
         used_gpu_ms=floor_gpu_ms(group.used_gpu_ns),
         net_micro=net_micro,
         net_minor=net_minor,
-        residue_micro=net_minor * MICRO_PER_MINOR - net_micro,
+        residue_micro=net_minor * micro_per_minor - net_micro,
         tax_row=tax_row,
         tax_minor=tax_minor_half_up(net_minor, tax_row.tax_bps),
     )
 
 
-def _total(lines: tuple[Line, ...], groups: Sequence[RatedUsage]) -> Bill:
+def _total(lines: tuple[Line, ...], groups: Sequence[RatedUsage], micro_per_minor: int) -> Bill:
     net_minor = sum(line.net_minor for line in lines)
     tax_minor = sum(line.tax_minor for line in lines)
     funded_micro = sum(group.funded_micro for group in groups)
-    tender_minor = tender_minor_floor(funded_micro)
+    tender_minor = tender_minor_floor(funded_micro, micro_per_minor)
     return Bill(
+        micro_per_minor=micro_per_minor,
         lines=lines,
         tax_shares=_shares(lines),
         net_minor=net_minor,
@@ -321,7 +341,7 @@ def _check(bill: Bill) -> None:
     exact_micro = sum(line.net_micro for line in bill.lines)
     residue_micro = sum(line.residue_micro for line in bill.lines)
     invariant(
-        bill.net_minor * MICRO_PER_MINOR == exact_micro + residue_micro,
+        bill.net_minor * bill.micro_per_minor == exact_micro + residue_micro,
         "net = exact + residue",
     )
     invariant(bill.funded_micro + bill.receivable_micro == exact_micro, "funded + receivable")

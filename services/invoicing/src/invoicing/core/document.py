@@ -17,27 +17,33 @@ keeps its bytes and its hash. No other default is allowed in `Content` and its p
 
 Numbers are `<series>-<fiscal year>-<position>`: the fiscal year (July to June, Asia/Karachi) is the
 one of `issued_on`, never of today; positions count 1, 2, 3 … per legal entity, series and fiscal
-year. The invoice's id is derived from what it is for, so computing it twice gives one id.
+year. Within a series, over all its fiscal years, dates never fall: a draft carries the date of its
+closing, and where a later one has been taken meanwhile, its number brings that date
+(`issue_date_on`, decision 0016). The invoice's id is derived from what it is for, so computing it
+twice gives one id.
 
 `draft_of` goes the whole way from usage and tax rows to a document without a number; the close and
 a recomputation both call it, so they cannot drift apart. Its refusals are those of `billing.bill`.
 
 `printed` turns the content into the strings that the PDF's template sets: amounts grouped the
-Pakistani way (12,34,567.89), dates in words. It adds nothing and computes nothing but form.
+Pakistani way (12,34,567.89) with the decimals of the currency, dates in words. It adds nothing and
+computes nothing but form.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Literal
 
 import msgspec
 from msgspec import Struct
 
 from hisab_contracts.canonical import Canonical, canonical_bytes, content_sha256
+from hisab_contracts.currencies import EXPONENTS
 from hisab_contracts.ids import (
     DocumentId,
     HubCode,
@@ -51,15 +57,20 @@ from hisab_contracts.units import HOUR_MS, first_day_on, fiscal_year, next_month
 from invoicing.core.billing import (
     PIPELINE_VERSION,
     Bill,
+    BillRefused,
     Line,
     RatedUsage,
     TaxShare,
-    ZeroBill,
     bill,
 )
-from invoicing.core.tax import TaxMissing, TaxRow, rows_in_force, tax_point_on
+from invoicing.core.tax import TaxRow, rows_in_force, tax_point_on
 
 NUMBER_DIGITS: Final = 6
+
+ROUNDED_TO: Final[Mapping[int, str]] = MappingProxyType(
+    {0: "whole units", 2: "two decimals", 3: "three decimals"}
+)
+"""How an invoice says to what its nets are rounded, by the decimals of its currency."""
 
 InvoiceState = Literal["finalising", "finalised"]
 """`finalising`: numbered and hashed, but its PDF or the ledger's answer is still outstanding."""
@@ -67,8 +78,9 @@ InvoiceState = Literal["finalising", "finalised"]
 InvoiceStep = Literal["pdf", "ledger"]
 """What is done with a numbered invoice: its PDF is made, the ledger enters what it bills."""
 
-BillState = Literal["pending", "computed", "skipped", "numbered"]
-"""To be computed (again), waiting for its number, nothing to invoice, an invoice."""
+BillState = Literal["pending", "computed", "skipped", "numbered", "set_aside"]
+"""To be computed (again), waiting for its number, nothing to invoice, an invoice, given up by an
+override because it could not be computed."""
 
 
 class InvoiceLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -115,6 +127,8 @@ class Versions(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     pipeline_version: int
     tax_version: int
+    taken_up_tax_version: int | None = None
+    """Where a hub had no row at `tax_version`: the later version from which its row was taken."""
 
 
 class Content(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -216,6 +230,7 @@ class InvoiceFacts:
     currency: str
     issued_on: dt.date
     tax_version: int
+    taken_up_tax_version: int | None
     last_seq: int
     last_hash: str
 
@@ -231,8 +246,11 @@ class ComputedBill:
 
     tenant_id: TenantId
     state: BillState
-    draft: Draft | None
-    reason: str | None
+    draft: Draft | None = None
+    reason: str | None = None
+    reason_kind: str | None = None
+    """What keeps it from being computed, as `periods.BlockerKind` names it."""
+    reason_hub: HubCode | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,17 +292,26 @@ def default_issued_on(period: str) -> dt.date:
     return first_day_on(next_month(period))
 
 
+def issue_date_on(wanted_on: dt.date, last_on: dt.date | None) -> dt.date:
+    """Return the date of a number that is taken now: what was wanted, or its series' last date.
+
+    Whichever is later: within a series dates never fall.
+    """
+    return wanted_on if last_on is None else max(wanted_on, last_on)
+
+
 def draft_of(
-    facts: InvoiceFacts, first_seq: int, usage: Iterable[RatedUsage], tax_rows: Iterable[TaxRow]
-) -> Draft | TaxMissing | ZeroBill:
+    facts: InvoiceFacts, first_seq: int, usage: Iterable[RatedUsage], tax_rows: Collection[TaxRow]
+) -> Draft | BillRefused:
     """Compute a month's bill and state it as a document that still lacks its number.
 
     `usage` are the month's charges up to `facts.last_seq`, one by one or in any sums, the first of
     them at `first_seq`. Of `tax_rows`, the whole table, those count that were recorded when the
-    month was closed and are in force on its tax point. Refusals in order: `TaxMissing`, `ZeroBill`.
+    month was closed, or taken up later, and are in force on its tax point. Refusals as `bill`.
     """
     at_on = tax_point_on(facts.period)
-    billed = bill(usage, rows_in_force(tax_rows, at_on, facts.tax_version), at_on)
+    in_force = rows_in_force(tax_rows, at_on, facts.tax_version, facts.taken_up_tax_version)
+    billed = bill(usage, in_force, at_on, facts.currency)
     if not isinstance(billed, Bill):
         return billed
     content = _content(facts, first_seq, billed, at_on)
@@ -295,14 +322,15 @@ def draft_of(
     )
 
 
-def number_draft(draft: Draft, at: SeriesPosition) -> Content:
-    """Give a draft its place in its series; nothing else of it changes."""
-    return msgspec.structs.replace(draft.content, number=at.number)
+def number_draft(draft: Draft, at: SeriesPosition, issued_on: dt.date) -> Content:
+    """Give a draft its place in its series and the date of it; nothing else of it changes."""
+    invariant(fiscal_year(issued_on) == at.number_series.fiscal_year, "the year is the date's")
+    return msgspec.structs.replace(draft.content, number=at.number, issued_on=issued_on.isoformat())
 
 
-def finalise(draft: Draft, at: SeriesPosition) -> FinalisedInvoice:
-    """Number and hash a draft: from now on it never changes."""
-    content = number_draft(draft, at)
+def finalise(draft: Draft, at: SeriesPosition, issued_on: dt.date) -> FinalisedInvoice:
+    """Number, date and hash a draft: from now on it never changes."""
+    content = number_draft(draft, at, issued_on)
     return FinalisedInvoice(
         at=at,
         content=content,
@@ -378,8 +406,18 @@ def _content(facts: InvoiceFacts, first_seq: int, billed: Bill, at_on: dt.date) 
         entries=EntryRange(
             first_seq=str(first_seq), last_seq=str(facts.last_seq), last_hash=facts.last_hash
         ),
-        versions=Versions(pipeline_version=PIPELINE_VERSION, tax_version=facts.tax_version),
+        versions=Versions(
+            pipeline_version=PIPELINE_VERSION,
+            tax_version=facts.tax_version,
+            taken_up_tax_version=_taken_up(facts, billed),
+        ),
     )
+
+
+def _taken_up(facts: InvoiceFacts, billed: Bill) -> int | None:
+    """Return the version that was taken up, where any line rests on it."""
+    rests_on = any(line.tax_row.tax_version > facts.tax_version for line in billed.lines)
+    return facts.taken_up_tax_version if rests_on else None
 
 
 def content_bytes(content: Content) -> bytes:
@@ -423,6 +461,11 @@ def printed(content: Content) -> Canonical:
     """Return the strings the template sets, in the order they are set."""
     issued_on = dt.date.fromisoformat(content.issued_on)
     tax_point = dt.date.fromisoformat(content.tax_point_on)
+    decimal_count = EXPONENTS[content.currency]
+
+    def money(shown_minor: str) -> str:
+        return grouped_minor(int(shown_minor), decimal_count)
+
     return {
         "seller": content.legal_entity_name,
         "seller_id": content.legal_entity,
@@ -434,67 +477,75 @@ def printed(content: Content) -> Canonical:
         "from": long_date(first_day_on(content.period)),
         "until": long_date(tax_point),
         "currency": content.currency,
-        "lines": [_printed_line(line) for line in content.lines],
-        "taxes": [_printed_tax(tax) for tax in content.taxes],
-        "net": grouped_minor(int(content.net_minor)),
-        "tax": grouped_minor(int(content.tax_minor)),
-        "total": grouped_minor(int(content.total_minor)),
-        "tender": "" if content.tender_minor == "0" else grouped_minor(-int(content.tender_minor)),
-        "due": grouped_minor(int(content.due_minor)),
+        "rounded_to": ROUNDED_TO[decimal_count],
+        "lines": [_printed_line(line, decimal_count) for line in content.lines],
+        "taxes": [_printed_tax(tax, decimal_count) for tax in content.taxes],
+        "net": money(content.net_minor),
+        "tax": money(content.tax_minor),
+        "total": money(content.total_minor),
+        "tender": "" if content.tender_minor == "0" else money(f"-{content.tender_minor}"),
+        "due": money(content.due_minor),
         "entries": f"{content.entries.first_seq} to {content.entries.last_seq}",
         "last_hash": content.entries.last_hash,
-        "versions": (
-            f"pipeline {content.versions.pipeline_version}, "
-            f"tax table {content.versions.tax_version}"
-        ),
+        "versions": _printed_versions(content.versions),
         "content_sha256": content_sha256(content),
     }
 
 
-def _printed_line(line: InvoiceLine) -> Canonical:
+def _printed_versions(versions: Versions) -> str:
+    text = f"pipeline {versions.pipeline_version}, tax table {versions.tax_version}"
+    if versions.taken_up_tax_version is None:
+        return text
+    return f"{text}, later rows taken up from {versions.taken_up_tax_version}"
+
+
+def _printed_line(line: InvoiceLine, decimal_count: int) -> Canonical:
     return {
         "hub": line.hub,
         "sku": line.sku,
         "price_class": line.price_class.replace("_", "-"),
         "gpu_hours": gpu_hours(int(line.gpu_ms)),
-        "net": grouped_minor(int(line.net_minor)),
+        "net": grouped_minor(int(line.net_minor), decimal_count),
         "tax_rate": percent(line.tax_bps),
-        "tax": grouped_minor(int(line.tax_minor)),
-        "gross": grouped_minor(int(line.net_minor) + int(line.tax_minor)),
+        "tax": grouped_minor(int(line.tax_minor), decimal_count),
+        "gross": grouped_minor(int(line.net_minor) + int(line.tax_minor), decimal_count),
     }
 
 
-def _printed_tax(tax: TaxBreakdown) -> Canonical:
+def _printed_tax(tax: TaxBreakdown, decimal_count: int) -> Canonical:
     return {
         "authority": tax.authority,
         "hub": tax.hub,
         "tax_rate": percent(tax.tax_bps),
         "valid_from": long_date(dt.date.fromisoformat(tax.valid_from)),
         "citation": tax.citation,
-        "net": grouped_minor(int(tax.net_minor)),
-        "tax": grouped_minor(int(tax.tax_minor)),
+        "net": grouped_minor(int(tax.net_minor), decimal_count),
+        "tax": grouped_minor(int(tax.tax_minor), decimal_count),
     }
 
 
-def grouped_minor(shown_minor: int) -> str:
-    """Write minor units with two decimals, grouped as in Pakistan: 12,34,56,789.05."""
-    # The last three digits stand together, all before them in pairs: thousand, lakh, crore.
-    whole, cents = divmod(abs(shown_minor), 100)
-    digits = str(whole)
+def grouped_minor(shown_minor: int, decimal_count: int) -> str:
+    """Write minor units with the currency's decimals, grouped as in Pakistan: 12,34,56,789.05."""
+    whole, part = divmod(abs(shown_minor), 10**decimal_count)
+    shown = f"{'-' if shown_minor < 0 else ''}{_grouped(str(whole))}"
+    return f"{shown}.{part:0{decimal_count}d}" if decimal_count else shown
+
+
+def _grouped(digits: str) -> str:
+    """Group digits: the last three stand together, all before them in pairs (lakh, crore)."""
     groups: list[str] = []
     head, tail = digits[:-3], digits[-3:]
     while head:
         groups.insert(0, head[-2:])
         head = head[:-2]
-    sign = "-" if shown_minor < 0 else ""
-    return f"{sign}{','.join([*groups, tail])}.{cents:02d}"
+    return ",".join([*groups, tail])
 
 
 def gpu_hours(used_gpu_ms: int) -> str:
     """Write GPU-milliseconds as GPU-hours with four decimals, floored: a quantity for display."""
     invariant(used_gpu_ms >= 0, "GPU time of a line is never negative")
     whole, rest_ms = divmod(used_gpu_ms, HOUR_MS)
-    return f"{grouped_minor(whole * 100)[:-3]}.{rest_ms * 10_000 // HOUR_MS:04d}"
+    return f"{_grouped(str(whole))}.{rest_ms * 10_000 // HOUR_MS:04d}"
 
 
 def percent(rate_bps: int) -> str:

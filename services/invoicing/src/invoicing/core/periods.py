@@ -17,9 +17,13 @@ by and cannot be overridden.
 
 A month goes from `open` to `closable` by watermark, to `closing` by finance's command, and to
 `closed` when each of its invoices is done. `close_period` decides about the command. Refusals, in
-order: `PeriodClosed` (closed or closing already), `PeriodIncomplete` (something is missing and
-nobody overrides it), `NothingToBillBy` (an override does not help). Before that, `close_request`
-refuses a date of issue that lies before the tax point (`IssuedTooEarly`).
+order: `PeriodClosed` (closed or closing already), `IssueDateOrder` (finance's date lies before one
+that the series has already), `PeriodIncomplete` (something is missing and nobody overrides it),
+`NothingToBillBy` (an override does not help). Before that, `close_request` refuses a date of issue
+that lies before the tax point (`IssuedTooEarly`).
+
+Whatever keeps a month from going on has a way out that a person can take through an API
+(`WAYS_OUT`); of a closing month, `resumptions` says what becomes of it.
 """
 
 from __future__ import annotations
@@ -27,17 +31,18 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Literal
 
 from hisab_contracts.charges import OpenQuarantine, SourceBehind
 from hisab_contracts.ids import HubCode, LegalEntityId, TenantId
 from hisab_contracts.units import instant_text, month_bounds_ms
-from invoicing.core.document import InvoiceStep, default_issued_on
+from invoicing.core.document import InvoiceStep, default_issued_on, issue_date_on
 from invoicing.core.sellers import Seller
 from invoicing.core.tax import TaxRow, rows_in_force, tax_point_on, version_of
 
-BillStep = Literal["compute"] | InvoiceStep
-"""What a bill of a closing month still needs: to be computed, and then what an invoice needs."""
+BillStep = Literal["compute", "number"] | InvoiceStep
+"""What a bill of a closing month still needs: to be computed, a number, what an invoice needs."""
 
 BlockerKind = (
     Literal[
@@ -49,13 +54,45 @@ BlockerKind = (
         "tenant-unknown",
         "legal-entity-missing",
         "tax-missing",
+        "currency-unknown",
     ]
     | BillStep
 )
-"""What keeps a month open; while it is closing, a step of a bill.
+"""What keeps a month open; while it is closing, a step of a bill, or why it cannot be computed.
 
 Closings keep what they overrode for ever: a kind may be added here, and none is ever taken away.
 """
+
+_CLOSE_AGAIN: Final = "POST /v1/periods/{month}/close again (under a new Idempotency-Key)"
+
+WAYS_OUT: Final[Mapping[BlockerKind, str]] = MappingProxyType(
+    {
+        "no-watermark": "it goes once a hub emits; or close with an override",
+        "watermark": "the source's agent catches up, or an operator retires it at metering (POST "
+        "/v1/hubs/{hub}/sources/retire); or close with an override",
+        "silent-hub": "the hub emits again, or an operator retires its sources at metering (POST "
+        "/v1/hubs/{hub}/sources/retire); or close with an override",
+        "quarantine": "an operator replays or dismisses the records at metering (POST "
+        "/v1/quarantine/{id}/replay or /dismiss); or close with an override",
+        "entry-gap": "the entries are fetched from the ledger's API as soon as it answers: see "
+        "that the ledger runs and knows invoicing's key",
+        "tenant-unknown": "it goes once the ledger's record of the tenant is read: see lag_records "
+        "of GET /v1/status",
+        "legal-entity-missing": "an operator registers who sells: POST /v1/legal-entities",
+        "tax-missing": "an operator records the hub's row: POST /v1/tax-rates; if the month is "
+        f"closing, {_CLOSE_AGAIN} takes the row up",
+        "currency-unknown": f"{_CLOSE_AGAIN} with an override sets the tenant's bill aside",
+        "compute": "it is tried again within a minute, as after a new release; "
+        f"{_CLOSE_AGAIN} with an override sets the tenant's bill aside",
+        "number": "it is numbered once each bill of the month is computed, skipped or set aside",
+        "pdf": f"it is tried again within a minute; {_CLOSE_AGAIN} with an override lets the month "
+        "close, and the PDF follows when it can be made",
+        "ledger": "it is asked again within a minute: see that the ledger runs and knows "
+        "invoicing's key; where it refuses, mend the tenant's book there; "
+        f"{_CLOSE_AGAIN} with an override lets the month close, and the entry follows",
+    }
+)
+"""What a person can do about each kind: no month is ever in a state without a way out."""
 
 LASTING: Final[frozenset[BlockerKind]] = frozenset(
     {"entry-gap", "tenant-unknown", "legal-entity-missing", "tax-missing"}
@@ -95,7 +132,8 @@ class CloseRequest:
     """What finance asks for: close a month, date its invoices, perhaps in spite of something."""
 
     period: str
-    issued_on: dt.date
+    issued_on: dt.date | None
+    """The date that finance gave; None lets the service choose."""
     override_reason: str | None
     """Why the month is closed although it is not complete; None does not override."""
     actor: str
@@ -129,10 +167,20 @@ class OutstandingBill:
     """What one tenant's bill of a month that is being closed still needs, and why."""
 
     tenant_id: TenantId
-    step: BillStep
+    kind: BlockerKind
+    """The step it is at, or by its kind why it cannot be computed."""
+    hub: HubCode | None
     attempts: int
     reason: str | None
     """Why the last attempt failed; None while it is in progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantCurrency:
+    """The currency of a tenant's book."""
+
+    tenant_id: TenantId
+    currency: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +196,15 @@ class PeriodState:
     """Tenants some of whose entries are still missing here: they are being fetched."""
     unknown_tenants: tuple[TenantId, ...]
     """Tenants with charges in the month of whom nothing has been said yet."""
+    unknown_currencies: tuple[TenantCurrency, ...]
+    """Commercial tenants with charges in the month whose currency ISO 4217 does not know."""
     billed_hubs: tuple[HubCode, ...]
     """Hubs at which commercial tenants used something in the month."""
     tax_rows: tuple[TaxRow, ...]
     """The whole tax table."""
     sellers: tuple[Seller, ...]
+    last_issued_on: dt.date | None
+    """The seller's latest date: of a number, or given to a closing whose numbers are to come."""
     recorded: RecordedClosing | None
     outstanding: tuple[OutstandingBill, ...]
     """Empty unless the month is being closed."""
@@ -179,6 +231,14 @@ class PeriodClosed:
 
 
 @dataclass(frozen=True, slots=True)
+class IssueDateOrder:
+    """The date that finance gave lies before one that the series has: dates never fall."""
+
+    issued_on: dt.date
+    earliest_on: dt.date
+
+
+@dataclass(frozen=True, slots=True)
 class PeriodIncomplete:
     """Something is missing, and the command does not override it."""
 
@@ -193,26 +253,32 @@ class NothingToBillBy:
     lasting: tuple[PeriodBlocker, ...]
 
 
-CloseRefused = PeriodClosed | PeriodIncomplete | NothingToBillBy
+CloseRefused = PeriodClosed | IssueDateOrder | PeriodIncomplete | NothingToBillBy
 """Why a month is not closed, in order of precedence."""
 
 
 def close_request(
     period: str, issued_on: dt.date | None, override_reason: str | None, actor: str
 ) -> CloseRequest | IssuedTooEarly:
-    """Complete what finance sent: without a date, invoices carry the first day after the month."""
-    at_on = issued_on or default_issued_on(period)
-    if at_on < tax_point_on(period):
+    """Read what finance sent; a date before the month's service is rendered is refused."""
+    if issued_on is not None and issued_on < tax_point_on(period):
         return IssuedTooEarly()
     return CloseRequest(
-        period=period, issued_on=at_on, override_reason=override_reason, actor=actor
+        period=period, issued_on=issued_on, override_reason=override_reason, actor=actor
     )
 
 
 def close_period(state: PeriodState, request: CloseRequest) -> Closing | CloseRefused:
-    """Decide whether a month is closed; everything in its way that is overridden is recorded."""
+    """Decide whether a month is closed; everything in its way that is overridden is recorded.
+
+    Without a date of finance's, invoices carry the first day after the month, or the last date of
+    their series where that is later.
+    """
     if state.recorded is not None:
         return PeriodClosed(state.period)
+    last_on, given_on = state.last_issued_on, request.issued_on
+    if given_on is not None and last_on is not None and given_on < last_on:
+        return IssueDateOrder(given_on, last_on)
     found = blockers(state)
     if found and request.override_reason is None:
         return PeriodIncomplete(found)
@@ -224,7 +290,7 @@ def close_period(state: PeriodState, request: CloseRequest) -> Closing | CloseRe
     return Closing(
         period=state.period,
         legal_entity_id=seller.legal_entity_id,
-        issued_on=request.issued_on,
+        issued_on=given_on or issue_date_on(default_issued_on(state.period), last_on),
         override_reason=request.override_reason,
         overridden=found,
         tax_version=version_of(state.tax_rows),
@@ -238,13 +304,14 @@ def progress_of(state: PeriodState) -> PeriodProgress:
         found = blockers(state)
         return PeriodProgress("open" if found else "closable", found)
     if state.recorded.closed_at is None:
-        return PeriodProgress("closing", tuple(_unfinished(bill) for bill in state.outstanding))
+        return PeriodProgress("closing", tuple(unfinished(bill) for bill in state.outstanding))
     return PeriodProgress("closed", ())
 
 
-def _unfinished(bill: OutstandingBill) -> PeriodBlocker:
+def unfinished(bill: OutstandingBill) -> PeriodBlocker:
+    """Say what a bill of a closing month still needs as something that blocks the month."""
     detail = f"attempt {bill.attempts}: {bill.reason}" if bill.reason else "in progress"
-    return PeriodBlocker(kind=bill.step, tenant_id=bill.tenant_id, detail=detail)
+    return PeriodBlocker(kind=bill.kind, hub=bill.hub, tenant_id=bill.tenant_id, detail=detail)
 
 
 def describe(blocker: PeriodBlocker) -> str:
@@ -273,6 +340,14 @@ def blockers(state: PeriodState) -> tuple[PeriodBlocker, ...]:
                 detail="nothing says yet who this tenant is",
             )
             for tenant_id in state.unknown_tenants
+        ),
+        *(
+            PeriodBlocker(
+                kind="currency-unknown",
+                tenant_id=book.tenant_id,
+                detail=f"ISO 4217 gives {book.currency} no minor unit that could be billed",
+            )
+            for book in state.unknown_currencies
         ),
         *_nothing_to_bill_by(state),
     )

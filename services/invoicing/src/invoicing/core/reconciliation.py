@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hisab_contracts.reference import TenantKind
-from hisab_contracts.units import MICRO_PER_MINOR
 from invoicing.core.document import BillState
 
-ChargePlace = Literal["non-commercial", "not-invoiced", "late", "skipped", "invoiced"]
+ChargePlace = Literal["non-commercial", "not-invoiced", "late", "skipped", "set-aside", "invoiced"]
 """Where a charge is, once its month is closed or not; each charge is in exactly one place."""
 
 
@@ -43,7 +42,8 @@ class DocumentSums:
     """What a month's invoices say, as they were issued."""
 
     residue_micro: int
-    net_minor: int
+    stated_micro: int
+    """Their nets in whole minor units, as micro: each by the M of its own currency."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,10 @@ class MonthFacts:
     """Charges whose month is not closed, or whose invoice has no number yet."""
     skipped_micro: int
     """Charges of zero bills."""
+    set_aside_micro: int
+    """Charges of bills that could not be computed and were set aside by an override."""
     residue_micro: int
-    net_minor: int
+    stated_micro: int
 
 
 WaterfallStepName = Literal[
@@ -75,6 +77,7 @@ WaterfallStepName = Literal[
     "late",
     "not-invoiced",
     "skipped-zero-invoices",
+    "set-aside",
     "residue",
     "invoiced",
     "net",
@@ -107,6 +110,8 @@ def place_of(sums: ChargeSums, *, closed: bool) -> ChargePlace:
         return "late"
     if sums.bill_state == "skipped":
         return "skipped"
+    if sums.bill_state == "set_aside":
+        return "set-aside"
     return "invoiced" if sums.bill_state == "numbered" else "not-invoiced"
 
 
@@ -129,8 +134,9 @@ def month_facts(
         late_micro=in_place.get("late", 0),
         not_invoiced_micro=in_place.get("not-invoiced", 0),
         skipped_micro=in_place.get("skipped", 0),
+        set_aside_micro=in_place.get("set-aside", 0),
         residue_micro=documents.residue_micro,
-        net_minor=documents.net_minor,
+        stated_micro=documents.stated_micro,
     )
 
 
@@ -146,8 +152,9 @@ def waterfall(facts: MonthFacts) -> tuple[WaterfallStep, ...]:
         WaterfallStep("late", -facts.late_micro),
         WaterfallStep("not-invoiced", -facts.not_invoiced_micro),
         WaterfallStep("skipped-zero-invoices", -facts.skipped_micro),
+        WaterfallStep("set-aside", -facts.set_aside_micro),
         WaterfallStep("residue", facts.residue_micro),
-        WaterfallStep("invoiced", -facts.net_minor * MICRO_PER_MINOR),
+        WaterfallStep("invoiced", -facts.stated_micro),
     )
 
 
@@ -180,8 +187,9 @@ def difference_micro(steps: Iterable[WaterfallStep]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class MonthTotals:
-    """What a month's invoices add up to."""
+    """What a month's invoices in one currency add up to."""
 
+    currency: str
     invoices_count: int
     net_minor: int
     tax_minor: int

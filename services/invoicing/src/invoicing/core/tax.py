@@ -18,6 +18,8 @@ changes within a month therefore applies to the whole of it.
 
 **Version.** Rows are numbered as they are recorded. An invoice pins the highest number known when
 its month was closed, so a row recorded later, whatever its date, never changes an old invoice.
+Where a month is parked because a hub had no row at all, finance may have rows recorded later *taken
+up* (`resumptions`): the bill pins that version too, and it counts only for hubs that had no row.
 
 Refusals: `TaxMissing` when no row covers a hub on the tax point; `TaxRowDiffers` when a row is to
 be recorded for a hub and a date that have another one.
@@ -26,7 +28,7 @@ be recorded for a hub and a date that have another one.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hisab_contracts.ids import HubCode
@@ -83,13 +85,21 @@ def tax_point_on(month: str) -> dt.date:
 
 
 def rows_in_force(
-    rows: Iterable[TaxRow], at_on: dt.date, tax_version: int
+    rows: Collection[TaxRow], at_on: dt.date, tax_version: int, taken_up_version: int | None = None
 ) -> Mapping[HubCode, TaxRow]:
     """Return each hub's row in force on a date, as the table stood at a version.
 
     The newest `valid_from` not after the date wins. Two rows of one hub never begin on one day (a
-    constraint of the table), so the order in which rows arrive cannot matter.
+    constraint of the table), so the order in which rows arrive cannot matter. A hub that had no row
+    in force gets the one that the table had at `taken_up_version`; no other hub's row changes.
     """
+    chosen = _in_force(rows, at_on, tax_version)
+    if taken_up_version is None:
+        return chosen
+    return {**_in_force(rows, at_on, taken_up_version), **chosen}
+
+
+def _in_force(rows: Iterable[TaxRow], at_on: dt.date, tax_version: int) -> dict[HubCode, TaxRow]:
     chosen: dict[HubCode, TaxRow] = {}
     for row in rows:
         if row.tax_version > tax_version or row.valid_from > at_on:

@@ -1,23 +1,26 @@
 """SQL of closing a month: the command, bills to make, numbers, and the steps that remain.
 
-The tax table stands here as well, because a closing pins its version: what a bill is computed from
-is read in this module and in `entries`, nowhere else.
-
 Numbering is one short transaction. It holds the closing's row, so the numbers of one month follow
-the order of its tenants whoever finalises; it takes the counter's row last, and only the invoice,
-its steps and its message follow. The gap proof is a constraint: every invoice but the first of its
-series refers to the one before it.
+the order of its tenants whoever finalises; it takes the row of the series last, over all fiscal
+years, and only counter, invoices, their steps and messages follow. The gap proof is a constraint:
+every invoice but the first of its series refers to the one before it. That dates never fall is held
+by a trigger, which compares each with the row of its series.
+
+What a lock protects is read after the lock, by a statement of its own: a sub-select beside `for
+update` would still see what was there before it waited.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import asyncpg
 import msgspec
 
-from hisab_contracts.ids import DocumentId, TenantId
+from hisab_contracts.ids import DocumentId, LegalEntityId, TenantId
 from invoicing.core.document import (
     ComputedBill,
     Draft,
@@ -30,11 +33,8 @@ from invoicing.core.document import (
     steps_of,
 )
 from invoicing.core.periods import Closing, OutstandingBill, PeriodBlocker, RecordedClosing
-from invoicing.core.tax import TaxRow
 
 if TYPE_CHECKING:
-    import asyncpg
-
     from runtime.database import Connection
 
 REASON_LENGTH: Final = 1000
@@ -95,9 +95,9 @@ async def record_closing(connection: Connection, closing: Closing) -> bool:
     return status == "INSERT 0 1"
 
 
-# One bill for each commercial tenant with charges in the month, cut at its book's position. This is
-# decided in SQL because the cut must be one snapshot: read book by book, a bill made last would
-# include what was booked meanwhile, and a tenant with a million charges costs no more than another.
+# One bill for each commercial tenant with charges in the month, cut at its book's position. It runs
+# in the snapshot that the close was decided on: whatever is booked meanwhile is late for all alike.
+# In SQL, so that a tenant with a million charges costs no more than another.
 _ADD_BILLS = """
 insert into bills (period, legal_entity_id, tenant_id, last_seq)
 select c.period, c.legal_entity_id, b.tenant_id, b.contiguous_seq
@@ -117,6 +117,20 @@ async def add_bills(connection: Connection, period: str) -> None:
     await connection.execute(_ADD_BILLS, period)
 
 
+# Written by every close, so that two at once cannot both be decided on the same dates: the snapshot
+# of the second is refused, and it is run again.
+_COUNT_CLOSING = """
+insert into invoice_series as s (legal_entity_id, series, closings_count)
+select l.legal_entity_id, l.series, 1 from legal_entities l where l.legal_entity_id = $1
+on conflict (legal_entity_id, series) do update set closings_count = s.closings_count + 1
+"""
+
+
+async def count_closing(connection: Connection, closing: Closing) -> None:
+    """Write down in its series that a closing was given its date."""
+    await connection.execute(_COUNT_CLOSING, closing.legal_entity_id)
+
+
 # The first asked for is worked on first.
 _OPEN_PERIODS = "select period from closings where closed_at is null order by requested_at, period"
 
@@ -126,7 +140,8 @@ async def open_periods(connection: Connection) -> list[str]:
     return [row["period"] for row in await connection.fetch(_OPEN_PERIODS)]
 
 
-# A month is closed once each of its bills is skipped or numbered and each invoice is complete. The
+# A month is closed once each of its bills is skipped, set aside or numbered and each invoice is
+# complete, but for steps that an override does not wait for. The
 # condition is in the statement, so that of a step that fails meanwhile nothing is overlooked.
 _CLOSE_IF_DONE = """
 update closings c set closed_at = clock_timestamp()
@@ -135,7 +150,7 @@ update closings c set closed_at = clock_timestamp()
                     where b.period = c.period and b.state in ('pending', 'computed'))
    and not exists (select from invoices i
                      join invoice_steps s on s.invoice_id = i.invoice_id
-                    where i.period = c.period and s.done_at is null)
+                    where i.period = c.period and s.done_at is null and not s.waived)
 """
 
 
@@ -144,75 +159,39 @@ async def close_if_done(connection: Connection, period: str) -> bool:
     return await connection.execute(_CLOSE_IF_DONE, period) == "UPDATE 1"
 
 
-# What bills, not yet numbered, and numbered invoices still need; at most so many are shown.
+# What bills, not yet numbered, and numbered invoices still need: what has failed comes first, and
+# at most so many are shown.
 _OUTSTANDING = """
-select 'compute' as step, b.tenant_id, b.attempts, b.reason
-  from bills b
- where b.period = $1 and b.state in ('pending', 'computed')
-union all
-select s.step, s.tenant_id, s.attempts, s.reason
-  from invoices i
-  join invoice_steps s on s.invoice_id = i.invoice_id
- where i.period = $1 and s.done_at is null
- order by step, tenant_id
+select o.kind, o.hub, o.tenant_id, o.attempts, o.reason
+  from (select case when b.state = 'computed' then 'number'
+                    else coalesce(b.reason_kind, 'compute') end as kind,
+               b.reason_hub as hub, b.tenant_id, b.attempts, b.reason
+          from bills b
+         where b.period = $1 and b.state in ('pending', 'computed')
+        union all
+        select s.step, null, s.tenant_id, s.attempts, s.reason
+          from invoices i
+          join invoice_steps s on s.invoice_id = i.invoice_id
+         where i.period = $1 and s.done_at is null and not s.waived) as o
+ where not $2 or o.reason is not null
+ order by o.reason is null, o.kind, o.tenant_id
  limit 1000
 """
 
 
-async def outstanding_bills(connection: Connection, period: str) -> tuple[OutstandingBill, ...]:
+async def outstanding_bills(
+    connection: Connection, period: str, *, failed_only: bool = False
+) -> tuple[OutstandingBill, ...]:
     """Return what the bills of a month that is being closed still need, and why."""
     return tuple(
         OutstandingBill(
             tenant_id=row["tenant_id"],
-            step=row["step"],
+            kind=row["kind"],
+            hub=row["hub"],
             attempts=row["attempts"],
             reason=row["reason"],
         )
-        for row in await connection.fetch(_OUTSTANDING, period)
-    )
-
-
-# The tax table.
-
-
-_TAX_COLUMNS = "tax_version, hub, authority, tax_bps, valid_from, citation"
-
-
-def _tax_row_from_row(row: asyncpg.Record) -> TaxRow:
-    return TaxRow(
-        tax_version=row["tax_version"],
-        hub=row["hub"],
-        authority=row["authority"],
-        tax_bps=row["tax_bps"],
-        valid_from=row["valid_from"],
-        citation=row["citation"],
-    )
-
-
-_TAX_ROWS = "select " + _TAX_COLUMNS + " from tax_rates order by tax_version"
-
-
-async def tax_rows(connection: Connection) -> list[TaxRow]:
-    """Return the whole tax table, in the order it was recorded."""
-    return [_tax_row_from_row(row) for row in await connection.fetch(_TAX_ROWS)]
-
-
-_ADD_TAX_ROW = (
-    "insert into tax_rates (" + _TAX_COLUMNS + ", actor) values ($1, $2, $3, $4, $5, $6, $7)"
-)
-
-
-async def add_tax_row(connection: Connection, row: TaxRow, *, actor: str) -> None:
-    """Record a tax row under the next number (the caller holds the register)."""
-    await connection.execute(
-        _ADD_TAX_ROW,
-        row.tax_version,
-        row.hub,
-        row.authority,
-        row.tax_bps,
-        row.valid_from,
-        row.citation,
-        actor,
+        for row in await connection.fetch(_OUTSTANDING, period, failed_only)
     )
 
 
@@ -230,6 +209,7 @@ def facts_from_row(row: asyncpg.Record) -> InvoiceFacts:
         currency=row["currency"],
         issued_on=row["issued_on"],
         tax_version=row["tax_version"],
+        taken_up_tax_version=row["taken_up_tax_version"],
         last_seq=row["last_seq"],
         last_hash=row["last_hash"],
     )
@@ -238,7 +218,7 @@ def facts_from_row(row: asyncpg.Record) -> InvoiceFacts:
 # Bills whose turn has come: not computed yet, or tried in vain and due again.
 _PENDING_BILLS = """
 select b.legal_entity_id, b.tenant_id, b.period, b.last_seq, l.name, l.series, t.currency,
-       c.issued_on, c.tax_version, encode(e.entry_hash, 'hex') as last_hash
+       c.issued_on, c.tax_version, b.taken_up_tax_version, encode(e.entry_hash, 'hex') as last_hash
   from bills b
   join closings c on c.period = b.period
   join legal_entities l on l.legal_entity_id = b.legal_entity_id
@@ -266,11 +246,12 @@ _COUNT_ATTEMPT = """attempts = attempts + 1,
 _STORE_COMPUTED = (
     """
 update bills b
-   set state = n.state, draft = n.draft, reason = n.reason, """
+   set state = n.state, draft = n.draft, reason = n.reason, reason_kind = n.reason_kind,
+       reason_hub = n.reason_hub, """
     + _COUNT_ATTEMPT
     + """
-  from unnest($2::text[], $3::text[], $4::jsonb[], $5::text[])
-       as n (tenant_id, state, draft, reason)
+  from unnest($2::text[], $3::text[], $4::jsonb[], $5::text[], $6::text[], $7::text[])
+       as n (tenant_id, state, draft, reason, reason_kind, reason_hub)
  where b.period = $1 and b.tenant_id = n.tenant_id and b.state = 'pending'
 """
 )
@@ -289,39 +270,49 @@ async def store_computed(
             None if bill.draft is None else msgspec.json.encode(bill.draft).decode()
             for bill in computed
         ],
-        [bill.reason for bill in computed],
+        [bill.reason and bill.reason[:REASON_LENGTH] for bill in computed],
+        [bill.reason_kind for bill in computed],
+        [bill.reason_hub for bill in computed],
     )
 
 
 # Numbering.
 
 
+class NumberingRefused(Exception):
+    """The database refuses an invoice: a defect of ours, of this release or of one before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NumberingTurn:
+    """A month whose bills are all computed, while this transaction alone may number them."""
+
+    legal_entity_id: LegalEntityId
+    series: str
+    issued_on: dt.date
+
+
 # The row lock makes one of any number of finalisers number this month.
 _LOCK_CLOSING = """
-select legal_entity_id, issued_on from closings
- where period = $1 and closed_at is null
-   for update
+select legal_entity_id from closings where period = $1 and closed_at is null for update
 """
-
 # Read after the lock: the month as whoever held it before us has left it.
-_NUMBERING = """
-select l.series,
-       exists (select from bills b where b.period = $1 and b.state = 'pending') as pending
-  from legal_entities l
- where l.legal_entity_id = $2
+_NUMBERING_TURN = """
+select c.legal_entity_id, l.series, c.issued_on,
+       exists (select from bills b where b.period = c.period and b.state = 'pending') as pending
+  from closings c
+  join legal_entities l on l.legal_entity_id = c.legal_entity_id
+ where c.period = $1 and c.closed_at is null
 """
 
 
-async def lock_numbering(connection: Connection, period: str) -> NumberSeries | None:
+async def lock_numbering(connection: Connection, period: str) -> NumberingTurn | None:
     """Become the only one who numbers a month; None while bills are still to compute."""
-    closing = await connection.fetchrow(_LOCK_CLOSING, period)
-    if closing is None:
-        return None
-    legal_entity_id = closing["legal_entity_id"]
-    row = await connection.fetchrow(_NUMBERING, period, legal_entity_id)
+    await connection.fetch(_LOCK_CLOSING, period)
+    row = await connection.fetchrow(_NUMBERING_TURN, period)
     if row is None or row["pending"]:
         return None
-    return NumberSeries.on(legal_entity_id, row["series"], closing["issued_on"])
+    return NumberingTurn(row["legal_entity_id"], row["series"], row["issued_on"])
 
 
 # Numbers follow the order of tenants, so that a month closed again elsewhere has the same ones.
@@ -341,7 +332,26 @@ async def computed_drafts(connection: Connection, period: str, limit: int) -> li
 
 
 # The last lock of the numbering transaction, so that it is held as briefly as can be: every month
-# of this seller waits for it.
+# of this seller waits for it, whatever its fiscal year, because dates never fall over all of them.
+_MAKE_SERIES = """
+insert into invoice_series (legal_entity_id, series) values ($1, $2)
+on conflict (legal_entity_id, series) do nothing
+"""
+_LOCK_SERIES = """
+select last_issued_on from invoice_series where legal_entity_id = $1 and series = $2 for update
+"""
+
+
+async def lock_series(
+    connection: Connection, legal_entity_id: LegalEntityId, series: str
+) -> dt.date | None:
+    """Take the last lock, that of a series; returns the date of its last number."""
+    await connection.execute(_MAKE_SERIES, legal_entity_id, series)
+    last_on: dt.date | None = await connection.fetchval(_LOCK_SERIES, legal_entity_id, series)
+    return last_on
+
+
+# Held to one at a time by the lock of the series.
 _TAKE_POSITIONS = """
 insert into invoice_counters as c (legal_entity_id, series, fiscal_year, last_position)
 values ($1, $2, $3, $4)
@@ -352,7 +362,7 @@ returning last_position
 
 
 async def take_positions(connection: Connection, series: NumberSeries, count: int) -> int:
-    """Take the next `count` positions of a series: the last lock. Returns the first of them."""
+    """Take the next `count` positions of a series in one year; returns the first of them."""
     last_position = await connection.fetchval(
         _TAKE_POSITIONS, series.legal_entity_id, series.series, series.fiscal_year, count
     )
@@ -400,20 +410,23 @@ async def insert_invoices(
 ) -> None:
     """Write a month's numbered invoices and what remains to be done for each.
 
-    The constraints of the table refuse gaps and wrong sums.
+    The constraints of the table refuse gaps, wrong sums and dates that fall: `NumberingRefused`.
     """
     in_series = [invoice.at.number_series for invoice in invoices]
-    await connection.execute(
-        _INSERT_INVOICES,
-        [series.legal_entity_id for series in in_series],
-        [series.series for series in in_series],
-        [series.fiscal_year for series in in_series],
-        [invoice.at.position for invoice in invoices],
-        [invoice.funded_micro for invoice in invoices],
-        [invoice.receivable_micro for invoice in invoices],
-        [content_bytes(invoice.content).decode() for invoice in invoices],
-        [invoice.content_sha256 for invoice in invoices],
-    )
+    try:
+        await connection.execute(
+            _INSERT_INVOICES,
+            [series.legal_entity_id for series in in_series],
+            [series.series for series in in_series],
+            [series.fiscal_year for series in in_series],
+            [invoice.at.position for invoice in invoices],
+            [invoice.funded_micro for invoice in invoices],
+            [invoice.receivable_micro for invoice in invoices],
+            [content_bytes(invoice.content).decode() for invoice in invoices],
+            [invoice.content_sha256 for invoice in invoices],
+        )
+    except asyncpg.IntegrityConstraintViolationError as error:
+        raise NumberingRefused(str(error)) from error
     steps = [(invoice.content, step) for invoice in invoices for step in steps_of(invoice)]
     await connection.execute(
         _INSERT_STEPS,
@@ -424,6 +437,28 @@ async def insert_invoices(
     await connection.execute(
         _MARK_NUMBERED, period, [invoice.content.tenant_id for invoice in invoices]
     )
+
+
+# The bill that comes next is computed again, by today's rules, and says why it has no number.
+_RETURN_NEXT_BILL = (
+    """
+update bills b
+   set state = 'pending', draft = null, reason = $2, reason_kind = 'compute', reason_hub = null,
+       """
+    + _COUNT_ATTEMPT
+    + """
+ where b.period = $1 and b.state = 'computed'
+   and b.tenant_id = (select n.tenant_id from bills n
+                       where n.period = $1 and n.state = 'computed'
+                       order by n.legal_entity_id, n.tenant_id
+                       limit 1)
+"""
+)
+
+
+async def return_next_bill(connection: Connection, period: str, reason: str) -> None:
+    """Take the next bill to number back among those to compute: it was refused a number."""
+    await connection.execute(_RETURN_NEXT_BILL, period, reason[:REASON_LENGTH])
 
 
 # What remains to be done for a numbered invoice.

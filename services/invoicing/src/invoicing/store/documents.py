@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from invoicing.core.differences import IssuedDocument
 from invoicing.core.document import (
     Content,
     InvoiceFacts,
@@ -123,25 +124,26 @@ async def pdf_of(connection: Connection, invoice_id: str) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class InvoiceBasis:
-    """What an invoice was computed from, beside its charges, and the hashes it must come to."""
+    """What an invoice was computed from, beside its charges, and the document it must come to."""
 
     facts: InvoiceFacts
     first_seq: int
     position: int
-    content_sha256: str
-    pdf_sha256: str | None
+    issued: IssuedDocument
 
 
-# Nothing of this is taken from the invoice's content: a content that was changed behind us must not
-# be compared with itself.
+# Nothing that is computed from is taken from the invoice's content: a content that was changed
+# behind us must not be compared with itself. What is gone from the entries is read as nothing, so
+# that it shows as a difference.
 _BASIS = """
-select i.legal_entity_id, i.series, i.tenant_id, i.period, i.issued_on, i.position,
-       i.content_sha256, l.name, t.currency, c.tax_version, b.last_seq, p.pdf_sha256,
-       (select encode(e.entry_hash, 'hex') from entries e
-         where e.tenant_id = b.tenant_id and e.seq = b.last_seq) as last_hash,
-       (select min(e.seq) from entries e
-         where e.tenant_id = b.tenant_id and e.kind = 'charge' and e.period = b.period
-           and e.seq <= b.last_seq) as first_seq
+select i.legal_entity_id, i.series, i.tenant_id, i.period, i.issued_on, i.position, i.content,
+       i.content_sha256, l.name, t.currency, c.tax_version, b.taken_up_tax_version, b.last_seq,
+       p.pdf_sha256, encode(sha256(p.pdf), 'hex') as stored_pdf_sha256,
+       coalesce((select encode(e.entry_hash, 'hex') from entries e
+                  where e.tenant_id = b.tenant_id and e.seq = b.last_seq), '') as last_hash,
+       coalesce((select min(e.seq) from entries e
+                  where e.tenant_id = b.tenant_id and e.kind = 'charge' and e.period = b.period
+                    and e.seq <= b.last_seq), 0) as first_seq
   from invoices i
   join legal_entities l on l.legal_entity_id = i.legal_entity_id
   join tenants t on t.tenant_id = i.tenant_id
@@ -154,7 +156,7 @@ select i.legal_entity_id, i.series, i.tenant_id, i.period, i.issued_on, i.positi
 
 
 async def invoice_basis(connection: Connection, invoice_id: str) -> InvoiceBasis | None:
-    """Read what an invoice rests on, apart from its stored content."""
+    """Read what an invoice rests on, apart from its stored content, and that to compare it with."""
     row = await connection.fetchrow(_BASIS, invoice_id)
     if row is None:
         return None
@@ -162,6 +164,10 @@ async def invoice_basis(connection: Connection, invoice_id: str) -> InvoiceBasis
         facts=facts_from_row(row),
         first_seq=row["first_seq"],
         position=row["position"],
-        content_sha256=row["content_sha256"],
-        pdf_sha256=row["pdf_sha256"],
+        issued=IssuedDocument(
+            content=read_content(row["content"]),
+            content_sha256=row["content_sha256"],
+            pdf_sha256=row["pdf_sha256"],
+            stored_pdf_sha256=row["stored_pdf_sha256"],
+        ),
     )

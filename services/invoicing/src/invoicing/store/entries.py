@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 CHARGES_AT_ONCE: Final = 5_000
 """How many single charges a recomputation reads in one statement."""
 
+SEQS_AT_ONCE: Final = 1_000
+"""How many seqs behind a gap are looked at in one statement: while one is open, a book may hold any
+number of later entries."""
+
 
 class ForkedError(Exception):
     """An entry came again with another content: the ledger's history was changed behind us."""
@@ -194,8 +198,8 @@ _LOCK_BOOKS = (
     + _BOOK_COLUMNS
     + " from books where tenant_id = any($1::text[]) order by tenant_id for update"
 )
-_SEQS_AFTER_GAP = """
-select seq from entries where tenant_id = $1 and seq > $2 order by seq
+_SEQS_AFTER = """
+select seq from entries where tenant_id = $1 and seq > $2 order by seq limit $3
 """
 # `greatest`: of two who made a book's first row at once neither held it, so the later one must not
 # take the book back.
@@ -225,14 +229,23 @@ async def _move_books_on(connection: Connection, entries: Sequence[BookEntry]) -
     contiguous, highest = [], []
     for tenant in tenants:
         book = by_tenant.get(tenant) or BookGap(tenant, contiguous_seq=0, highest_seq=0)
-        present: Collection[int] = seqs[tenant]
+        position = contiguous_after(book.contiguous_seq, seqs[tenant])
         if book.contiguous_seq < book.highest_seq:
             # The batch may close a gap before entries that came earlier: they count as well.
-            rows = await connection.fetch(_SEQS_AFTER_GAP, tenant, book.contiguous_seq)
-            present = [row["seq"] for row in rows]
-        contiguous.append(contiguous_after(book.contiguous_seq, present))
+            position = await _contiguous_after(connection, tenant, book.contiguous_seq)
+        contiguous.append(position)
         highest.append(max(book.highest_seq, *seqs[tenant]))
     await connection.execute(_STORE_BOOKS, tenants, contiguous, highest)
+
+
+async def _contiguous_after(connection: Connection, tenant_id: TenantId, position: int) -> int:
+    """Move a position on over what is here, reading no further than one statement past a gap."""
+    while True:
+        rows = await connection.fetch(_SEQS_AFTER, tenant_id, position, SEQS_AT_ONCE)
+        moved = contiguous_after(position, [row["seq"] for row in rows])
+        if moved < position + SEQS_AT_ONCE:
+            return moved
+        position = moved
 
 
 def contiguous_after(position: int, seqs: Collection[int]) -> int:
@@ -243,17 +256,23 @@ def contiguous_after(position: int, seqs: Collection[int]) -> int:
     return position
 
 
-# The first books that have a gap; the rest have their turn when these are whole.
+# The next books that have a gap, by an index that holds only these. Books of programmes (their ids
+# begin with a slash) bill nobody: what is missing of them holds up no month.
 _GAPS = (
     "select "
     + _BOOK_COLUMNS
-    + " from books where contiguous_seq < highest_seq order by tenant_id limit 20"
+    + """
+  from books
+ where contiguous_seq < highest_seq and tenant_id > $1 and not starts_with(tenant_id, '/')
+ order by tenant_id
+ limit 20
+"""
 )
 
 
-async def gaps(connection: Connection) -> list[BookGap]:
-    """Return the first books that have a gap, in order of tenant."""
-    return [_gap_from_row(row) for row in await connection.fetch(_GAPS)]
+async def gaps(connection: Connection, after: str = "") -> list[BookGap]:
+    """Return the next tenants' books that have a gap, in order of tenant; at most 20."""
+    return [_gap_from_row(row) for row in await connection.fetch(_GAPS, after)]
 
 
 # Watermarks.
@@ -318,12 +337,34 @@ async def store_watermarks(
     )
 
 
-_WATERMARKS = "select " + _WATERMARK_COLUMNS + " from watermarks order by partition, hub"
+# Of what waits in quarantine only the month's: each watermark may list thousands of others.
+_MONTH_WATERMARKS = """
+select partition, hub, revision, watermark_at, silent, behind,
+       jsonb_path_query_array(quarantined, '$[*] ? (@.month == $month)',
+                              jsonb_build_object('month', $1::text)) as quarantined
+  from watermarks
+ order by partition, hub
+"""
 
 
-async def watermarks(connection: Connection) -> tuple[PartitionWatermark, ...]:
-    """Return the newest watermark of every hub in every partition."""
-    return tuple(_watermark_from_row(row) for row in await connection.fetch(_WATERMARKS))
+async def month_watermarks(connection: Connection, period: str) -> tuple[PartitionWatermark, ...]:
+    """Return the newest watermark of every hub in every partition, and what it says of a month."""
+    rows = await connection.fetch(_MONTH_WATERMARKS, period)
+    return tuple(_watermark_from_row(row) for row in rows)
+
+
+# Without what they list: whoever asks how far hubs are asks often.
+_PLAIN_WATERMARKS = """
+select partition, hub, revision, watermark_at, silent, '[]'::jsonb as quarantined,
+       '[]'::jsonb as behind
+  from watermarks
+ order by partition, hub
+"""
+
+
+async def plain_watermarks(connection: Connection) -> tuple[PartitionWatermark, ...]:
+    """Return the newest watermark of every hub in every partition, without what it lists."""
+    return tuple(_watermark_from_row(row) for row in await connection.fetch(_PLAIN_WATERMARKS))
 
 
 # What a month's charges come to.

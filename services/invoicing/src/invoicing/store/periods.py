@@ -6,11 +6,12 @@ trust the sums it is to check, reads the month's entries themselves.
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import TYPE_CHECKING
 
-from hisab_contracts.ids import HubCode, TenantId
-from hisab_contracts.units import MICRO_PER_MINOR
-from invoicing.core.periods import PeriodState
+from hisab_contracts.currencies import EXPONENTS
+from hisab_contracts.ids import HubCode, LegalEntityId, TenantId
+from invoicing.core.periods import PeriodState, TenantCurrency
 from invoicing.core.reconciliation import (
     ChargeSums,
     DocumentSums,
@@ -19,7 +20,7 @@ from invoicing.core.reconciliation import (
     ReceivableFacts,
     month_facts,
 )
-from invoicing.store import closings, entries, reference
+from invoicing.store import closings, entries, reference, tax_rates
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -57,10 +58,52 @@ async def billed_hubs(connection: Connection, period: str) -> tuple[HubCode, ...
     return tuple(row["hub"] for row in rows)
 
 
+# Commercial tenants with charges whose currency is none of the table's: books opened before it was
+# looked at. The first hundred are enough to look into.
+_UNKNOWN_CURRENCIES = """
+select distinct t.tenant_id, t.currency
+  from month_usage m
+  join tenants t on t.tenant_id = m.tenant_id and t.kind = 'commercial'
+ where m.period = $1 and t.currency <> all($2::text[])
+ order by t.tenant_id
+ limit 100
+"""
+
+
+async def unknown_currencies(connection: Connection, period: str) -> tuple[TenantCurrency, ...]:
+    """Return billed tenants of a month in a currency that has no minor unit."""
+    rows = await connection.fetch(_UNKNOWN_CURRENCIES, period, list(EXPONENTS))
+    return tuple(TenantCurrency(row["tenant_id"], row["currency"]) for row in rows)
+
+
+# The latest date of a series: of a number that was taken, or given to a closing whose numbers are
+# still to come (one that ended without invoices holds nobody back).
+_LAST_ISSUED_ON = """
+select greatest(
+         (select max(s.last_issued_on)
+            from invoice_series s
+            join legal_entities l on l.legal_entity_id = s.legal_entity_id and l.series = s.series
+           where s.legal_entity_id = $1),
+         (select max(c.issued_on)
+            from closings c
+           where c.legal_entity_id = $1 and c.closed_at is null))
+"""
+
+
+async def last_issued_on(connection: Connection, legal_entity_id: LegalEntityId) -> dt.date | None:
+    """Return the date before which no invoice of this seller may be dated any more."""
+    last_on: dt.date | None = await connection.fetchval(_LAST_ISSUED_ON, legal_entity_id)
+    return last_on
+
+
 async def period_state(connection: Connection, period: str, partitions: int) -> PeriodState:
-    """Read all that decides whether a month may be closed, and how far it is."""
+    """Read all that decides whether a month may be closed, and how far it is.
+
+    Many statements: the caller's transaction reads one snapshot.
+    """
     recorded = await closings.closing_of(connection, period)
-    marks = await entries.watermarks(connection)
+    marks = await entries.month_watermarks(connection, period)
+    sellers = await reference.sellers(connection)
     quarantined = {item.tenant_id for mark in marks for item in mark.quarantined}
     return PeriodState(
         period=period,
@@ -70,8 +113,12 @@ async def period_state(connection: Connection, period: str, partitions: int) -> 
         broken_books=tuple(gap.tenant_id for gap in await entries.gaps(connection)),
         unknown_tenants=await unknown_tenants(connection, period),
         billed_hubs=await billed_hubs(connection, period),
-        tax_rows=tuple(await closings.tax_rows(connection)),
-        sellers=tuple(await reference.sellers(connection)),
+        unknown_currencies=await unknown_currencies(connection, period),
+        tax_rows=tuple(await tax_rates.tax_rows(connection)),
+        sellers=tuple(sellers),
+        last_issued_on=await last_issued_on(connection, sellers[0].legal_entity_id)
+        if sellers
+        else None,
         recorded=recorded,
         outstanding=()
         if recorded is None or recorded.closed_at is not None
@@ -123,12 +170,13 @@ with charges as (
    where e.kind = 'charge' and e.period = $1
    group by 1, 2, 3
 ), documents as (
-  select coalesce(sum(residue_micro), 0) as residue_micro, coalesce(sum(net_minor), 0) as net_minor,
+  select coalesce(sum(residue_micro), 0) as residue_micro,
+         coalesce(sum(net_minor * micro_per_minor(content ->> 'currency')), 0) as stated_micro,
          exists (select from closings where period = $1) as closed
     from invoices
    where period = $1
 )
-select d.residue_micro, d.net_minor, d.closed, c.kind, c.state, c.before_cut, c.charge_micro,
+select d.residue_micro, d.stated_micro, d.closed, c.kind, c.state, c.before_cut, c.charge_micro,
        c.unfunded_micro
   from documents d
   left join charges c on true
@@ -149,14 +197,17 @@ async def facts_of_month(connection: Connection, period: str) -> MonthFacts:
         for row in rows
         if row["charge_micro"] is not None
     ]
-    documents = DocumentSums(residue_micro=rows[0]["residue_micro"], net_minor=rows[0]["net_minor"])
+    documents = DocumentSums(
+        residue_micro=rows[0]["residue_micro"], stated_micro=rows[0]["stated_micro"]
+    )
     return month_facts(charges, documents, closed=rows[0]["closed"])
 
 
 # What a month's invoices bill of the books, beside the `invoiced` entry that the ledger made for
 # each. An invoice without one is awaited: its step is open, or its entry is still on its way here.
 _RECEIVABLE_FACTS = """
-select coalesce(sum(i.net_minor * $2::bigint - i.residue_micro), 0) as net_micro,
+select coalesce(sum(i.net_minor * micro_per_minor(i.content ->> 'currency') - i.residue_micro), 0)
+         as net_micro,
        coalesce(sum(i.funded_micro), 0) as funded_micro,
        coalesce(sum(e.moved_micro), 0) as moved_micro,
        coalesce(sum(i.invoiced_micro) filter (where e.document_id is null), 0) as awaited_micro
@@ -168,7 +219,7 @@ select coalesce(sum(i.net_minor * $2::bigint - i.residue_micro), 0) as net_micro
 
 async def receivable_facts(connection: Connection, period: str) -> ReceivableFacts:
     """Read what a month's invoices bill of the books, and what the ledger says it moved."""
-    (row,) = await connection.fetch(_RECEIVABLE_FACTS, period, MICRO_PER_MINOR)
+    (row,) = await connection.fetch(_RECEIVABLE_FACTS, period)
     return ReceivableFacts(
         net_micro=row["net_micro"],
         funded_micro=row["funded_micro"],
@@ -177,25 +228,31 @@ async def receivable_facts(connection: Connection, period: str) -> ReceivableFac
     )
 
 
+# A currency each: minor units of one are not those of another.
 _TOTALS = """
-select count(*) as invoices_count, coalesce(sum(net_minor), 0) as net_minor,
-       coalesce(sum(tax_minor), 0) as tax_minor, coalesce(sum(total_minor), 0) as total_minor,
-       coalesce(sum(tender_minor), 0) as tender_minor, coalesce(sum(due_minor), 0) as due_minor
+select content ->> 'currency' as currency, count(*) as invoices_count, sum(net_minor) as net_minor,
+       sum(tax_minor) as tax_minor, sum(total_minor) as total_minor,
+       sum(tender_minor) as tender_minor, sum(due_minor) as due_minor
   from invoices
  where period = $1
+ group by content ->> 'currency'
+ order by content ->> 'currency'
 """
 
 
-async def month_totals(connection: Connection, period: str) -> MonthTotals:
-    """Add up a month's invoices."""
-    (row,) = await connection.fetch(_TOTALS, period)
-    return MonthTotals(
-        invoices_count=row["invoices_count"],
-        net_minor=row["net_minor"],
-        tax_minor=row["tax_minor"],
-        total_minor=row["total_minor"],
-        tender_minor=row["tender_minor"],
-        due_minor=row["due_minor"],
+async def month_totals(connection: Connection, period: str) -> tuple[MonthTotals, ...]:
+    """Add up a month's invoices, per currency."""
+    return tuple(
+        MonthTotals(
+            currency=row["currency"],
+            invoices_count=row["invoices_count"],
+            net_minor=row["net_minor"],
+            tax_minor=row["tax_minor"],
+            total_minor=row["total_minor"],
+            tender_minor=row["tender_minor"],
+            due_minor=row["due_minor"],
+        )
+        for row in await connection.fetch(_TOTALS, period)
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from fastapi import Request, Response
 
 from hisab_contracts import topics
@@ -12,12 +14,12 @@ from ledger.core.balance import Balance
 from ledger.store.queries import TrialBalance, balance_of, trial_balance
 from runtime.auth import require_own_tenant
 from runtime.clock import now_ms
-from runtime.http import Model, Problem, Resource, cached_response, get, json_response
+from runtime.http import Model, Problem, Resource, cached_response, encode, get, json_response
 from runtime.service import Kit
 
 
 class LotAnswer(Model, frozen=True, kw_only=True):
-    """One open lot."""
+    """One lot whose window has not ended; `available_micro` counts those that are open now."""
 
     grant_id: str
     remaining_micro: str
@@ -99,9 +101,10 @@ class Balances(Resource):
         if "as_of" in request.query_params:
             parse_instant(request.query_params["as_of"], "as_of")
             raise Problem("unsupported", "balances of other instants come later; leave out as_of")
-        # `available` is in it because lots open and close without an entry.
-        etag = f"{balance.book.seq}.{balance.complete_until_ms}.{balance.available_micro}"
-        return cached_response(request, _balance_answer(balance), etag=etag)
+        answer = _balance_answer(balance)
+        # Over the whole answer: lots open and close, and holds end, without an entry.
+        etag = hashlib.sha256(encode(answer)).hexdigest()[:32]
+        return cached_response(request, answer, etag=etag)
 
     @get("/v1/trial-balance", roles=(Role.AUDITOR, Role.OPERATOR), answer=TrialBalanceAnswer)
     async def get_trial_balance(self, request: Request) -> Response:

@@ -100,7 +100,7 @@ class Holds(Resource):
             )
         asked_micro = None
         if body.hold_micro is not None:
-            asked_micro = parse_micro(body.hold_micro, "hold_micro", least=1)
+            asked_micro = parse_micro(body.hold_micro, "hold_micro", least=0)
 
         async def run(connection: Connection) -> Answer:
             # Priced inside the transaction: a retry gets the first answer, not a price of its own.

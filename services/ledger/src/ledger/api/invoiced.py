@@ -12,7 +12,7 @@ from hisab_contracts.reference import Role
 from ledger.api.problems import problem_of
 from ledger.api.requests import parse_micro
 from ledger.commands import Commands
-from ledger.core.decisions import RecordInvoiced
+from ledger.core.movements import RecordInvoiced
 from ledger.store import directory
 from runtime.http import IntegerText, Model, Problem, Resource, post
 from runtime.idempotency import Answer, read_command, run_command

@@ -5,16 +5,9 @@ from __future__ import annotations
 from typing import assert_never
 
 from hisab_contracts.invariants import InvariantBroken
-from hisab_contracts.units import instant_text
+from hisab_contracts.units import MAX_MICRO, instant_text
 from ledger.commands import AlreadyExists
-from ledger.core.decisions import (
-    AlreadyInvoiced,
-    BookRefusal,
-    NotFound,
-    NotReceivable,
-    RefundUnsupported,
-    TotalOutOfRange,
-)
+from ledger.core.decisions import BookRefusal, NotFound, RefundUnsupported, TotalOutOfRange
 from ledger.core.grants import (
     BudgetExceeded,
     CurrencyDiffers,
@@ -23,10 +16,17 @@ from ledger.core.grants import (
     MakerIsChecker,
     ProposalRefusal,
 )
-from ledger.core.holds import HoldClosed, HoldOver, InsufficientCredit, NoPrice
+from ledger.core.holds import (
+    HoldClosed,
+    HoldOver,
+    InsufficientCredit,
+    NoPrice,
+    PriceOutOfRange,
+)
+from ledger.core.movements import AlreadyInvoiced, NotReceivable
 from runtime.http import Problem
 
-CommandRefusal = BookRefusal | ProposalRefusal | NoPrice | AlreadyExists
+CommandRefusal = BookRefusal | ProposalRefusal | NoPrice | PriceOutOfRange | AlreadyExists
 """Why a command is refused, over HTTP."""
 
 
@@ -55,6 +55,9 @@ def problem_of(refusal: CommandRefusal) -> Problem:
             return Problem(
                 "no-price", f"no price for {series.sku} {series.price_class} in {series.currency}"
             )
+        case PriceOutOfRange(priced_micro):
+            bound = f"a hold is at most {MAX_MICRO} micro"
+            return Problem("malformed", f"gpus, duration_ms: they cost {priced_micro}; {bound}")
         case HoldOver(expires_ms):
             # There never was such a hold: nothing is closed, the request itself makes no sense.
             return Problem(

@@ -11,7 +11,7 @@ from hisab_contracts.reference import Role
 from ledger.api.problems import problem_of
 from ledger.api.requests import FreeText, parse_micro
 from ledger.commands import Commands
-from ledger.core.decisions import SetBudget
+from ledger.core.movements import SetBudget
 from runtime.http import IntegerText, Model, Resource, post
 from runtime.idempotency import Answer, read_command, run_command
 from runtime.service import Kit

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from fastapi import Request, Response
 
-from hisab_contracts.ids import CurrencyText, IdText, ProjectId, TenantId
+from hisab_contracts.currencies import CurrencyText
+from hisab_contracts.ids import IdText, ProjectId, TenantId
 from hisab_contracts.reference import Role, TenantKind, TenantRecord
 from ledger.api.problems import problem_of
 from ledger.api.requests import FreeText, parse_micro

@@ -140,21 +140,25 @@ class BookedBucket(Struct, frozen=True, kw_only=True):
 class Books(Struct, frozen=True):
     """All that one command can touch: a book, the bucket and the hold it speaks of, and more.
 
-    `programme` is the second book of a command that moves something between two.
+    `programme` is the second book of a command that moves something between two. `due` are the
+    book's open holds whose time has come, though no entry says so yet (`expiry`).
     """
 
     book: Book
     bucket: BookedBucket | None = None
     hold: Hold | None = None
     programme: Book | None = None
+    due: tuple[Hold, ...] = ()
 
 
 def available_micro(book: Book, now_ms: int) -> int:
-    """What a hold placed now could reserve.
+    """What a hold placed now could reserve; never negative.
 
-    The unreserved remainder of the lots open now, and what is left of the credit limit.
+    The unreserved remainder of the lots open now, and what is left of the credit limit. A limit
+    that usage went beyond gives nothing, and takes nothing from the lots: they were granted.
     """
-    return sum(lot.free_micro for lot in book.lots if lot.is_open(now_ms)) + book.headroom_micro
+    free_micro = sum(lot.free_micro for lot in book.lots if lot.is_open(now_ms))
+    return free_micro + max(0, book.headroom_micro)
 
 
 def hold_state(book: Book, hold: Hold, now_ms: int) -> HoldState:
@@ -318,12 +322,19 @@ def evolve(books: Books, entry: Entry) -> Books:
             # After the postings: for a moment a lot reserves more than is left of it, and what the
             # hold gives up now mends that.
             hold, given_up = shrink_hold(hold, _draws_of(entry.postings))
-            book = _with_reservations(book, given_up, sign=-1)
+            book = with_reservations(book, given_up, sign=-1)
     elif entry.hold is not None:
         hold = hold_after(entry.hold)
         sign: Literal[1, -1] = 1 if hold.ended_by is None else -1
-        book = _with_reservations(book, entry.hold.reserved, sign=sign)
+        book = with_reservations(book, entry.hold.reserved, sign=sign)
     return Books(book, bucket, hold, programme)
+
+
+def hold_named_by(entry: Entry) -> HoldId | None:
+    """Return the hold that an entry speaks of: it places or ends it, or charges under it."""
+    if entry.hold is not None:
+        return entry.hold.hold_id
+    return None if entry.charge is None else entry.charge.hold_id
 
 
 class RebuiltBook(Struct, frozen=True):
@@ -343,11 +354,7 @@ def fold(before: RebuiltBook, entries: Iterable[Entry]) -> RebuiltBook:
     buckets = dict(before.buckets)
     holds = dict(before.holds)
     for entry in entries:
-        charge, hold_id = entry.charge, None
-        if entry.hold is not None:
-            hold_id = entry.hold.hold_id
-        elif charge is not None:
-            hold_id = charge.hold_id
+        charge, hold_id = entry.charge, hold_named_by(entry)
         books = evolve(
             Books(
                 book=book,
@@ -449,8 +456,11 @@ def _with_lot(
     return tuple(changed)
 
 
-def _with_reservations(book: Book, places: Iterable[Draw], *, sign: Literal[1, -1]) -> Book:
-    """Add or take back reservations of a hold on lots and on the limit."""
+def with_reservations(book: Book, places: Iterable[Draw], *, sign: Literal[1, -1]) -> Book:
+    """Return the book with reservations of holds added, or taken back: on lots and on the limit.
+
+    Raises `InvariantBroken` where what is taken back does not stand.
+    """
     changes = {place: sign * micro for place, micro in places}
     reserved_micro = book.reserved_micro + changes.pop(LIMIT, 0)
     lots: list[Lot] = []

@@ -3,9 +3,13 @@
 `decide(books, command, now_ms) -> entries | refusal` decides whatever is written into books: what
 somebody asks for, and what metering states. It never looks anything up: `Books` are the book, and
 the one bucket, the one hold and the programme's book that the command speaks of (see `book`).
-A `UnitOfWork` holds the books of one transaction and decides commands on them one after another: it
-folds what each enters, so that the next one sees it, and collects what has to be written. It does
-no I/O: a store opens it and saves its changes (`store/books.py`).
+A `UnitOfWork` holds the books of one transaction and decides commands on them one after another, at
+one instant: it folds what each enters, so that the next one sees it, and collects what has to be
+written. It does no I/O: a store opens it and saves its changes (`store/books.py`).
+
+**What is over is over.** Holds whose time has come reserve nothing in any decision, though no entry
+says so yet. A command that enters something enters the ends of those holds before it; one that is
+refused or books nothing leaves them to the next (see `expiry`).
 
 **Charges are differences.** A charge message states the new total of a bucket. What is newer than
 what was booked (`book.is_newer`) is entered as the difference; anything else books nothing. An
@@ -31,29 +35,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import assert_never
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from hisab_contracts.charges import AllocationFinal, BucketTotal
-from hisab_contracts.entries import ChargeDetail, Entry, GrantDetail
-from hisab_contracts.ids import DocumentId, HoldId, TenantId
-from hisab_contracts.invariants import InvariantBroken, invariant
+from hisab_contracts.entries import ChargeDetail, Entry
+from hisab_contracts.ids import HoldId, TenantId
+from hisab_contracts.invariants import invariant
 from hisab_contracts.units import MAX_MICRO
 from ledger.core.book import (
     INVOICED,
-    LOT,
     PROGRAMME_BOOK,
     Book,
     BookedBucket,
     Books,
     Lot,
     available_micro,
-    balance_micro,
     evolve,
+    hold_named_by,
     is_newer,
     next_entry,
     postings_of,
     take_from_lots,
 )
-from ledger.core.grants import ApprovalRefusal, ApproveGrant, Grant, refuse_approval
+from ledger.core.expiry import books_at, expire, expiry_of, release_entry
+from ledger.core.grants import ApprovalRefusal, ApproveGrant
 from ledger.core.holds import (
     LIMIT,
     Draw,
@@ -63,25 +68,19 @@ from ledger.core.holds import (
     InsufficientCredit,
     PlaceHold,
     ReleaseHold,
-    ended_detail,
     placed_detail,
 )
-
-
-class SetBudget(Struct, frozen=True, kw_only=True):
-    """Open a programme's book with its budget."""
-
-    budget_micro: int
-    actor: str
-
-
-class RecordInvoiced(Struct, frozen=True, kw_only=True):
-    """A finalised document bills this much of what is receivable."""
-
-    document_id: DocumentId
-    invoiced_micro: int
-    actor: str
-
+from ledger.core.movements import (
+    AlreadyInvoiced,
+    NotReceivable,
+    RecordInvoiced,
+    SetBudget,
+    approve_grant,
+    funding_account,
+    granted_account,
+    record_invoiced,
+    set_budget,
+)
 
 BookCommand = PlaceHold | ReleaseHold | ApproveGrant | RecordInvoiced | SetBudget
 """The closed union of what somebody can ask of a book. Charges come from metering besides."""
@@ -103,18 +102,6 @@ class TotalOutOfRange(Struct, frozen=True):
     """The book's total would pass 64 bits; nothing of the charge is entered."""
 
     charged_micro: int
-
-
-class AlreadyInvoiced(Struct, frozen=True):
-    """The book has entered this document under another command."""
-
-    invoiced_micro: int
-
-
-class NotReceivable(Struct, frozen=True):
-    """More would be invoiced than is receivable."""
-
-    receivable_micro: int
 
 
 BookRefusal = (
@@ -156,7 +143,7 @@ def footprint_of(command: BookCommand) -> Footprint:
         case ApproveGrant(grant=grant):
             return Footprint(
                 programme_book_id=TenantId(PROGRAMME_BOOK + grant.programme_id),
-                accounts=(_funding(grant), "budget", _granted(grant)),
+                accounts=(funding_account(grant), "budget", granted_account(grant)),
             )
         case RecordInvoiced():
             return Footprint(accounts=(INVOICED + command.document_id,))
@@ -189,25 +176,35 @@ class UnitOfWork:
 
     Whoever makes one holds the locks of its books: then `seq` has no gap, `recorded_at` never falls
     and the hash chain has one head. Loaded are the lots and accounts that its commands can move,
-    and the buckets and holds that they name; of holds those that a final can end as well.
+    and the buckets and holds that they name; of holds those that a final can end as well, and all
+    that are due.
     """
 
     def __init__(
         self,
         books: Mapping[str, Book],
+        now_ms: int,
         *,
         buckets: Mapping[tuple[str, str], BookedBucket] | None = None,
         holds: Mapping[tuple[str, str], Hold] | None = None,
         holds_of_allocations: Mapping[tuple[str, str, str], Sequence[str]] | None = None,
+        due: Iterable[tuple[str, Hold]] = (),
     ) -> None:
         """Take what was loaded; buckets and holds by (tenant, id).
 
-        `holds_of_allocations` lists open holds by the (tenant, hub, allocation) whose final ends
-        them: a hub numbers its allocations by itself, so two hubs may use one id.
+        `now_ms` is the instant of every decision of this unit. `holds_of_allocations` lists open
+        holds by the (tenant, hub, allocation) whose final ends them: a hub numbers its allocations
+        by itself, so two hubs may use one id. `due` are open holds, with their tenants, whose time
+        has come: what this unit enters into their books ends them first.
         """
+        self.now_ms = now_ms
         self._books = dict(books)
         self._buckets = dict(buckets or {})
         self._holds = dict(holds or {})
+        self._due: dict[str, list[str]] = {}
+        for tenant_id, hold in due:
+            self._holds[tenant_id, hold.hold_id] = hold
+            self._due.setdefault(tenant_id, []).append(hold.hold_id)
         self._holds_of_allocations = dict(holds_of_allocations or {})
         self._lots_before = {book_id: book.lots for book_id, book in books.items()}
         self._entries: list[Entry] = []
@@ -228,26 +225,25 @@ class UnitOfWork:
         self,
         book_id: str,
         command: BucketTotal | BookCommand,
-        now_ms: int,
         *,
         trace_id: str | None = None,
     ) -> tuple[Entry, ...] | BookRefusal:
         """Decide a command on its books as they stand now, and fold what it enters.
 
-        A refusal changes nothing.
+        A refusal changes nothing. The command's own entry is the last.
         """
         books = self._opened(book_id, command)
         if books is None:
             return NotFound("tenant")
-        decided = decide(books, command, now_ms)
+        decided = decide(books, command, self.now_ms)
         if isinstance(decided, tuple) and decided:
             self._fold(books, decided, trace_id)
             if isinstance(command, PlaceHold):
                 self._placed[book_id, command.hold_id] = command
         return decided
 
-    def release_final(self, final: AllocationFinal, now_ms: int) -> None:
-        """End the open holds that an allocation's final ends."""
+    def release_final(self, final: AllocationFinal) -> None:
+        """End the open holds that an allocation's final ends; one that is over has expired."""
         tenant_id = final.tenant_id
         allocation = (tenant_id, final.hub, final.allocation_id)
         for hold_id in self._holds_of_allocations.get(allocation, ()):
@@ -260,18 +256,15 @@ class UnitOfWork:
                     caused_by=f"final:{final.hub}/{final.allocation_id}",
                     actor="metering",
                 )
-                self.enter(tenant_id, command, now_ms)
+                self.enter(tenant_id, command)
 
-    def release_expired(self, now_ms: int) -> None:
-        """End the open holds whose time has come, in the order of their ids."""
+    def release_expired(self) -> None:
+        """End, of the holds that were loaded, those that are over, in the order of their ids."""
         for tenant_id, hold_id in sorted(self._holds):
             hold = self._holds[tenant_id, hold_id]
             # They were looked for before the locks: a final or a release may have ended one since.
-            if hold.ended_by is None and hold.expires_ms <= now_ms:
-                command = ReleaseHold(
-                    hold_id=hold.hold_id, ended_by="expired", caused_by="clock", actor="ledger"
-                )
-                self.enter(tenant_id, command, now_ms)
+            if hold.is_over(self.now_ms):
+                self.enter(tenant_id, expiry_of(hold))
 
     def changes(self) -> BookChanges:
         """Collect what has to be written; no entries: nothing has."""
@@ -300,15 +293,17 @@ class UnitOfWork:
         # A programme's book takes its budget and nothing else; a tenant's never takes one.
         if book is None or (book.kind == "fund") != isinstance(command, SetBudget):
             return None
+        due = tuple(self._holds[book_id, hold_id] for hold_id in self._due.get(book_id, ()))
         if isinstance(command, BucketTotal):
             bucket = self._buckets.get((book_id, command.bucket_id))
-            return Books(book, bucket, self._hold_or_none(book_id, command.hold_id))
+            return Books(book, bucket, self._hold_or_none(book_id, command.hold_id), due=due)
         footprint = footprint_of(command)
         second = footprint.programme_book_id
         return Books(
             book,
             hold=self._hold_or_none(book_id, footprint.hold_id),
             programme=None if second is None else self._books.get(second),
+            due=due,
         )
 
     def _hold_or_none(self, tenant_id: str, hold_id: HoldId | None) -> Hold | None:
@@ -316,23 +311,29 @@ class UnitOfWork:
 
     def _fold(self, books: Books, entries: tuple[Entry, ...], trace_id: str | None) -> None:
         """Fold what a command entered, keep what it left behind, and note what it changed."""
+        book_id = books.book.tenant_id
         # At once, so that the next command of this transaction is decided on what this one left.
         for entry in entries:
-            books = evolve(books, entry)
+            # Each entry with the hold that it speaks of: those that are over end before the
+            # command's own entry.
+            hold = self._hold_or_none(book_id, hold_named_by(entry))
+            books = evolve(replace(books, hold=hold), entry)
             self._entries.append(entry)
-            self._traces.append(trace_id)
-        book_id = books.book.tenant_id
+            # Only a charge came with a trace; what the clock ended has none.
+            self._traces.append(None if entry.charge is None else trace_id)
+            if books.hold is not None:
+                hold_key = book_id, books.hold.hold_id
+                self._holds[hold_key] = books.hold
+                self._changed_holds.add(hold_key)
         self._books[book_id] = books.book
         if books.bucket is not None:
             bucket_key = book_id, books.bucket.bucket_id
             self._buckets[bucket_key] = books.bucket
             self._changed_buckets.add(bucket_key)
-        if books.hold is not None:
-            hold_key = book_id, books.hold.hold_id
-            self._holds[hold_key] = books.hold
-            self._changed_holds.add(hold_key)
         if books.programme is not None:
             self._books[books.programme.tenant_id] = books.programme
+        # Whatever was due in this book ended before the command's own entry.
+        self._due.pop(book_id, None)
 
     def _changed_lots(self, books: Iterable[Book]) -> list[tuple[str, Lot]]:
         changed: list[tuple[str, Lot]] = []
@@ -350,9 +351,24 @@ def decide(
 ) -> tuple[Entry, ...] | BookRefusal:
     """Decide a command: the entries it makes, in order, or why it is refused.
 
-    No entries: there is nothing to book (a total not newer than the booked one). Conserves: every
-    entry's postings sum to zero.
+    No entries: there is nothing to book (a total not newer than the booked one). Entries of holds
+    that are over come first, the command's own last. Conserves: every entry's postings sum to zero.
     """
+    if not any(hold.is_over(now_ms) for hold in books.due):
+        return _decide(books, command, now_ms)
+    # First as of now, without making an entry: a refusal needs none, and thousands may be over.
+    decided = _decide(books_at(books, now_ms), command, now_ms)
+    if not isinstance(decided, tuple) or not decided:
+        return decided
+    expiries, after = expire(books, now_ms)
+    decided = _decide(after, command, now_ms)
+    return (*expiries, *decided) if isinstance(decided, tuple) else decided
+
+
+def _decide(
+    books: Books, command: BucketTotal | BookCommand, now_ms: int
+) -> tuple[Entry, ...] | BookRefusal:
+    """Decide a command on books in which nothing is due."""
     match command:
         case BucketTotal():
             return _charge(books, command, now_ms)
@@ -361,11 +377,11 @@ def decide(
         case ReleaseHold():
             return _release_hold(books, command, now_ms)
         case ApproveGrant():
-            return _approve_grant(books, command, now_ms)
+            return approve_grant(books, command, now_ms)
         case RecordInvoiced():
-            return _record_invoiced(books.book, command, now_ms)
+            return record_invoiced(books.book, command, now_ms)
         case SetBudget():
-            return _set_budget(books.book, command, now_ms)
+            return set_budget(books.book, command, now_ms)
         case _:
             assert_never(command)
 
@@ -459,8 +475,6 @@ def _place_hold(
     """Reserve on lots open now in draw order, then on the credit limit; all of it or nothing."""
     if command.expires_ms <= now_ms:
         return HoldOver(command.expires_ms)
-    # Beyond the limit the headroom is negative and lowers what lots could give: a tenant that owes
-    # too much starts nothing on its grants either.
     available = available_micro(book, now_ms)
     if command.hold_micro > available:
         return InsufficientCredit(
@@ -487,102 +501,4 @@ def _release_hold(
         return NotFound("hold")
     if hold.ended_by is not None:
         return HoldClosed(hold.ended_by)
-    return (
-        next_entry(
-            books.book,
-            "hold_released",
-            now_ms,
-            caused_by=command.caused_by,
-            actor=command.actor,
-            hold=ended_detail(hold, command),
-        ),
-    )
-
-
-def _approve_grant(
-    books: Books, command: ApproveGrant, now_ms: int
-) -> tuple[Entry, ...] | ApprovalRefusal:
-    """Move budget of the programme to a lot of the tenant: an entry in each of their books."""
-    programme = books.programme
-    if programme is None:
-        raise InvariantBroken("an approval is decided on the programme's book too")
-    budget_left_micro = balance_micro(programme, "budget")
-    refused = refuse_approval(command, budget_left_micro=budget_left_micro, now_ms=now_ms)
-    if refused is not None:
-        return refused
-    grant = command.grant
-    caused_by = f"grant:{grant.grant_id}"
-    committed = [("budget", -grant.grant_micro), (_granted(grant), grant.grant_micro)]
-    received = [(_funding(grant), -grant.grant_micro), (LOT + grant.grant_id, grant.grant_micro)]
-    detail = GrantDetail(
-        grant_id=grant.grant_id,
-        programme_id=grant.programme_id,
-        grant_micro=grant.grant_micro,
-        priority=grant.priority,
-        effective_ms=grant.effective_ms,
-        expires_ms=grant.expires_ms,
-    )
-    return (
-        next_entry(
-            programme,
-            "budget_granted",
-            now_ms,
-            postings=postings_of(programme, committed),
-            caused_by=caused_by,
-            actor=command.actor,
-        ),
-        next_entry(
-            books.book,
-            "grant",
-            now_ms,
-            effective_ms=grant.effective_ms,
-            postings=postings_of(books.book, received),
-            caused_by=caused_by,
-            actor=command.actor,
-            grant=detail,
-        ),
-    )
-
-
-def _funding(grant: Grant) -> str:
-    return f"funding:{grant.programme_id}"
-
-
-def _granted(grant: Grant) -> str:
-    return f"granted:{grant.tenant_id}"
-
-
-def _record_invoiced(
-    book: Book, command: RecordInvoiced, now_ms: int
-) -> tuple[Entry, ...] | AlreadyInvoiced | NotReceivable:
-    """Move what a finalised document bills from receivable to the document's own account."""
-    account = INVOICED + command.document_id
-    # Asked first: once it is entered nothing may be receivable any more, and that is no reason to
-    # say anything else than that the document is entered.
-    if account in book.accounts:
-        return AlreadyInvoiced(-book.accounts[account])
-    if command.invoiced_micro > book.receivable_micro:
-        return NotReceivable(book.receivable_micro)
-    movements = [("receivable", command.invoiced_micro), (account, -command.invoiced_micro)]
-    return (
-        next_entry(
-            book,
-            "invoiced",
-            now_ms,
-            postings=postings_of(book, movements),
-            caused_by=f"document:{command.document_id}",
-            actor=command.actor,
-        ),
-    )
-
-
-def _set_budget(book: Book, command: SetBudget, now_ms: int) -> tuple[Entry, ...]:
-    """Open a programme: what it may promise is its authority's to give."""
-    movements = [("authority", -command.budget_micro), ("budget", command.budget_micro)]
-    postings = postings_of(book, movements)
-    caused_by = f"programme:{book.tenant_id.removeprefix(PROGRAMME_BOOK)}"
-    return (
-        next_entry(
-            book, "budget_set", now_ms, postings=postings, caused_by=caused_by, actor=command.actor
-        ),
-    )
+    return (release_entry(books.book, hold, command, now_ms),)

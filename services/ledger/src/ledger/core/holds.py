@@ -13,8 +13,8 @@ What an entry says about a hold (`HoldDetail`) is written here, in `placed_detai
 `ended_detail`, and read back here, in `hold_after`. Why a hold has ended is `ended_by` everywhere
 but in what is stored and hashed: there it is the detail's `cause` and the column `ended`.
 
-Refusals, in order of precedence. Pricing: `NoPrice`. Placing: `HoldOver`, `InsufficientCredit`.
-Releasing: `HoldClosed`.
+Refusals, in order of precedence. Pricing: `NoPrice`, `PriceOutOfRange`. Placing: `HoldOver`,
+`InsufficientCredit`. Releasing: `HoldClosed`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hisab_contracts.entries import HoldDetail
 from hisab_contracts.ids import AllocationId, HoldId, HubCode, ProjectId, Sku
 from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.prices import PriceBook, PriceSeries, quote_micro
-from hisab_contracts.units import hour_floor_ms
+from hisab_contracts.units import MAX_MICRO, hour_floor_ms
 
 LIMIT: Final = "limit"
 """Where a hold reserves on the credit limit instead of on a lot; its draws are `receivable`."""
@@ -81,6 +81,10 @@ class Hold(Struct, frozen=True, kw_only=True):
         """What it still reserves."""
         return sum(micro for _, micro in self.reserved)
 
+    def is_over(self, now_ms: int) -> bool:
+        """Say whether its time has come while no entry has ended it: it reserves nothing then."""
+        return self.ended_by is None and self.expires_ms <= now_ms
+
 
 class HoldState(Struct, frozen=True, kw_only=True):
     """A hold as it stands, and what its tenant has available then."""
@@ -99,6 +103,12 @@ class NoPrice(Struct, frozen=True):
     series: PriceSeries
 
 
+class PriceOutOfRange(Struct, frozen=True):
+    """So many GPUs for so long cost more than an amount can be (64 bits)."""
+
+    priced_micro: int
+
+
 class HoldOver(Struct, frozen=True):
     """The hold's own expiry has come already."""
 
@@ -106,7 +116,7 @@ class HoldOver(Struct, frozen=True):
 
 
 class InsufficientCredit(Struct, frozen=True, kw_only=True):
-    """What is available does not cover the hold. `available_micro` may be negative."""
+    """What is available does not cover the hold."""
 
     available_micro: int
     shortfall_micro: int
@@ -120,7 +130,7 @@ class HoldClosed(Struct, frozen=True):
 
 def price_hold(
     prices: PriceBook, series: PriceSeries, *, gpus: int, duration_ms: int, now_ms: int
-) -> int | NoPrice:
+) -> int | NoPrice | PriceOutOfRange:
     """Price a hold asked for as GPUs and a duration, at the price line that rates the hour of now.
 
     The rule is the one that metering rates usage by, so a job is admitted at the price it will be
@@ -129,7 +139,8 @@ def price_hold(
     line = prices.line_at(series, hour_floor_ms(now_ms))
     if line is None:
         return NoPrice(series)
-    return quote_micro(line, gpus, duration_ms)
+    priced_micro = quote_micro(line, gpus, duration_ms)
+    return PriceOutOfRange(priced_micro) if priced_micro > MAX_MICRO else priced_micro
 
 
 def placed_detail(command: PlaceHold, reserved: Sequence[Draw]) -> HoldDetail:

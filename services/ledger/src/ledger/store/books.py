@@ -1,10 +1,14 @@
 """Books in PostgreSQL: lock and load, let the core decide, save. Nothing is decided here.
 
-Theory. A transaction opens the books it needs (`open_books`, `open_for_charges`): their rows locked
-in id order, so that two transactions never wait for each other in a circle, with the buckets and
-holds that its commands speak of. What comes back is a `UnitOfWork` of the core, which decides the
-commands one after another in memory. `save` writes everything once: one insert of entries and one
-write per projection, however many commands there were.
+Theory. A transaction opens the books it needs (`open_books`, `open_for_charges`, `open_expired`):
+their rows locked in id order, so that two transactions never wait for each other in a circle, with
+the buckets and holds that its commands speak of and the holds that are due. What comes back is a
+`UnitOfWork` of the core, which decides the commands one after another in memory. `save` writes
+everything once: one insert of entries and one write per projection, however many commands there
+were.
+
+The clock is read once, after the locks, so that entries carry the time at which they were decided,
+and held against the server's: a reading that cannot be right decides nothing (`ClockStep`).
 
 Whoever holds a book's row is the only one who appends to it: `seq` has no gap, `recorded_at` never
 falls and the hash chain has one head.
@@ -27,14 +31,17 @@ from hisab_contracts.units import moment_of, ms_of, optional_moment_of, optional
 from ledger.core.book import Book, BookedBucket, Lot, in_draw_order, may_return_credit
 from ledger.core.decisions import BookChanges, UnitOfWork
 from ledger.core.holds import Hold, PlaceHold
+from ledger.store.accounts import load_accounts, upsert_accounts
 from ledger.store.entries import insert_entries, pg_array
+from runtime.database import check_clock, checked_now_ms
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
 
+    from runtime.clock import Clock
     from runtime.database import Connection
 
-_BOOK_COLUMNS: Final = """
+BOOK_COLUMNS: Final = """
 tenant_id, kind, currency, credit_limit_micro, seq, head_hash, recorded_at, charged_micro,
 funded_micro, receivable_micro, invoiced_micro, settled_micro, unfunded_micro, reserved_micro
 """
@@ -48,17 +55,18 @@ _BUCKET_COLUMNS: Final = _BUCKET_SCALARS + ", accounts, draws"
 _HOLD_SCALARS: Final = "tenant_id, hold_id, hold_micro, allocation_id, expires_at, ended"
 _HOLD_COLUMNS: Final = _HOLD_SCALARS + ", places, reserved"
 """The column `ended` is what the core calls `ended_by`."""
-SELECT_BOOK: Final = "select " + _BOOK_COLUMNS
-SELECT_LOT: Final = "select " + _LOT_COLUMNS
-SELECT_BUCKET: Final = "select " + _BUCKET_COLUMNS
 SELECT_HOLD: Final = "select " + _HOLD_COLUMNS
 _HOLD_FACTS: Final = "project_id, job_ref, hub, sku"
 """What was said when a hold was placed, and nothing is decided by."""
+SELECT_BOOK: Final = "select " + BOOK_COLUMNS
+SELECT_LOT: Final = "select " + _LOT_COLUMNS
+SELECT_BUCKET: Final = "select " + _BUCKET_COLUMNS
 
 
 async def open_books(
     connection: Connection,
     book_ids: Iterable[str],
+    clock: Clock,
     *,
     accounts: Collection[str] = (),
     hold_ids: Iterable[tuple[str, str]] = (),
@@ -70,38 +78,60 @@ async def open_books(
     """
     wanted = sorted(set(book_ids))
     rows = await _lock_books(connection, wanted)
+    now_ms, due = await _load_due(connection, wanted, clock)
     lots = await load_lots(connection, wanted, spent_lots=False)
     named = await load_accounts(connection, wanted, accounts) if accounts else {}
-    holds = await _load_holds(connection, hold_ids)
-    return UnitOfWork(_books_of(rows, lots, named), holds=holds)
+    loaded = await _load_holds(connection, hold_ids)
+    return UnitOfWork(_books_of(rows, lots, named), now_ms, holds=loaded, due=due)
+
+
+async def open_expired(connection: Connection, clock: Clock, limit: int) -> UnitOfWork | None:
+    """Lock books with holds that are over, and load the first `limit` of these; None: none is."""
+    # Looked for without locks, so that a look that finds nothing disturbs nobody. The core asks
+    # again, by another reading, once the books are locked (`release_expired`).
+    found = await _find_due(connection, clock(), limit)
+    if not found:
+        return None
+    wanted = sorted({tenant_id for tenant_id, _ in found})
+    rows = await _lock_books(connection, wanted)
+    now_ms = await checked_now_ms(connection, clock)
+    lots = await load_lots(connection, wanted, spent_lots=False)
+    return UnitOfWork(_books_of(rows, lots, {}), now_ms, holds=await _load_holds(connection, found))
 
 
 async def open_for_charges(
-    connection: Connection, totals: Sequence[BucketTotal], finals: Sequence[AllocationFinal]
+    connection: Connection,
+    totals: Sequence[BucketTotal],
+    finals: Sequence[AllocationFinal],
+    clock: Clock,
 ) -> UnitOfWork:
     """Lock and load all that a batch of charges speaks of: books first, then what they protect."""
     wanted = sorted({total.tenant_id for total in totals} | {final.tenant_id for final in finals})
     if not wanted:
-        return UnitOfWork({})
+        # Nothing can be entered, so no time is needed either.
+        return UnitOfWork({}, 0)
     rows = await _lock_books(connection, wanted)
     # Everything below is read after the locks: nobody can change it before this transaction ends.
+    now_ms, due = await _load_due(connection, wanted, clock)
     buckets = await _load_buckets(connection, totals)
     spent_lots = any(
         may_return_credit(total, buckets.get((total.tenant_id, total.bucket_id)))
         for total in totals
     )
     lots = await load_lots(connection, wanted, spent_lots=spent_lots)
-    holds = await _load_holds(
+    loaded = await _load_holds(
         connection,
         [(total.tenant_id, total.hold_id) for total in totals if total.hold_id is not None],
     )
     of_allocations = await _load_holds_of_allocations(connection, finals)
     for (tenant_id, _, _), ending in of_allocations.items():
-        holds |= {(tenant_id, hold.hold_id): hold for hold in ending}
+        loaded |= {(tenant_id, hold.hold_id): hold for hold in ending}
     return UnitOfWork(
         _books_of(rows, lots, {}),
+        now_ms,
         buckets=buckets,
-        holds=holds,
+        holds=loaded,
+        due=due,
         holds_of_allocations={
             allocation: [hold.hold_id for hold in ending]
             for allocation, ending in of_allocations.items()
@@ -123,7 +153,7 @@ async def save(connection: Connection, changes: BookChanges) -> None:
     if changes.holds:
         await _update_holds(connection, changes.holds)
     if changes.accounts:
-        await _upsert_accounts(connection, changes.accounts)
+        await upsert_accounts(connection, changes.accounts)
     await insert_entries(connection, changes.entries, changes.traces)
 
 
@@ -140,10 +170,10 @@ _BOOK_ARRAYS = (
   from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bytea[],
               $7::timestamptz[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[],
               $12::bigint[], $13::bigint[], $14::bigint[]) as n ("""
-    + _BOOK_COLUMNS
+    + BOOK_COLUMNS
     + ")"
 )
-_INSERT_BOOK = "insert into books (" + _BOOK_COLUMNS + ") select " + _BOOK_COLUMNS + _BOOK_ARRAYS
+_INSERT_BOOK = "insert into books (" + BOOK_COLUMNS + ") select " + BOOK_COLUMNS + _BOOK_ARRAYS
 # Kind, currency and limit of a book never change.
 _UPDATE_BOOKS = (
     """
@@ -294,44 +324,6 @@ async def _upsert_lots(connection: Connection, lots: Sequence[tuple[str, Lot]]) 
     )
 
 
-# Accounts.
-
-_LOAD_ACCOUNTS = """
-select tenant_id, account, balance_micro
-  from accounts
- where tenant_id = any($1::text[]) and ($2::text[] is null or account = any($2::text[]))
-"""
-# Writes what accounts have come to.
-_UPSERT_ACCOUNTS = """
-insert into accounts (tenant_id, account, balance_micro)
-select n.tenant_id, n.account, n.balance_micro
-  from unnest($1::text[], $2::text[], $3::bigint[]) as n (tenant_id, account, balance_micro)
-on conflict (tenant_id, account) do update set balance_micro = excluded.balance_micro
-"""
-
-
-async def load_accounts(
-    connection: Connection, tenant_ids: Sequence[str], accounts: Collection[str] | None
-) -> dict[str, dict[str, int]]:
-    """Load these accounts of these books, or all of them, by book and account."""
-    named = None if accounts is None else list(accounts)
-    found: dict[str, dict[str, int]] = {}
-    for row in await connection.fetch(_LOAD_ACCOUNTS, tenant_ids, named):
-        found.setdefault(row["tenant_id"], {})[row["account"]] = row["balance_micro"]
-    return found
-
-
-async def _upsert_accounts(
-    connection: Connection, accounts: Sequence[tuple[str, str, int]]
-) -> None:
-    await connection.execute(
-        _UPSERT_ACCOUNTS,
-        [tenant_id for tenant_id, _, _ in accounts],
-        [account for _, account, _ in accounts],
-        [micro for _, _, micro in accounts],
-    )
-
-
 # Buckets.
 
 # The hour is part of the key, so that it stays local.
@@ -452,42 +444,45 @@ update holds h set ended = n.ended, places = n.places::text[], reserved = n.rese
  where h.tenant_id = n.tenant_id and h.hold_id = n.hold_id
 """
 )
-# One query, so that what it answers belongs together.
-_HOLD_WITH_BOOK = (
-    SELECT_HOLD
-    + ", "
-    + _BOOK_COLUMNS
-    + ", array(select l from ("
-    + SELECT_LOT
-    + """
-         from lots where lots.tenant_id = holds.tenant_id and remaining_micro > 0) l) as lots
-  from holds
-  join books using (tenant_id)
- where hold_id = $1
-"""
-)
-# Asked before the locks; the core asks again once they are held (`release_expired`).
-_EXPIRED_HOLDS = """
+# Looked at without locks; the core asks again once they are held (`release_expired`).
+_FIND_DUE = """
 select tenant_id, hold_id from holds where ended is null and expires_at <= $1
  order by expires_at limit $2
 """
+# The server's clock, and the open holds of these books that are over. One row without a hold where
+# there is none: the clock is always answered.
+_LOAD_DUE = (
+    "select clock_at, "
+    + _HOLD_COLUMNS
+    + """
+  from (select clock_timestamp() as clock_at) server
+  left join holds on tenant_id = any($1::text[]) and ended is null and expires_at <= $2
+ order by expires_at, hold_id
+"""
+)
 
 
-async def expired_holds(
+async def _find_due(
     connection: Connection, now_ms: int, limit: int
 ) -> list[tuple[TenantId, HoldId]]:
-    """Name open holds whose time has come, the oldest first. Lock their books before acting."""
-    rows = await connection.fetch(_EXPIRED_HOLDS, moment_of(now_ms), limit)
+    """Name open holds that are over, the oldest first. Lock their books before acting."""
+    rows = await connection.fetch(_FIND_DUE, moment_of(now_ms), limit)
     return [(TenantId(row["tenant_id"]), HoldId(row["hold_id"])) for row in rows]
 
 
-async def hold_with_book(connection: Connection, hold_id: str) -> tuple[Hold, Book] | None:
-    """Read a hold, and the book with the lots that can still give something. Nothing is locked."""
-    row = await connection.fetchrow(_HOLD_WITH_BOOK, hold_id)
-    if row is None:
-        return None
-    lots = tuple(map(lot_from_values, row["lots"]))
-    return hold_from_row(row), book_from_row(row, lots, {})
+async def _load_due(
+    connection: Connection, tenant_ids: Sequence[str], clock: Clock
+) -> tuple[int, list[tuple[str, Hold]]]:
+    """Read the clock, and load the open holds of these books that are over by then, by tenant.
+
+    Raises `ClockStep` when the reading is too far from the server's clock: whatever it would end
+    would be ended for good.
+    """
+    now_ms = clock()
+    rows = await connection.fetch(_LOAD_DUE, tenant_ids, moment_of(now_ms))
+    check_clock(now_ms, rows[0]["clock_at"])
+    found = [row for row in rows if row["hold_id"] is not None]
+    return now_ms, [(row["tenant_id"], hold_from_row(row)) for row in found]
 
 
 async def _load_holds(
@@ -525,6 +520,7 @@ async def _load_holds_of_allocations(
 async def _insert_holds(
     connection: Connection, placed: Sequence[tuple[str, PlaceHold, Hold]]
 ) -> None:
+    """Write holds that were placed: (tenant, what was asked, what it reserves)."""
     await connection.execute(
         _INSERT_HOLDS,
         *_columns_of_holds([(tenant_id, hold) for tenant_id, _, hold in placed]),
@@ -536,6 +532,7 @@ async def _insert_holds(
 
 
 async def _update_holds(connection: Connection, holds: Sequence[tuple[str, Hold]]) -> None:
+    """Write what older holds still reserve, and how they ended."""
     await connection.execute(_UPDATE_HOLDS, *_columns_of_holds(holds))
 
 

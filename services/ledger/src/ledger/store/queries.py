@@ -1,8 +1,9 @@
 """Questions about books: a balance, a hold, the trial balance, and everything for an audit. SQL.
 
 Nothing is locked here. A balance and a hold are one query each, so that what they answer belongs
-together; what it comes to is computed by the core. An element of an array comes without names: it
-is read by the order of its columns.
+together; what it comes to is computed by the core, as of now: what holds that are over still
+reserve is read beside the book, place by place, and is free in every answer. An element of an
+array comes without names: it is read by the order of its columns.
 
 Columns are named, always: a query that asks for a table's row as a whole changes its type with the
 next column that a `pre` migration adds, and fails once on every connection of the old code.
@@ -18,8 +19,11 @@ from hisab_contracts.ids import BucketId, HoldId
 from hisab_contracts.units import moment_of, ms_of, optional_ms_of
 from ledger.core.balance import Balance, balance_at, complete_until
 from ledger.core.book import Book, BookedBucket, hold_state, in_draw_order
+from ledger.core.expiry import book_at, hold_at
 from ledger.core.holds import Hold, HoldState
+from ledger.store.accounts import load_accounts
 from ledger.store.books import (
+    BOOK_COLUMNS,
     SELECT_BOOK,
     SELECT_BUCKET,
     SELECT_HOLD,
@@ -27,8 +31,6 @@ from ledger.store.books import (
     book_from_row,
     bucket_from_row,
     hold_from_row,
-    hold_with_book,
-    load_accounts,
     load_lots,
     lot_from_values,
 )
@@ -36,6 +38,16 @@ from ledger.store.books import (
 if TYPE_CHECKING:
     from runtime.database import Connection
 
+
+# What the holds of a book that are over still reserve, place by place: no more rows than it has
+# lots, however many holds.
+_OVER = """
+       array(select o from (
+               select place, sum(micro)::bigint as micro
+                 from holds due cross join lateral unnest(due.places, due.reserved) r (place, micro)
+                where due.tenant_id = books.tenant_id and due.ended is null and due.expires_at <= $2
+                group by place) o) as over
+"""
 
 # The lots that may count now, and a watermark for each hub that any partition has heard of: null
 # where the tenant's has not, or where the hub has stated none.
@@ -50,7 +62,10 @@ _BALANCE = (
        array(select w.watermark_at
                from (select distinct hub from hub_watermarks) h
                left join hub_watermarks w on w.hub = h.hub and w.partition = $3
-            ) as watermarks
+            ) as watermarks,
+"""
+    + _OVER
+    + """
   from books
  where tenant_id = $1
 """
@@ -66,16 +81,36 @@ async def balance_of(
         return None
     book = book_from_row(row, in_draw_order(map(lot_from_values, row["lots"])), {})
     until_ms = complete_until(optional_ms_of(at) for at in row["watermarks"])
-    return balance_at(book, now_ms, complete_until_ms=until_ms)
+    return balance_at(book_at(book, map(tuple, row["over"])), now_ms, complete_until_ms=until_ms)
+
+
+# One query, so that what it answers belongs together.
+_HOLD_WITH_BOOK = (
+    SELECT_HOLD
+    + ", "
+    + BOOK_COLUMNS
+    + ", array(select l from ("
+    + SELECT_LOT
+    + """
+         from lots where lots.tenant_id = holds.tenant_id and remaining_micro > 0) l) as lots,
+"""
+    + _OVER
+    + """
+  from holds
+  join books using (tenant_id)
+ where hold_id = $1
+"""
+)
 
 
 async def hold_of(connection: Connection, hold_id: str, now_ms: int) -> HoldState | None:
-    """Find a hold that this transaction may see, and say how it stands now."""
-    found = await hold_with_book(connection, hold_id)
-    if found is None:
+    """Find a hold that this transaction may see, and say how it and its tenant stand now."""
+    row = await connection.fetchrow(_HOLD_WITH_BOOK, hold_id, moment_of(now_ms))
+    if row is None:
         return None
-    hold, book = found
-    return hold_state(book, hold, now_ms)
+    book = book_from_row(row, in_draw_order(map(lot_from_values, row["lots"])), {})
+    hold = hold_at(hold_from_row(row), now_ms)
+    return hold_state(book_at(book, map(tuple, row["over"])), hold, now_ms)
 
 
 class TrialBalance(Struct, frozen=True, kw_only=True):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from fastapi import Request, Response
 
-from hisab_contracts.ids import CurrencyText, IdText, PriceClass, Sku
+from hisab_contracts.currencies import CurrencyText
+from hisab_contracts.ids import IdText, PriceClass, Sku
 from hisab_contracts.reference import Role
 from metering.api.problems import problem_of
 from metering.api.requests import FIRST_HOUR_MS, read_whole_hour

@@ -35,26 +35,13 @@ async def load_price_lines(connection: Connection) -> list[PriceLine]:
     return [_line_from_row(row) for row in await connection.fetch(_LINES)]
 
 
-# The line of a series that began last by an instant: no other can rate it.
-_LAST_LINE = (
-    _LINES
-    + """
- where currency = $1 and sku = $2 and price_class = $3 and valid_from_ms <= $4
- order by valid_from_ms desc
- limit 1
-"""
-)
+# All that compete for an hour: which of them rates it is the price book's rule.
+_LINES_OF = _LINES + " where currency = $1 and sku = $2 and price_class = $3 order by valid_from_ms"
 
 
-async def price_lines_at(
-    connection: Connection, series: PriceSeries, at_ms: int
-) -> list[PriceLine]:
-    """Read what can rate an hour of a series: the line that began last by then, or nothing.
-
-    It may have ended since: that is for `PriceBook` to say.
-    """
-    rows = await connection.fetch(_LAST_LINE, *series, at_ms)
-    return [_line_from_row(row) for row in rows]
+async def price_lines_of(connection: Connection, series: PriceSeries) -> list[PriceLine]:
+    """Read the price lines of one series."""
+    return [_line_from_row(row) for row in await connection.fetch(_LINES_OF, *series)]
 
 
 def _line_from_row(row: Row) -> PriceLine:

@@ -1,0 +1,149 @@
+"""Movements: commands that move money between accounts of books, where nothing was used.
+
+A programme gets its budget, a grant moves some of it to a lot of a tenant (an entry in each of
+their books), and a finalised document moves what is receivable to the document's own account. Each
+is decided here and called by `decisions.decide` alone.
+
+Refusals, in order of precedence. Grant approved: `MakerIsChecker`, `GrantNotProposed`,
+`GrantExpired`, `BudgetExceeded`. Invoiced: `AlreadyInvoiced`, `NotReceivable`.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from hisab_contracts.entries import Entry, GrantDetail
+from hisab_contracts.ids import DocumentId
+from hisab_contracts.invariants import InvariantBroken
+from ledger.core.book import (
+    INVOICED,
+    LOT,
+    PROGRAMME_BOOK,
+    Book,
+    Books,
+    balance_micro,
+    next_entry,
+    postings_of,
+)
+from ledger.core.grants import ApprovalRefusal, ApproveGrant, Grant, refuse_approval
+
+
+class SetBudget(Struct, frozen=True, kw_only=True):
+    """Open a programme's book with its budget."""
+
+    budget_micro: int
+    actor: str
+
+
+class RecordInvoiced(Struct, frozen=True, kw_only=True):
+    """A finalised document bills this much of what is receivable."""
+
+    document_id: DocumentId
+    invoiced_micro: int
+    actor: str
+
+
+class AlreadyInvoiced(Struct, frozen=True):
+    """The book has entered this document under another command."""
+
+    invoiced_micro: int
+
+
+class NotReceivable(Struct, frozen=True):
+    """More would be invoiced than is receivable."""
+
+    receivable_micro: int
+
+
+def approve_grant(
+    books: Books, command: ApproveGrant, now_ms: int
+) -> tuple[Entry, ...] | ApprovalRefusal:
+    """Move budget of the programme to a lot of the tenant: an entry in each of their books."""
+    programme = books.programme
+    if programme is None:
+        raise InvariantBroken("an approval is decided on the programme's book too")
+    budget_left_micro = balance_micro(programme, "budget")
+    refused = refuse_approval(command, budget_left_micro=budget_left_micro, now_ms=now_ms)
+    if refused is not None:
+        return refused
+    grant = command.grant
+    caused_by = f"grant:{grant.grant_id}"
+    committed = [("budget", -grant.grant_micro), (granted_account(grant), grant.grant_micro)]
+    received = [
+        (funding_account(grant), -grant.grant_micro),
+        (LOT + grant.grant_id, grant.grant_micro),
+    ]
+    detail = GrantDetail(
+        grant_id=grant.grant_id,
+        programme_id=grant.programme_id,
+        grant_micro=grant.grant_micro,
+        priority=grant.priority,
+        effective_ms=grant.effective_ms,
+        expires_ms=grant.expires_ms,
+    )
+    return (
+        next_entry(
+            programme,
+            "budget_granted",
+            now_ms,
+            postings=postings_of(programme, committed),
+            caused_by=caused_by,
+            actor=command.actor,
+        ),
+        next_entry(
+            books.book,
+            "grant",
+            now_ms,
+            effective_ms=grant.effective_ms,
+            postings=postings_of(books.book, received),
+            caused_by=caused_by,
+            actor=command.actor,
+            grant=detail,
+        ),
+    )
+
+
+def funding_account(grant: Grant) -> str:
+    """Name the account of a tenant's book that says how much a programme has given."""
+    return f"funding:{grant.programme_id}"
+
+
+def granted_account(grant: Grant) -> str:
+    """Name the account of a programme's book that says how much a tenant was given."""
+    return f"granted:{grant.tenant_id}"
+
+
+def record_invoiced(
+    book: Book, command: RecordInvoiced, now_ms: int
+) -> tuple[Entry, ...] | AlreadyInvoiced | NotReceivable:
+    """Move what a finalised document bills from receivable to the document's own account."""
+    account = INVOICED + command.document_id
+    # Asked first: once it is entered nothing may be receivable any more, and that is no reason to
+    # say anything else than that the document is entered.
+    if account in book.accounts:
+        return AlreadyInvoiced(-book.accounts[account])
+    if command.invoiced_micro > book.receivable_micro:
+        return NotReceivable(book.receivable_micro)
+    movements = [("receivable", command.invoiced_micro), (account, -command.invoiced_micro)]
+    return (
+        next_entry(
+            book,
+            "invoiced",
+            now_ms,
+            postings=postings_of(book, movements),
+            caused_by=f"document:{command.document_id}",
+            actor=command.actor,
+        ),
+    )
+
+
+def set_budget(book: Book, command: SetBudget, now_ms: int) -> tuple[Entry, ...]:
+    """Open a programme: what it may promise is its authority's to give."""
+    movements = [("authority", -command.budget_micro), ("budget", command.budget_micro)]
+    postings = postings_of(book, movements)
+    caused_by = f"programme:{book.tenant_id.removeprefix(PROGRAMME_BOOK)}"
+    return (
+        next_entry(
+            book, "budget_set", now_ms, postings=postings, caused_by=caused_by, actor=command.actor
+        ),
+    )

@@ -1,0 +1,45 @@
+"""A clock that steps moves no hub's watermark: those never fall again."""
+
+from __future__ import annotations
+
+import pytest
+
+from integration.metering.service import JULY_END_MS, Hub
+from metering.jobs import Watermarks
+from runtime.clock import now_ms
+from runtime.database import ClockStep, Database
+from runtime.kafka import Kafka
+from runtime.outbox import Outbox
+
+DAY_MS = 86_400_000
+JULY_END = "2025-07-31T19:00:00.000Z"
+
+
+async def test_a_clock_that_jumps_a_day_ahead_moves_no_watermark(hub: Hub) -> None:
+    """A hub whose sources are all retired is complete until now: a jump would say tomorrow."""
+    hub.complete(JULY_END_MS)
+    hub.flush()
+    assert JULY_END == hub.complete_until(JULY_END)
+    path = f"/v1/hubs/{hub.code}/sources/retire"
+    body = {"source": f"/hubs/{hub.code}/nodes/n1/epochs/e1", "reason": "gone"}
+    assert 200 == hub.metering.request("POST", path, json=body).status_code
+    # The service itself goes by a clock that is right: it says the hour that is now.
+    stated = "select hub, watermark_ms from hubs where watermark_ms > $1"
+    kafka = Kafka(
+        hub.metering.infrastructure.bootstrap_servers, client="test", instance="0", replication=1
+    )
+    pool = Database(hub.metering.database.writer, name="test-clock")
+    await pool.open()
+    try:
+        watermarks = Watermarks(
+            kafka, Outbox(("metering.charges.v1",)), 4, clock=lambda: now_ms() + DAY_MS
+        )
+        for _ in range(3):
+            async with pool.connection() as connection:
+                with pytest.raises(ClockStep):
+                    await watermarks.run(connection)
+        async with pool.connection() as connection:
+            assert [] == list(await connection.fetch(stated, now_ms()))
+    finally:
+        await pool.close()
+        await kafka.close()
