@@ -139,6 +139,16 @@ def sizes() -> Mapping[str, str]:
     return dict(configuration()["tool"]["hisab"]["sizes"])
 
 
+def locking_reads_listed() -> Mapping[str, str]:
+    """Return the statements that may read another table beside a lock, with the reason."""
+    return dict(configuration()["tool"]["hisab"]["locking_reads"])
+
+
+def own_sums() -> Mapping[str, str]:
+    """Return the functions of `store` and `api` that add up a list, with the reason."""
+    return dict(configuration()["tool"]["hisab"]["own_sums"])
+
+
 def shared_names() -> Mapping[str, str]:
     """Return the type names that two modules may use, with the reason."""
     return dict(configuration()["tool"]["hisab"]["shared_names"])

@@ -7,7 +7,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 
-from architecture.source import Finding, Module, is_store, package_modules
+from architecture.source import (
+    Finding,
+    Module,
+    is_store,
+    locking_reads_listed,
+    own_sums,
+    package_modules,
+)
 
 STATEMENT = re.compile(
     r"^\s*(--[^\n]*\n\s*)*"
@@ -20,6 +27,13 @@ KEYWORD = re.compile(
     r"|CREATE|TABLE|INDEX|ALTER|GRANT|PRIMARY KEY|NOT NULL|CONFLICT|UNNEST|COALESCE)\b"
 )
 EVERYTHING = re.compile(r"select\s+(\w+\.)?\*(?!\s+from\s+unnest)", re.IGNORECASE)
+CHANGED = re.compile(
+    r"\b(?:update|delete from|insert into)\s+(?!set\b|of\b|skip\b|nowait\b)([a-z_]+)\b"
+)
+"""The table that a statement changes; `for update` and `do update` name none."""
+READ = re.compile(r"(?:(?<!distinct )\bfrom|\bjoin|\busing)\s+([a-z_]+)\b(?!\s*\()")
+NAMED = re.compile(r"(?:\bwith(?: recursive)?|,)\s+([a-z_]+)(?:\s*\([^)]*\))?\s+as\s*\(")
+WAITS = re.compile(r"\bfor (no key )?(update|(key )?share)\b|\bupdate\s|\bdelete from\b")
 OUTSIDE = frozenset(
     {
         "send",
@@ -172,6 +186,93 @@ def sql_place(module: Module) -> Iterator[Finding]:
                 pass
 
 
+def locking_reads(module: Module) -> Iterator[Finding]:
+    """Rule 20: a statement that waits for a row's lock reads no other table.
+
+    PostgreSQL looks at the locked row again after the wait, and at nothing else: sub-selects, joins
+    and the rest of a `with` still see what was committed before it. What a lock protects is read by
+    the next statement. `[tool.hisab.locking_reads]` lists those that may, each with its reason.
+    """
+    for name, node, statement in sql_constants(module):
+        plain = _without_literals(statement)
+        if not WAITS.search(plain):
+            continue
+        named, changed = set(NAMED.findall(plain)), set(CHANGED.findall(plain))
+        read = [table for table in READ.findall(plain) if table not in named]
+        # What is locked by a `select` is the first table that it reads.
+        foreign = sorted({*read} - (changed or {*read[:1]}))
+        if foreign and f"{module.name}.{name}" not in locking_reads_listed():
+            yield Finding(
+                20,
+                module.at(node),
+                f"{name} waits for a lock and reads {', '.join(foreign)} as it was before",
+                "lock first, read in the next statement",
+            )
+
+
+def limited_sums(module: Module) -> Iterator[Finding]:
+    """Rule 20: a total is taken by the database, over all rows: nothing cut by `limit` is added up.
+
+    So a statement sums no part that has a `limit`, and neither `store` nor `api` adds up a list
+    that it read. `[tool.hisab.own_sums]` names the functions that may, each with its reason.
+    """
+    for name, node, statement in sql_constants(module):
+        if _sums_a_cut_list(_without_literals(statement)):
+            yield Finding(
+                20, module.at(node), f"{name} sums rows that a `limit` has cut", "a sum of all rows"
+            )
+    if not re.search(r"\.(store|api)(\.|$)", module.name):
+        return
+    for function in module.functions():
+        calls = [inner for inner in ast.walk(function) if isinstance(inner, ast.Call)]
+        added = [call for call in calls if ast.unparse(call.func) in {"sum", "math.fsum"}]
+        if added and f"{module.name}.{function.name}" not in own_sums():
+            yield Finding(
+                20, module.at(added[0]), f"{function.name} adds up a list", "`sum` in the statement"
+            )
+
+
+def _sums_a_cut_list(statement: str) -> bool:
+    """Say whether a `select` with a sum reads from a part of the statement that has a `limit`."""
+    cut = {
+        match[1]
+        for match in re.finditer(r"\b(\w+)\s+as\s*\(", statement)
+        if re.search(r"\blimit\b", _parenthesised(statement, match.end() - 1))
+    }
+    for match in re.finditer(r"\b(?:from|join)\s+(?:(\w+)|(?=\())", statement):
+        inner = "" if match[1] else _parenthesised(statement, match.end())
+        if match[1] not in cut and not re.search(r"\blimit\b", inner):
+            continue
+        shown = _shown_before(statement, match.start())
+        if re.search(r"\bsum\s*\((?!.*\)\s*over\b)", shown, re.DOTALL):
+            return True
+    return False
+
+
+def _shown_before(statement: str, at: int) -> str:
+    """Return what the `select` of a `from` shows, without what stands in its sub-selects."""
+    shown, depth = "", 0
+    for place in range(at - 1, -1, -1):
+        depth += {")": 1, "(": -1}.get(statement[place], 0)
+        if depth < 0 or (depth == 0 and statement.startswith("select", place)):
+            break
+        inner = _parenthesised(statement, place) if statement[place] == "(" else ""
+        if inner.lstrip().startswith("select"):
+            shown = shown[len(inner) :]
+        shown = statement[place] + shown
+    return shown
+
+
+def _parenthesised(text: str, at: int) -> str:
+    """Return what stands between the parenthesis at a place and the one that closes it."""
+    depth = 0
+    for place in range(at, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return text[at + 1 : place]
+    return text[at + 1 :]
+
+
 def _is_part(name: str, module: Module) -> bool:
     """Say whether another constant is put together from this one."""
     return any(
@@ -263,7 +364,7 @@ def _offered_records(module: Module) -> Iterator[Finding]:
 
 
 def migrations(names: Sequence[str]) -> Iterator[Finding]:
-    """Rule 21: migrations are numbered from 0001 without a gap, and say `pre` or `post`."""
+    """Rule 21: each migration has a number of its own, and says `pre` or `post`."""
     numbers: list[int] = []
     for name in sorted(names):
         match = MIGRATION.fullmatch(PurePath(name).name)
@@ -273,8 +374,8 @@ def migrations(names: Sequence[str]) -> Iterator[Finding]:
             )
         else:
             numbers.append(int(match["number"]))
-    if numbers and numbers != list(range(1, len(numbers) + 1)):
-        yield Finding(21, names[0], f"numbers {numbers}", "1, 2, 3 ... each once")
+    if len({*numbers}) < len(numbers):
+        yield Finding(21, names[0], f"numbers {numbers}", "each once")
 
 
 def migration_text(name: str, text: str) -> Iterator[Finding]:

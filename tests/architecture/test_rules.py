@@ -41,6 +41,8 @@ PACKAGE_RULES: tuple[Rule, ...] = (
     word_rules.any_and_ignores,
     sql_rules.sql_text,
     sql_rules.sql_place,
+    sql_rules.locking_reads,
+    sql_rules.limited_sums,
     sql_rules.outside_calls,
     sql_rules.driver_records,
     text_rules.settings,

@@ -106,6 +106,34 @@ BAD: list[tuple[Rule, str, dict[str, object]]] = [
     (sql_rules.sql_place, LOADING + "\n\n" + QUERY, {}),
     (sql_rules.sql_place, QUERY + LOADING, {}),
     (sql_rules.sql_place, QUERY, {}),
+    (sql_rules.limited_sums, '_A = "select sum(a) from (select a from b limit $1) c"', {}),
+    (
+        sql_rules.limited_sums,
+        '_A = "with c as (select a from b order by a limit 9) select d, sum(a) from c group by d"',
+        {},
+    ),
+    (
+        sql_rules.limited_sums,
+        "def f(buckets: list[B]) -> int:\n    return sum(bucket.gpu_ns for bucket in buckets)",
+        {"name": "metering.api.usage"},
+    ),
+    (
+        sql_rules.locking_reads,
+        '_A = "select a, (select sum(c) from d where d.b = b.b) from b where a = $1 for update"',
+        {},
+    ),
+    (sql_rules.locking_reads, '_A = "select b.a from b join d on d.a = b.a for share of b"', {}),
+    (
+        sql_rules.locking_reads,
+        '_A = "with e as (select a from b for update skip locked) select e.a, c from e, d join f"',
+        {},
+    ),
+    (sql_rules.locking_reads, '_A = "update b set a = 1 where not exists (select from d)"', {}),
+    (
+        sql_rules.locking_reads,
+        '_A = "insert into b select a from d on conflict (a) do update set a = 2"',
+        {},
+    ),
     (sql_rules.outside_calls, TRANSACTION + "        await p.send(x)", {}),
     (
         sql_rules.outside_calls,
@@ -173,6 +201,25 @@ GOOD: list[tuple[Rule, str, dict[str, object]]] = [
     (sql_rules.sql_text, '_A = "a"\n_B = "select " + _A + " from b"', {}),
     (sql_rules.sql_place, QUERY + SAYING + SAYING.replace("load", "again"), {}),
     (sql_rules.sql_place, "# What is wanted.\n" + QUERY + LOADING, {}),
+    (sql_rules.limited_sums, '_A = "select a, sum(a) from b group by a order by a limit 9"', {}),
+    (
+        sql_rules.limited_sums,
+        '_A = "with c as (select a from b limit 9) select sum(a) over (order by a) as d from c"',
+        {},
+    ),
+    (
+        sql_rules.limited_sums,
+        '_A = "with c as (select a from b limit 9) select (select sum(e) from d) from c"',
+        {},
+    ),
+    (sql_rules.limited_sums, "x = sum(y)", {"name": "metering.core.engine"}),
+    (sql_rules.locking_reads, '_A = "select a from b where a is distinct from c for update"', {}),
+    (
+        sql_rules.locking_reads,
+        '_A = "with e as (delete from b using unnest($1) as k (a) returning a) select a from e"',
+        {},
+    ),
+    (sql_rules.locking_reads, '_A = "select b.a from b join d on d.a = b.a"', {}),
     (
         sql_rules.driver_records,
         "from asyncpg import Record as Row\ndef lot_from_row(row: Row) -> Lot: ...",
@@ -226,9 +273,9 @@ def test_cycle_is_found_through_three_modules() -> None:
 
 
 def test_migration_names_and_text_are_judged() -> None:
-    """A gap in the numbers, a strange name, upper case and a drop in `pre` are found."""
+    """A number given twice, a strange name, upper case and a drop in `pre` are found."""
     assert list(sql_rules.migrations(["0001_a.pre.sql", "0002_b.post.sql"])) == []
-    assert len(list(sql_rules.migrations(["0001_a.pre.sql", "0003_b.pre.sql"]))) == 1
+    assert len(list(sql_rules.migrations(["0003_a.pre.sql", "0003_b.pre.sql"]))) == 1
     assert len(list(sql_rules.migrations(["0001_a.sql"]))) == 1
     assert len(list(sql_rules.migration_text("0001_a.pre.sql", "CREATE TABLE a (b int);"))) == 1
     assert (

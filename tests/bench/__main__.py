@@ -24,12 +24,13 @@ from typing import Any
 import asyncpg
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(1, str(ROOT / "deploy" / "local"))
+sys.path[1:1] = [str(ROOT / "deploy" / "local"), str(ROOT / "tests")]
 
 import invoicing_gap_scan  # noqa: E402
 import ledger_charges  # noqa: E402
 import ledger_growth  # noqa: E402
 import metering_events  # noqa: E402
+import metering_growth  # noqa: E402
 import path_freshness  # noqa: E402
 
 from stack import Stack, running  # noqa: E402
@@ -51,6 +52,10 @@ FIGURES: dict[str, Measure] = {
 """`ledger.charges` brings `ledger.charges_hot` along: it is its baseline."""
 
 LONG_FIGURES: dict[str, Measure] = {
+    "metering.endings": metering_growth.measure_endings,
+    "metering.quarantine_list": metering_growth.measure_quarantine_list,
+    "metering.look": metering_growth.measure_look,
+    "metering.backfill": metering_growth.measure_backfill,
     "invoicing.gap_scan": invoicing_gap_scan.measure,
     "ledger.sequencer_catchup": ledger_growth.measure,
 }

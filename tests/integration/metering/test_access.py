@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from integration.metering.service import Hub, Metering, secret, send_key
-from unit.metering.hub_events import HOUR_MS, NOON_MS, interval
+from unit.metering.hub_events import HOUR_MS, NOON_MS, ended, interval
 
 
 def test_hub_key_asks_for_no_other_hub_wherever_it_is_named(metering: Metering, hub: Hub) -> None:
@@ -50,6 +52,70 @@ def test_tenant_sees_its_own_time_of_an_allocation_id_that_two_tenants_use(hub: 
     assert [[], ["conflict"]] == [
         [waits["reason"] for waits in detail["quarantined"]] for detail in (ravi, indus)
     ]
+
+
+def test_job_number_that_two_tenants_had_is_shown_for_both(hub: Hub) -> None:
+    """Operators and the hub see both owners and the sum; each can be asked for alone."""
+    hub.say(interval())
+    later = {"start_ms": NOON_MS + HOUR_MS, "end_ms": NOON_MS + 3 * HOUR_MS}
+    hub.say(interval(tenant_id="indus-foundry", project_id="second", **later))
+    hub.accounts(2)
+    path = f"/v1/allocations/{hub.code}/job-1"
+    for key in ("operator", "auditor", secret(hub.code)):
+        found = hub.metering.get(path, key)
+        assert [None, ["indus-foundry", "ravi-health"]] == [found["tenant_id"], found["owners"]]
+        assert str(3 * HOUR_MS) == found["billed_gpu_ms"]
+        assert [("ravi-health", "main"), *[("indus-foundry", "second")] * 2] == [
+            (bucket["tenant_id"], bucket["project_id"]) for bucket in found["buckets"]
+        ]
+        alone = hub.metering.get(path, key, tenant_id="indus-foundry")
+        assert ["indus-foundry", ["indus-foundry"]] == [alone["tenant_id"], alone["owners"]]
+        assert str(2 * HOUR_MS) == alone["billed_gpu_ms"]
+        assert {"indus-foundry"} == {covered["tenant_id"] for covered in alone["intervals"]}
+    own = hub.metering.get(path, "ravi-health")
+    assert ["ravi-health", ["ravi-health"]] == [own["tenant_id"], own["owners"]]
+    assert [("ravi-health", "main")] == [
+        (bucket["tenant_id"], bucket["project_id"]) for bucket in own["buckets"]
+    ]
+    for key, tenant in (("ravi-health", "indus-foundry"), ("operator", "flood-watch")):
+        answer = hub.metering.request("GET", path, key, params={"tenant_id": tenant})
+        assert (404, "not-found") == (answer.status_code, answer.json()["code"])
+
+
+def test_quarantined_claim_hides_nothing_of_an_allocation(hub: Hub) -> None:
+    """A record naming `0-nobody` stands beside the billed hour, and makes nobody an owner."""
+    hub.say(interval(tenant_id="0-nobody", node_id="n2"))
+    hub.accounts(1)
+    path = f"/v1/allocations/{hub.code}/job-1"
+    before = hub.metering.get(path)
+    assert ["0-nobody", [], "0"] == [
+        before["tenant_id"],
+        before["owners"],
+        before["billed_gpu_ms"],
+    ]
+    hub.say(interval())
+    hub.say(interval(tenant_id="indus-foundry"))
+    hub.say(ended(NOON_MS + HOUR_MS, HOUR_MS, tenant_id="0-nobody"), "ended")
+    hub.accounts(3)
+    found = hub.metering.get(path)
+    assert ["ravi-health", ["ravi-health"], str(HOUR_MS), str(2 * HOUR_MS)] == [
+        found["tenant_id"],
+        found["owners"],
+        found["billed_gpu_ms"],
+        found["quarantined_gpu_ms"],
+    ]
+    assert [("0-nobody", "unknown-tenant"), ("indus-foundry", "conflict")] == [
+        (record["tenant_id"], record["reason"]) for record in found["quarantined"]
+    ]
+    # Of a conflict each tenant sees its own claim, and nothing that names the other.
+    own = hub.metering.get(path, "indus-foundry")
+    assert ["indus-foundry", [], ["conflict"]] == [
+        own["tenant_id"],
+        own["owners"],
+        [record["reason"] for record in own["quarantined"]],
+    ]
+    assert "ravi-health" not in json.dumps(own)
+    assert "indus-foundry" not in json.dumps(hub.metering.get(path, "ravi-health"))
 
 
 def test_hub_that_nobody_registered_does_not_exist(metering: Metering) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 LHR = HubCode("lhr")
 EVERYTHING = QuarantineFilter(None, None, None)
+JOB_1 = queries.AllocationFilter(LHR, "job-1", None)
 PRICE = ListedPrice(Sku("h100-sxm-80"), PriceClass("on_demand"), 840_000_000)
 
 
@@ -152,7 +153,9 @@ async def taken(
         async with kit.api.transaction(tenant="*") as connection:
             found = (
                 await queries.sum_usage(connection, [LHR], 0, 2**60),
-                await queries.find_allocation(connection, LHR, "job-1"),
+                await queries.sum_allocation(connection, JOB_1),
+                await queries.list_buckets(connection, JOB_1, None, 1_000),
+                await queries.list_intervals(connection, JOB_1, None, 1_000),
                 await quarantine.list_quarantined(
                     connection, QuarantineFilter(None, None, None), 0, 100
                 ),

@@ -14,6 +14,7 @@ from infrastructure import Infrastructure, run_apart
 from metering.store import allocations, hubs, prices, quarantine, queries, state
 
 NODE = (["lhr"], ["n1"])
+JOB = ("lhr", "job-1", "ravi-health")
 QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("lock nodes", state._LOCK_NODES, NODE),
     ("coverage", state._COVERAGE, (*NODE, ["GPU-1"], [0], [0], [1])),
@@ -23,21 +24,37 @@ QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("sources of nodes", state._LOCK_SOURCES, (["/hubs/lhr/nodes/n1"], [])),
     ("quarantined before", state._QUARANTINED_OFFSETS, (["t"], [0], [0], [9])),
     ("lock quarantined", quarantine._LOCK, ([1],)),
+    ("quarantine of any kind", quarantine._LISTED, (None, None, None, 0, 10, 1)),
+    ("quarantine of a hub", quarantine._LISTED, ("lhr", None, None, 0, 10, 1)),
+    ("quarantine of a reason", quarantine._LISTED, (None, "conflict", None, 0, 10, 1)),
+    ("open quarantine", quarantine._LISTED, ("lhr", None, "open", 0, 10, 1)),
+    ("dismissed quarantine", quarantine._LISTED, (None, None, "dismissed", 0, 10, 1)),
+    ("times of quarantined", quarantine._TIMES_OF, ([1],)),
     ("forget time", quarantine._FORGET_TIME, ([1],)),
     ("releasable", quarantine._RELEASABLE, (500,)),
-    ("due allocations", allocations._DUE, (500,)),
+    ("due allocations", allocations._DUE, (["lhr"], 500)),
+    ("passed allocations", allocations._PASSED, (["lhr"], [1], 500)),
+    ("deciding about allocations", allocations._DECIDING, (["lhr"], ["job-1"], ["t"])),
+    ("lock ended", allocations._LOCK_ENDED, (["lhr"], ["job-1"], ["t"])),
+    ("wake tenants", allocations._WAKE_TENANTS, (["t"],)),
     ("is hub", hubs._IS_HUB, ("lhr",)),
     ("completeness", hubs._COMPLETENESS, (None,)),
     ("views", hubs._VIEWS, (None,)),
     ("active sources", hubs._ACTIVE_SOURCES, (None,)),
     ("open time", hubs._OPEN_TIME, (None,)),
     ("sources named", hubs._SOURCES_NAMED, ("lhr", ["/hubs/lhr/nodes/n1/epochs/e1"])),
+    ("page of sources", hubs._SOURCE_PAGE, ("lhr", "", 10, 1)),
     ("lock a source", hubs._LOCK_SOURCE, ("lhr", "/hubs/lhr/nodes/n1/epochs/e1")),
     ("reconciliation", queries._SUMS, (["lhr"], 0, 3_600_000)),
-    ("buckets of an allocation", queries._BUCKETS_OF, ("lhr", "job-1", "ravi-health", 1)),
-    ("billed of an allocation", queries._BILLED_OF, ("lhr", "job-1", "ravi-health")),
+    ("owners of an allocation", queries._OWNERS, (*JOB, 1)),
+    ("claimants of an allocation", queries._CLAIMANTS, JOB),
+    ("sums of an allocation", queries._SUMS_OF, JOB),
+    ("buckets of an allocation", queries._BUCKETS_OF, (*JOB, 0, "n1", "", 1)),
+    ("intervals of an allocation", queries._INTERVALS_OF, (*JOB, "t", "n1", "g", "g", 0, 1)),
+    ("quarantined of an allocation", queries._QUARANTINED_OF, (*JOB, 0, 1)),
 ]
 BIG = {
+    "allocation_duplicates",
     "allocations",
     "buckets",
     "coverage",

@@ -18,7 +18,7 @@ from runtime.database import transaction_on
 from runtime.feed import Feed
 from runtime.kafka import BrokerLost, Message, MessageTooLarge, Topic
 from runtime.machine import Partition
-from runtime.outbox import Outbox, Relay, _lowest_messages
+from runtime.outbox import MESSAGES_COUNTED, Outbox, Relay, _lowest_messages
 from runtime.records import Record
 from runtime.service import Kit
 
@@ -370,3 +370,34 @@ async def read_all(kit: Kit, topic: str, group: str, count: int) -> list[Record]
     async with running(consumer):
         await until(consumer.lag_records, lambda lag: lag == 0 and len(seen) >= count)
     return seen
+
+
+async def test_long_batch_shows_the_watchdog_that_it_gets_on(
+    bare: Bare, unique: Callable[[str], str]
+) -> None:
+    """Each write to the outbox counts as progress, long before the batch is committed."""
+    topic, sent = unique("long"), unique("sent")
+    outbox = Outbox((sent,))
+    moves: list[int] = []
+
+    async def handle(_batch: Batch, connection: Connection) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+            await outbox.write(connection, [Message(sent, None, b"x")])
+            moves.append(consumer._watch.moves_count)
+
+    async with bare.open_kit() as kit:
+        await kit.kafka.create_topics([Topic(topic, 1)])
+        await kit.kafka.publish([Message(topic, None, b"a batch of a month")])
+        consumer = Consumer(kit.kafka, kit.writer, Subscription(unique("group"), (topic,), handle))
+        async with running(consumer):
+            await drained(consumer)
+        async with kit.writer.connection() as connection:
+            await connection.execute(
+                "insert into outbox (topic) select $1 from generate_series(1, $2::int)",
+                sent,
+                MESSAGES_COUNTED,
+            )
+            assert MESSAGES_COUNTED == await outbox.depth(connection)
+    first, second, third = moves
+    assert first < second < third

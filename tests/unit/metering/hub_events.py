@@ -42,6 +42,12 @@ def interval(
     return said | members
 
 
+def started(started_ms: int, **members: Any) -> dict[str, Any]:
+    """The data of an `allocation.started`: what an interval says, without its ends."""
+    said = interval(**members) | {"started_ms": started_ms}
+    return {name: value for name, value in said.items() if name not in {"start_ms", "end_ms"}}
+
+
 def ended(ended_ms: int, reserved_gpu_ms: int, **members: Any) -> dict[str, Any]:
     """The data of an `allocation.ended`."""
     said: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Allocations: when one that has ended is final, and when it is looked at again."""
+"""Allocations: when one that has ended is final, and what it is looked at again for."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ def ended(
     billed_gpu_ns: int = 0,
     watermark_ms: int | None = None,
     known: bool = True,
-    check_count: int = 0,
 ) -> EndedAllocation:
     """job-1 ended at noon and says that it reserved a second of a device."""
-    return EndedAllocation(KEY, NOON_MS, 1_000, billed_gpu_ns, watermark_ms, known, check_count)
+    return EndedAllocation(KEY, NOON_MS, 1_000, billed_gpu_ns, watermark_ms, known)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +43,7 @@ def test_allocation_is_final_when_totals_match_or_its_hub_is_complete(
     assert (KEY, NOON_MS, final) == (check.key, check.ended_ms, check.is_final)
 
 
-def test_allocation_that_is_not_final_is_looked_at_ever_more_rarely() -> None:
-    """After 1, 2, 4, 8, 16 seconds, and then every 30."""
-    waits = [check_allocation(ended(check_count=count)).check_after_ms for count in range(8)]
-    assert [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000] == waits
+def test_allocation_that_is_not_final_rests_until_something_of_it_changes() -> None:
+    """Only for a tenant that nobody knows the next look has a time, ten minutes from now."""
+    assert check_allocation(ended()).check_after_ms is None
+    assert 600_000 == check_allocation(ended(known=False)).check_after_ms

@@ -33,6 +33,7 @@ from unit.metering.hub_events import (
     ended,
     event,
     interval,
+    started,
     watermark,
 )
 
@@ -117,6 +118,8 @@ def with_sources(*sources: SourceProgress) -> MeteringState:
         (event(interval(price_class="gold", end_ms=RECORD_MS + HOUR_MS), 1), "no-price"),
         (event(interval(end_ms=RECORD_MS + 300_001), 1), "clock-skew"),
         (event(watermark(RECORD_MS + 300_001), 1, "watermark"), "clock-skew"),
+        (event(ended(RECORD_MS + 300_001, 1), 1, "ended"), "clock-skew"),
+        (event(started(RECORD_MS + 300_001), 1, "started"), "clock-skew"),
     ],
 )
 def test_bad_record_waits_under_its_reason(value: bytes | None, reason: str) -> None:
@@ -135,6 +138,8 @@ def test_record_at_the_edge_of_the_skew_is_taken() -> None:
     batch = prepare(
         event(interval(end_ms=RECORD_MS + 300_000), 1),
         event(watermark(RECORD_MS + 300_000), 2, "watermark"),
+        event(ended(RECORD_MS + 300_000, 1), 3, "ended"),
+        event(started(RECORD_MS + 300_000), 4, "started"),
     )
     assert [] == batch.rejected
 
@@ -336,9 +341,12 @@ def test_record_set_aside_unread_counts_as_one_record() -> None:
 def test_released_lifecycle_event_is_counted_as_a_record_no_longer() -> None:
     """A record that could not be read turned out to be no usage."""
     earlier = EarlierVerdict(1, None, False, True, NOON_MS, {})
-    started = interval() | {"started_ms": NOON_MS}
     retired = {"hub": "lhr", "node_id": "n1", "reason": "gone"}
-    for data, kind in ((ended(NOON_MS, 1), "ended"), (started, "started"), (retired, "retired")):
+    for data, kind in (
+        (ended(NOON_MS, 1), "ended"),
+        (started(NOON_MS), "started"),
+        (retired, "retired"),
+    ):
         changes = meter(judge_again(event(data, 1, kind), earlier))
         assert -1 == total(changes).read_records
         assert [1] == changes.released_ids

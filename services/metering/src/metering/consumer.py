@@ -13,7 +13,7 @@ import msgspec
 
 from hisab_contracts.reference import TenantRecord
 from hisab_contracts.topics import TENANTS, hub_topic
-from metering.store import hubs, prices
+from metering.store import allocations, hubs, prices
 from runtime.auth import keep_access_keys
 from runtime.clock import pause
 from runtime.consumer import Batch, Consumer
@@ -66,4 +66,6 @@ async def keep_reference(batch: Batch, connection: Connection) -> None:
     ]
     if tenants:
         currencies = {tenant.tenant_id: tenant.currency for tenant in tenants}
-        await prices.save_tenants(connection, currencies)
+        new = await prices.save_tenants(connection, currencies)
+        if new:
+            await allocations.wake_tenants(connection, new)

@@ -5,7 +5,7 @@ candidate counts once all of that has been metered (`metering.core.watermarks`).
 must know is written to every partition that the charges topic has, after the charges it covers;
 when it has got more of them, everything is stated anew. Finals: allocations that have ended are
 declared final once nothing more can come. Releases: records that lacked a tenant or a price are
-judged again when it has arrived.
+judged again when it has arrived. Forgetting: bytes of records that were released 90 days ago.
 
 Refusals: `PartitionMismatch` before a watermark is stated while charges and entries disagree.
 """
@@ -50,8 +50,12 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger("metering.jobs")
 
-CHECKS_AT_ONCE: Final = 500
+CHECKS_OF_A_HUB: Final = 200
+"""Ended allocations of each hub that one transaction looks at: none waits for another's."""
+ROUNDS_OF_CHECKS: Final = 20
 RELEASES_AT_ONCE: Final = 500
+FORGOTTEN_AT_ONCE: Final = 1_000
+FORGET_EVERY_MS: Final = 3_600_000
 IDLE_LOOK_MS: Final = 1_000
 FOLD_EVERY_MS: Final = 10_000
 """Changes of open time that gathered for so long are put together: looks stay short."""
@@ -213,15 +217,21 @@ class Finals:
         self._outbox = outbox
 
     async def run(self, connection: Connection) -> None:
-        """Look at a bounded number of allocations that have ended."""
-        async with transaction_on(connection):
-            due = await allocations.lock_due_allocations(connection, CHECKS_AT_ONCE)
-            if not due:
-                return
-            checks = [check_allocation(allocation) for allocation in due]
-            await allocations.save_checks(connection, checks)
-            finals = [_final_message(check) for check in checks if check.is_final]
-            await self._outbox.write(connection, finals)
+        """Look at ended allocations whose turn has come, in bounded transactions."""
+        for _ in range(ROUNDS_OF_CHECKS):
+            async with transaction_on(connection):
+                watermarks = {
+                    hub.hub: hub.watermark_ms for hub in await hubs.list_completeness(connection)
+                }
+                due = await allocations.lock_due_allocations(
+                    connection, watermarks, CHECKS_OF_A_HUB
+                )
+                if not due:
+                    return
+                checks = [check_allocation(allocation) for allocation in due]
+                await allocations.save_checks(connection, checks)
+                finals = [_final_message(check) for check in checks if check.is_final]
+                await self._outbox.write(connection, finals)
 
 
 def _final_message(check: AllocationCheck) -> Message:
@@ -236,15 +246,20 @@ def _final_message(check: AllocationCheck) -> Message:
 
 
 class Releases:
-    """Judges records again whose fact has arrived."""
+    """Judges records again whose fact has arrived, and forgets the bytes of those long released."""
 
     def __init__(self, outbox: Outbox) -> None:
         """Write what a release states to this outbox."""
         self._outbox = outbox
         self._cache = ReferenceCache()
+        self._forgot_ms = -FORGET_EVERY_MS
 
     async def run(self, connection: Connection) -> None:
-        """Release what can be released, in bounded transactions."""
+        """Release what can be released, in bounded transactions; forget what may be, hourly."""
+        if ticks_ms() - self._forgot_ms >= FORGET_EVERY_MS:
+            while await quarantine.forget_released(connection, FORGOTTEN_AT_ONCE):
+                continue
+            self._forgot_ms = ticks_ms()
         while True:
             found = await quarantine.releasable(connection, RELEASES_AT_ONCE)
             if not found:

@@ -23,7 +23,7 @@ import structlog
 from hisab_contracts.ids import TopicId
 from runtime import progress, telemetry
 from runtime.clock import pause, ticks_ms
-from runtime.database import CommitUnknown, Database
+from runtime.database import CommitUnknown, Database, watched_by
 from runtime.feed import REBALANCE_TIMEOUT_MS, Feed, Hints, OutOfRangeError
 from runtime.kafka import BrokerLost, Kafka
 from runtime.lag import HiddenRecords, Lag
@@ -344,7 +344,10 @@ class Consumer:
                     # partition finds out before it has done any work.
                     await progress.advance(connection, action.slices)
                     if batch.records:
-                        await self._hand_over(batch, connection, unread=action.unread)
+                        # A batch may be the work of minutes: what it writes on the way shows the
+                        # watchdog that it is not stuck.
+                        with watched_by(self._watch.moved):
+                            await self._hand_over(batch, connection, unread=action.unread)
         except progress.FencedError as error:
             _log.warning("fenced", group=self.group, error=str(error))
             return Fenced()

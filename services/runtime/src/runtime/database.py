@@ -24,7 +24,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -66,6 +66,8 @@ _AFTER_COMMIT: ContextVar[list[Callable[[], None]] | None] = ContextVar(
     "after_commit", default=None
 )
 
+_ON_PROGRESS: ContextVar[Callable[[], None] | None] = ContextVar("on_progress", default=None)
+
 
 class Unavailable(Outage):
     """The database cannot be used now; nothing was written."""
@@ -85,6 +87,23 @@ def after_commit(callback: Callable[[], None]) -> None:
     if callbacks is None:
         raise RuntimeError("after_commit outside a transaction of Database")
     callbacks.append(callback)
+
+
+def note_progress() -> None:
+    """Say that the transaction of this task gets on: it may take longer than a watchdog waits."""
+    on_progress = _ON_PROGRESS.get()
+    if on_progress is not None:
+        on_progress()
+
+
+@contextlib.contextmanager
+def watched_by(on_progress: Callable[[], None]) -> Iterator[None]:
+    """Have `note_progress` in the body of this task call whoever watches it."""
+    token = _ON_PROGRESS.set(on_progress)
+    try:
+        yield
+    finally:
+        _ON_PROGRESS.reset(token)
 
 
 @dataclass(frozen=True, slots=True)

@@ -318,12 +318,17 @@ def page_response(
         if shown and page_bytes > MAX_PAGE_BYTES:
             break
         shown.append(msgspec.Raw(encoded))
-    cursor = None
-    if shown and (more or len(items) > len(shown)):
-        last = position(items[len(shown) - 1])
-        packed = base64.urlsafe_b64encode(encode((page.binding, last)))
-        cursor = packed.rstrip(b"=").decode()
-    return json_response({"items": shown, "next": cursor})
+    goes_on = shown and (more or len(items) > len(shown))
+    ended = position(items[len(shown) - 1]) if goes_on else None
+    return json_response({"items": shown, "next": next_cursor(page, ended)})
+
+
+def next_cursor(page: Page[P], ended: P | None) -> str | None:
+    """Return the cursor of the page after one that ended there; None when it was the last."""
+    if ended is None:
+        return None
+    packed = base64.urlsafe_b64encode(encode((page.binding, ended)))
+    return packed.rstrip(b"=").decode()
 
 
 # Resources.

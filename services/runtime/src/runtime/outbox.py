@@ -22,7 +22,7 @@ import structlog
 
 from runtime import telemetry
 from runtime.clock import pause
-from runtime.database import Database, after_commit, transaction_on
+from runtime.database import Database, after_commit, note_progress, transaction_on
 from runtime.kafka import Kafka, Message
 from runtime.outages import is_outage
 
@@ -55,6 +55,7 @@ class Outbox:
         if not messages:
             return
         await _insert_messages(connection, messages)
+        note_progress()
         for topic in {message.topic for message in messages}:
             after_commit(self._written[topic].set)
 

@@ -296,6 +296,7 @@ class NumberingTurn:
 _LOCK_CLOSING = """
 select legal_entity_id from closings where period = $1 and closed_at is null for update
 """
+# Read after the lock: the month as whoever held it before us has left it.
 _NUMBERING_TURN = """
 select c.legal_entity_id, l.series, c.issued_on,
        exists (select from bills b where b.period = c.period and b.state = 'pending') as pending

@@ -13,6 +13,7 @@ import msgspec
 from fastapi import Request, Response
 
 from hisab_contracts.reference import Role
+from hisab_contracts.units import optional_instant_text
 from metering.api.problems import problem_of
 from metering.api.requests import Reason, require_own_hub
 from metering.commands import dismiss_record, replay_record
@@ -48,7 +49,10 @@ class HeaderView(msgspec.Struct, frozen=True):
 
 
 class QuarantineItem(msgspec.Struct, frozen=True):
-    """A quarantined record, its bytes as they were received."""
+    """A quarantined record, its bytes as they were received.
+
+    A record that was released keeps its bytes for 90 days: after `forgotten_at` they are null.
+    """
 
     quarantine_id: str
     topic: str
@@ -59,6 +63,7 @@ class QuarantineItem(msgspec.Struct, frozen=True):
     payload_base64: str | None
     headers: list[HeaderView]
     state: str
+    forgotten_at: str | None
 
 
 class QuarantineAnswer(msgspec.Struct, frozen=True):
@@ -104,7 +109,7 @@ class Quarantine(Resource):
         (after,) = page.after or (0,)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             found, more = await quarantine.list_quarantined(connection, wanted, after, page.limit)
-        shown = [_item(record) for record in found]
+        shown = [quarantine_item(record) for record in found]
         # A page may be cut by its bytes before its limit is reached.
         return page_response(shown, page, lambda item: (int(item.quarantine_id),), more=more)
 
@@ -169,7 +174,7 @@ class Quarantine(Resource):
         raise Problem("not-found", f"there is no quarantined record {quarantine_id}")
 
 
-def _item(record: ListedQuarantine) -> QuarantineItem:
+def quarantine_item(record: ListedQuarantine) -> QuarantineItem:
     """Show a quarantined record."""
     return QuarantineItem(
         quarantine_id=str(record.quarantine_id),
@@ -181,6 +186,7 @@ def _item(record: ListedQuarantine) -> QuarantineItem:
         payload_base64=_base64(record.payload),
         headers=[HeaderView(name, _base64(value)) for name, value in record.headers],
         state=record.state,
+        forgotten_at=optional_instant_text(record.forgotten_ms),
     )
 
 

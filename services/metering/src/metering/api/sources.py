@@ -79,9 +79,9 @@ class Sources(Resource):
         (after,) = page.after or ("",)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             code = await find_hub(connection, hub)
-            found = await hubs.list_sources(connection, code, after, page.limit + 1)
-        shown = [_source_view(source) for source in found]
-        return page_response(shown, page, lambda source: (source.source,))
+            found, more = await hubs.list_sources(connection, code, after, page.limit)
+        shown = [source_view(source) for source in found]
+        return page_response(shown, page, lambda source: (source.source,), more=more)
 
     @post(
         "/v1/hubs/{hub}/sources/retire",
@@ -111,7 +111,7 @@ class Sources(Resource):
         )
 
 
-def _source_view(source: SourceProgress) -> SourceView:
+def source_view(source: SourceProgress) -> SourceView:
     """Show a source."""
     return SourceView(
         source=source.path,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 from fastapi import Request, Response
@@ -19,9 +21,31 @@ from metering.api.requests import (
 )
 from metering.core.watermarks import HubCompleteness, complete_until_ms
 from metering.store import hubs, queries
-from metering.store.queries import AllocationDetail, BilledHour, UsageSums
-from runtime.http import Problem, Resource, get, json_response
+from metering.store.queries import (
+    AllocationFilter,
+    AllocationInterval,
+    AllocationQuarantine,
+    AllocationSums,
+    BilledHour,
+    BucketPlace,
+    IntervalPlace,
+    UsageSums,
+)
+from runtime.http import (
+    MAX_LIMIT,
+    Page,
+    Position,
+    Problem,
+    Resource,
+    get,
+    json_response,
+    next_cursor,
+    page_of,
+)
 from runtime.service import Kit
+
+if TYPE_CHECKING:
+    from runtime.database import Connection
 
 
 class RecordCounts(msgspec.Struct, frozen=True):
@@ -55,12 +79,16 @@ class IntervalView(msgspec.Struct, frozen=True):
     end_ms: int
     slice_uuid: str
     share_ppm: int
+    tenant_id: str
+    node_id: str
+    device_uuid: str
 
 
 class QuarantinedUsage(msgspec.Struct, frozen=True):
-    """A record of the allocation that is or was in quarantine."""
+    """A record that names the allocation and is or was in quarantine; `tenant_id` is its claim."""
 
     quarantine_id: str
+    tenant_id: str
     reason: str
     state: str
     gpu_ns: str
@@ -70,6 +98,8 @@ class BucketView(msgspec.Struct, frozen=True):
     """One bucket of an allocation."""
 
     hour_at: str
+    tenant_id: str
+    project_id: str
     node_id: str
     sku: str
     price_class: str
@@ -82,14 +112,42 @@ class BucketView(msgspec.Struct, frozen=True):
 
 
 class AllocationAnswer(msgspec.Struct, frozen=True):
-    """An allocation: sums of all that is known; lists are cut (10 000 items, 100 000 intervals)."""
+    """An allocation: sums of all there is, whatever the page shows, and a page of each list.
 
-    tenant_id: str
+    A scheduler may give a job number out again, so an allocation may have several `owners`: those
+    that were billed for it or that its start or end names. `tenant_id` is the only one, null when
+    there are several; while nobody owns it, whom a record in quarantine names, if that is one.
+    `?tenant_id=` asks for one of them; a tenant's key sees its own only. `next` leads to the next
+    page of the three lists; one that has ended is empty there.
+    """
+
+    tenant_id: str | None
+    owners: list[str]
     intervals: list[IntervalView]
     billed_gpu_ms: str
     duplicate_gpu_ms: str
+    quarantined_gpu_ms: str
+    charge_micro: str
     quarantined: list[QuarantinedUsage]
     buckets: list[BucketView]
+    next: str | None
+
+
+class AllocationPosition(NamedTuple):
+    """Where a page of the drill-down ended: of each list 1 if it goes on, and its last place."""
+
+    more_buckets: Position
+    hour_ms: Position
+    bucket_node_id: str
+    bucket_id: str
+    more_intervals: Position
+    tenant_id: str
+    node_id: str
+    device_uuid: str
+    slice_uuid: str
+    start_ms: Position
+    more_quarantined: Position
+    quarantine_id: Position
 
 
 class Usage(Resource):
@@ -127,16 +185,86 @@ class Usage(Resource):
         roles=(Role.TENANT, Role.HUB, Role.OPERATOR, Role.AUDITOR),
         others={Role.TENANT: "not-found", Role.HUB: "forbidden"},
         answer=AllocationAnswer,
+        query=("tenant_id", "limit", "cursor"),
+        problems=("malformed",),
     )
     async def drill_down(self, request: Request, hub: str, allocation_id: str) -> Response:
-        """Show all that is known of an allocation."""
+        """Show all that is known of an allocation: sums of all of it, and its lists in pages."""
         principal = await self._kit.access.authorise(request)
         require_own_hub(principal, hub)
+        wanted = AllocationFilter(
+            HubCode(hub), allocation_id, request.query_params.get("tenant_id")
+        )
+        page = page_of(request, AllocationPosition)
+        if "limit" not in request.query_params:
+            page = replace(page, limit=MAX_LIMIT)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
-            found = await queries.find_allocation(connection, HubCode(hub), allocation_id)
-        if found is None:
-            raise Problem("not-found", f"nothing is known of allocation {allocation_id} at {hub}")
-        return json_response(_allocation(found))
+            sums = await queries.sum_allocation(connection, wanted)
+            if sums is None:
+                raise Problem(
+                    "not-found", f"nothing is known of allocation {allocation_id} at {hub}"
+                )
+            lists = await _read_lists(connection, wanted, page)
+        return json_response(_allocation(sums, lists, page))
+
+
+class _Lists(NamedTuple):
+    """A page of each list of an allocation, with one item more where it goes on."""
+
+    buckets: list[BilledHour]
+    intervals: list[AllocationInterval]
+    quarantined: list[AllocationQuarantine]
+
+
+async def _read_lists(
+    connection: Connection, wanted: AllocationFilter, page: Page[AllocationPosition]
+) -> _Lists:
+    most = page.limit + 1
+    if page.after is None:
+        return _Lists(
+            await queries.list_buckets(connection, wanted, None, most),
+            await queries.list_intervals(connection, wanted, None, most),
+            await queries.list_quarantined_of(connection, wanted, 0, most),
+        )
+    after = page.after
+    lists = _Lists([], [], [])
+    if after.more_buckets:
+        bucket = BucketPlace(after.hour_ms, after.bucket_node_id, after.bucket_id)
+        lists.buckets.extend(await queries.list_buckets(connection, wanted, bucket, most))
+    if after.more_intervals:
+        interval = IntervalPlace(
+            after.tenant_id, after.node_id, after.device_uuid, after.slice_uuid, after.start_ms
+        )
+        lists.intervals.extend(await queries.list_intervals(connection, wanted, interval, most))
+    if after.more_quarantined:
+        lists.quarantined.extend(
+            await queries.list_quarantined_of(connection, wanted, after.quarantine_id, most)
+        )
+    return lists
+
+
+def _next_position(lists: _Lists, limit: int) -> AllocationPosition | None:
+    """Return where the page ended in each list; None when all three have ended."""
+    more = [len(items) > limit for items in lists]
+    if not any(more):
+        return None
+    bucket = lists.buckets[limit - 1].place if more[0] else BucketPlace(0, "", "")
+    interval = lists.intervals[limit - 1].place if more[1] else IntervalPlace("", "", "", "", 0)
+    quarantine_id = lists.quarantined[limit - 1].quarantine_id if more[2] else 0
+    return AllocationPosition(
+        more_buckets=int(more[0]),
+        hour_ms=bucket.hour_ms,
+        bucket_node_id=bucket.node_id,
+        bucket_id=bucket.bucket_id,
+        more_intervals=int(more[1]),
+        tenant_id=interval.tenant_id,
+        node_id=interval.node_id,
+        device_uuid=interval.device_uuid,
+        slice_uuid=interval.slice_uuid,
+        start_ms=interval.start_ms,
+        more_quarantined=int(more[2]),
+        quarantine_id=quarantine_id,
+    )
 
 
 def _hour_in_query(request: Request, name: str, default_ms: int) -> int:
@@ -167,37 +295,53 @@ def _reconciliation(sums: UsageSums, complete: Sequence[HubCompleteness]) -> Usa
     )
 
 
-def _allocation(found: AllocationDetail) -> AllocationAnswer:
+def _allocation(
+    sums: AllocationSums, lists: _Lists, page: Page[AllocationPosition]
+) -> AllocationAnswer:
     """Show an allocation."""
+    named = sums.owners or sums.claimants
     return AllocationAnswer(
-        tenant_id=found.tenant_id,
-        intervals=[
-            IntervalView(
-                start_ms=covered.start_ms,
-                end_ms=covered.end_ms,
-                slice_uuid=covered.slice_uuid,
-                share_ppm=covered.share_ppm,
-            )
-            for covered in found.intervals
-        ],
-        billed_gpu_ms=str(floor_gpu_ms(found.billed_gpu_ns)),
-        duplicate_gpu_ms=str(floor_gpu_ms(found.duplicate_gpu_ns)),
-        quarantined=[
-            QuarantinedUsage(
-                quarantine_id=str(record.quarantine_id),
-                reason=record.reason,
-                state=record.state,
-                gpu_ns=str(record.quarantined_gpu_ns),
-            )
-            for record in found.quarantined
-        ],
-        buckets=[_bucket(bucket) for bucket in found.buckets],
+        tenant_id=named[0] if len(named) == 1 else None,
+        owners=sums.owners,
+        intervals=[_interval(covered) for covered in lists.intervals[: page.limit]],
+        billed_gpu_ms=str(floor_gpu_ms(sums.billed_gpu_ns)),
+        duplicate_gpu_ms=str(floor_gpu_ms(sums.duplicate_gpu_ns)),
+        quarantined_gpu_ms=str(floor_gpu_ms(sums.quarantined_gpu_ns)),
+        charge_micro=str(sums.charge_micro),
+        quarantined=[_quarantined(record) for record in lists.quarantined[: page.limit]],
+        buckets=[_bucket(bucket) for bucket in lists.buckets[: page.limit]],
+        next=next_cursor(page, _next_position(lists, page.limit)),
+    )
+
+
+def _interval(covered: AllocationInterval) -> IntervalView:
+    return IntervalView(
+        start_ms=covered.start_ms,
+        end_ms=covered.end_ms,
+        slice_uuid=covered.slice_uuid,
+        share_ppm=covered.share_ppm,
+        tenant_id=covered.tenant_id,
+        node_id=covered.node_id,
+        device_uuid=covered.device_uuid,
+    )
+
+
+def _quarantined(record: AllocationQuarantine) -> QuarantinedUsage:
+    # Without the detail: of a conflict it names the other claim, which is not the tenant's to see.
+    return QuarantinedUsage(
+        quarantine_id=str(record.quarantine_id),
+        tenant_id=record.tenant_id,
+        reason=record.reason,
+        state=record.state,
+        gpu_ns=str(record.quarantined_gpu_ns),
     )
 
 
 def _bucket(bucket: BilledHour) -> BucketView:
     return BucketView(
         hour_at=instant_text(bucket.hour_ms),
+        tenant_id=bucket.tenant_id,
+        project_id=bucket.project_id,
         node_id=bucket.node_id,
         sku=bucket.sku,
         price_class=bucket.price_class,

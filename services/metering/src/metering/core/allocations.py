@@ -1,11 +1,15 @@
-"""Allocations: when one that has ended is final, and when it is looked at again if it is not.
+"""Allocations: when one that has ended is final, and what it is looked at again for if it is not.
 
 Theory. `AllocationFinal` tells the ledger that nothing more will be reported for an allocation, so
 that its hold may be released. Two things can show it: the GPU time billed is exactly what the end
 event says was reserved, or the hub is complete past the end, whatever was billed. Nothing is final
 for a tenant that nobody knows yet: its usage is in quarantine, and the ledger has no book of it.
 
-Refuses nothing: an allocation that is not final is looked at again, later each time.
+An allocation that is not final *rests*: nobody looks at it until something of it is billed, its
+hub is complete past its end, or its tenant becomes known. So those that never become final, of a
+hub that has stopped for weeks, cost nothing and delay no other.
+
+Refuses nothing.
 """
 
 from __future__ import annotations
@@ -15,11 +19,13 @@ from typing import Final, NamedTuple
 from hisab_contracts.ids import AllocationId, HubCode, TenantId
 from hisab_contracts.units import floor_gpu_ms
 
-LONGEST_CHECK_AFTER_MS: Final = 30_000
+UNKNOWN_TENANT_CHECK_MS: Final = 600_000
+"""Its tenant wakes it as it arrives. Should that have been at the very moment of the look, each of
+the two could have missed the other: so it is looked at now and then."""
 
 
 class AllocationKey(NamedTuple):
-    """Who an allocation is. Its id is unique within a hub, but a hub may err about the tenant."""
+    """Who an allocation is. A scheduler may give its id out again, to another tenant too."""
 
     hub: HubCode
     allocation_id: AllocationId
@@ -37,8 +43,6 @@ class EndedAllocation(NamedTuple):
     """The sum of its buckets."""
     hub_watermark_ms: int | None
     tenant_is_known: bool
-    check_count: int
-    """How often it was looked at before."""
 
 
 class AllocationCheck(NamedTuple):
@@ -47,23 +51,17 @@ class AllocationCheck(NamedTuple):
     key: AllocationKey
     ended_ms: int
     is_final: bool
-    check_after_ms: int
-    """How long from now until the next look, if it is not final."""
+    check_after_ms: int | None
+    """How long from now until the next look, if it is not final; None: it rests."""
 
 
 def check_allocation(allocation: EndedAllocation) -> AllocationCheck:
-    """Decide whether an allocation is final, and when to look again if it is not.
-
-    The next look comes after 1, 2, 4 … seconds, 30 at most: most are final within a second of
-    their end, but a hub that has stopped for days must not make us add up the buckets of all its
-    allocations twice a second.
-    """
-    check_after_ms = min(LONGEST_CHECK_AFTER_MS, 1_000 << min(allocation.check_count, 5))
+    """Decide whether an allocation is final, and when to look again if it is not."""
     return AllocationCheck(
         key=allocation.key,
         ended_ms=allocation.ended_ms,
         is_final=_is_final(allocation),
-        check_after_ms=check_after_ms,
+        check_after_ms=None if allocation.tenant_is_known else UNKNOWN_TENANT_CHECK_MS,
     )
 
 

@@ -237,14 +237,14 @@ class _Draft:
                 reported = SourceEvent(event.sequence, retires=True)
                 self._note_requeued_without_usage(record)
             case Started():
-                self._started[_allocation_of(data)] = data
-                self._note_requeued_without_usage(record)
+                if self._has_come_to_pass(record, data, "started_ms", data.started_ms):
+                    self._started[_allocation_of(data)] = data
             case Ended():
-                # The latest end counts; of two equal ones the later event corrects the earlier.
-                known = self._ended.get(_allocation_of(data))
-                if known is None or known.ended_ms <= data.ended_ms:
-                    self._ended[_allocation_of(data)] = data
-                self._note_requeued_without_usage(record)
+                if self._has_come_to_pass(record, data, "ended_ms", data.ended_ms):
+                    # The latest end counts; of two equal ones the later event corrects the earlier.
+                    known = self._ended.get(_allocation_of(data))
+                    if known is None or known.ended_ms <= data.ended_ms:
+                        self._ended[_allocation_of(data)] = data
             case _:
                 assert_never(data)
         self._add_source_event(event.source, reported, record)
@@ -267,6 +267,21 @@ class _Draft:
             return event
         self._requeued_watermarks.append(RequeuedWatermark(record, source.path, event))
         return SourceEvent(sequence)
+
+    def _has_come_to_pass(
+        self, record: UsageRecord, data: HubFact, member: str, instant_ms: int
+    ) -> bool:
+        """Say whether a start or an end may be told yet; if not, its record is rejected.
+
+        The latest end counts, so one in a year to come would keep the allocation from its final,
+        and its hold from its release, whatever the hub says afterwards.
+        """
+        until_ms = _latest_ms(record)
+        if instant_ms > until_ms:
+            self._reject(record, _skewed(member, instant_ms, until_ms), data)
+            return False
+        self._note_requeued_without_usage(record)
+        return True
 
     def _note_requeued_without_usage(self, record: UsageRecord) -> None:
         if record.earlier is not None:

@@ -6,7 +6,7 @@ all locks).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from hisab_contracts.events import Ended, Started
@@ -98,45 +98,138 @@ async def save_ended(connection: Connection, ended: Mapping[AllocationKey, Ended
 
 # Which have ended, and are final.
 
-# Rows that another process looks at are skipped: it decides about them. The sums are taken after
-# the limit, of the due ones only.
-_DUE = """
-with due as (
-  select a.hub, a.allocation_id, a.tenant_id, a.ended_ms, a.reserved_gpu_ms, a.checks,
-         h.watermark_ms
-    from allocations a
-    join hubs h on h.hub = a.hub
-   where a.ended_ms is not null and not a.final and a.check_at <= clock_timestamp()
-   order by a.check_at
-   limit $1
-     for update of a skip locked
+_WAITS: Final = " a.ended_ms is not null and not a.final"
+"""Of an allocation that has ended and is not final: so the partial indexes know it."""
+
+# In the order of the keys. What is being looked at now is waited for: it was looked at without what
+# is billed here, so it must be looked at again.
+_LOCK_ENDED = (
+    """
+select a.hub, a.allocation_id, a.tenant_id
+  from allocations a
+  join unnest($1::text[], $2::text[], $3::text[]) as k (hub, allocation_id, tenant_id)
+    on a.hub = k.hub and a.allocation_id = k.allocation_id and a.tenant_id = k.tenant_id
+ where"""
+    + _WAITS
+    + """
+ order by a.hub, a.allocation_id, a.tenant_id
+   for update of a
+"""
 )
-select d.hub, d.allocation_id, d.tenant_id, d.ended_ms, d.reserved_gpu_ms, d.checks, d.watermark_ms,
-       (select coalesce(sum(b.gpu_ns), 0) from buckets b
-         where b.allocation_id = d.allocation_id and b.hub = d.hub
-           and b.tenant_id = d.tenant_id) as billed_gpu_ns,
-       exists (select from tenants t where t.tenant_id = d.tenant_id) as tenant_is_known
-  from due d
- order by d.hub, d.allocation_id, d.tenant_id
+
+_WAKE = """
+update allocations a set check_at = clock_timestamp()
+  from unnest($1::text[], $2::text[], $3::text[]) as k (hub, allocation_id, tenant_id)
+ where a.hub = k.hub and a.allocation_id = k.allocation_id and a.tenant_id = k.tenant_id
 """
 
 
-async def lock_due_allocations(connection: Connection, most: int) -> list[EndedAllocation]:
-    """Lock and read allocations that have ended, are not final and are due to be looked at."""
-    return [_ended_from_row(row) for row in await connection.fetch(_DUE, most)]
+async def wake_billed(connection: Connection, keys: Collection[AllocationKey]) -> None:
+    """Have those of these allocations looked at that have ended: something of them was billed."""
+    rows = await connection.fetch(_LOCK_ENDED, *zip(*sorted(keys), strict=True))
+    if rows:
+        found = [_key_from_row(row) for row in rows]
+        await connection.execute(_WAKE, *zip(*found, strict=True))
 
 
-def _ended_from_row(row: Row) -> EndedAllocation:
+_WAKE_TENANTS = (
+    """
+update allocations a set check_at = clock_timestamp()
+ where a.tenant_id = any($1::text[]) and"""
+    + _WAITS
+)
+
+
+async def wake_tenants(connection: Connection, tenants: Collection[TenantId]) -> None:
+    """Have the ended allocations of tenants looked at that have just become known."""
+    await connection.execute(_WAKE_TENANTS, list(tenants))
+
+
+# At most so many of each hub, whose turn has come; `statement_timestamp()` and not the clock,
+# because an index takes no value that changes from row to row. Rows that another process looks at
+# are skipped: it decides about them.
+_DUE = (
+    """
+select d.hub, d.allocation_id, d.tenant_id, d.ended_ms, d.reserved_gpu_ms
+  from unnest($1::text[]) as k (of_hub)
+ cross join lateral (
+       select a.hub, a.allocation_id, a.tenant_id, a.ended_ms, a.reserved_gpu_ms
+         from allocations a
+        where a.hub = k.of_hub and a.check_at <= statement_timestamp() and"""
+    + _WAITS
+    + """
+        order by a.check_at
+        limit $2
+          for update skip locked) as d
+"""
+)
+
+# At most so many of each hub that rest although the hub is complete past their end.
+_PASSED = (
+    """
+select d.hub, d.allocation_id, d.tenant_id, d.ended_ms, d.reserved_gpu_ms
+  from unnest($1::text[], $2::bigint[]) as k (of_hub, watermark_ms)
+ cross join lateral (
+       select a.hub, a.allocation_id, a.tenant_id, a.ended_ms, a.reserved_gpu_ms
+         from allocations a
+        where a.hub = k.of_hub and a.ended_ms <= k.watermark_ms and a.check_at = 'infinity' and"""
+    + _WAITS
+    + """
+        order by a.ended_ms
+        limit $3
+          for update skip locked) as d
+"""
+)
+
+# What decides about them, read once they are locked.
+_DECIDING = """
+select k.hub, k.allocation_id, k.tenant_id,
+       (select coalesce(sum(b.gpu_ns), 0) from buckets b
+         where b.allocation_id = k.allocation_id and b.hub = k.hub
+           and b.tenant_id = k.tenant_id) as billed_gpu_ns,
+       exists (select from tenants t where t.tenant_id = k.tenant_id) as tenant_is_known
+  from unnest($1::text[], $2::text[], $3::text[]) as k (hub, allocation_id, tenant_id)
+"""
+
+
+async def lock_due_allocations(
+    connection: Connection, watermarks: Mapping[HubCode, int | None], most: int
+) -> list[EndedAllocation]:
+    """Lock and read ended allocations whose turn has come, at most so many of each hub.
+
+    `watermarks` says of every hub up to when it is complete.
+    """
+    rows = await connection.fetch(_DUE, list(watermarks), most)
+    complete = {hub: until_ms for hub, until_ms in watermarks.items() if until_ms is not None}
+    if complete:
+        rows += await connection.fetch(_PASSED, list(complete), list(complete.values()), most)
+    if not rows:
+        return []
+    keys = [_key_from_row(row) for row in rows]
+    deciding = {
+        _key_from_row(row): row
+        for row in await connection.fetch(_DECIDING, *zip(*keys, strict=True))
+    }
+    return [
+        _ended_from_row(row, deciding[key], watermarks[key.hub])
+        for key, row in zip(keys, rows, strict=True)
+    ]
+
+
+def _key_from_row(row: Row) -> AllocationKey:
+    return AllocationKey(
+        HubCode(row["hub"]), AllocationId(row["allocation_id"]), TenantId(row["tenant_id"])
+    )
+
+
+def _ended_from_row(row: Row, deciding: Row, watermark_ms: int | None) -> EndedAllocation:
     return EndedAllocation(
-        key=AllocationKey(
-            HubCode(row["hub"]), AllocationId(row["allocation_id"]), TenantId(row["tenant_id"])
-        ),
+        key=_key_from_row(row),
         ended_ms=row["ended_ms"],
         reserved_gpu_ms=row["reserved_gpu_ms"],
-        billed_gpu_ns=int(row["billed_gpu_ns"]),
-        hub_watermark_ms=row["watermark_ms"],
-        tenant_is_known=row["tenant_is_known"],
-        check_count=row["checks"],
+        billed_gpu_ns=int(deciding["billed_gpu_ns"]),
+        hub_watermark_ms=watermark_ms,
+        tenant_is_known=deciding["tenant_is_known"],
     )
 
 
@@ -144,7 +237,8 @@ def _ended_from_row(row: Row) -> EndedAllocation:
 _SAVE_CHECKS = """
 update allocations a
    set final = k.final, checks = a.checks + 1,
-       check_at = clock_timestamp() + k.check_after_ms * interval '1 millisecond'
+       check_at = coalesce(
+         clock_timestamp() + k.check_after_ms * interval '1 millisecond', 'infinity')
   from unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::bigint[])
        as k (hub, allocation_id, tenant_id, final, check_after_ms)
  where a.hub = k.hub and a.allocation_id = k.allocation_id and a.tenant_id = k.tenant_id

@@ -16,7 +16,7 @@ from hisab_contracts.ids import HubCode, SourcePath, TenantId
 from hisab_contracts.units import ms_of
 from metering.core.sources import SourceProgress
 from metering.core.watermarks import HubCompleteness, HubView
-from metering.store.state import SELECT_SOURCES, source_from_row
+from metering.store.state import SELECT_SOURCES, SOURCE_COLUMNS, source_from_row
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
@@ -77,14 +77,45 @@ def _completeness_from_row(row: Row) -> HubCompleteness:
 
 # Sources.
 
-_SOURCE_PAGE = SELECT_SOURCES + " where hub = $1 and source > $2 order by source limit $3"
+MAX_LISTED_BYTES: Final = 8_388_608
+"""A page of sources ends before what it says may pass 8 MiB, after one at least."""
+
+# A source may have a thousand gaps: the page is cut by their size before any of them is read. A gap
+# has at least 20 characters here, and at most 90 in an answer.
+_SOURCE_PAGE = (
+    """
+with wanted as (
+  select hub, source, 5 * octet_length(beyond::text)::bigint + 400 as shown_bytes
+    from sources
+   where hub = $1 and source > $2
+   order by source
+   limit $3
+), measured as (
+  select hub, source, row_number() over (order by source) as place,
+         sum(shown_bytes) over (order by source) as so_far_bytes
+    from wanted
+), page as (
+  select hub as of_hub, source as of_source, (select count(*) from wanted) as wanted_count
+    from measured
+   where place = 1 or so_far_bytes <= $4
+)
+select wanted_count, """
+    + SOURCE_COLUMNS
+    + """
+  from page
+  join sources on hub = of_hub and source = of_source
+ order by source
+"""
+)
 
 
 async def list_sources(
     connection: Connection, hub: HubCode, after: str, most: int
-) -> list[SourceProgress]:
-    """Return sources of a hub by name, whatever their standing."""
-    return [source_from_row(row) for row in await connection.fetch(_SOURCE_PAGE, hub, after, most)]
+) -> tuple[list[SourceProgress], bool]:
+    """List at most so many sources of a hub by name, and say whether there are more."""
+    rows = await connection.fetch(_SOURCE_PAGE, hub, after, most + 1, MAX_LISTED_BYTES)
+    found = [source_from_row(row) for row in rows[:most]]
+    return found, bool(rows) and rows[0]["wanted_count"] > len(found)
 
 
 _SOURCES_NAMED = SELECT_SOURCES + " where hub = $1 and source = any($2::text[])"

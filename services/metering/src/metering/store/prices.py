@@ -135,12 +135,16 @@ insert into tenants as t (tenant_id, currency)
 select k.tenant_id, k.currency from unnest($1::text[], $2::text[]) as k (tenant_id, currency)
  order by k.tenant_id
 on conflict (tenant_id) do nothing
+returning t.tenant_id
 """
 
 
-async def save_tenants(connection: Connection, currencies: Mapping[TenantId, str]) -> None:
-    """Keep which tenants exist; the currency of a book never changes."""
-    await connection.execute(_SAVE_TENANTS, list(currencies), list(currencies.values()))
+async def save_tenants(
+    connection: Connection, currencies: Mapping[TenantId, str]
+) -> list[TenantId]:
+    """Keep which tenants exist; return those that are new. A book's currency never changes."""
+    rows = await connection.fetch(_SAVE_TENANTS, list(currencies), list(currencies.values()))
+    return [TenantId(row["tenant_id"]) for row in rows]
 
 
 _CURRENCIES = "select tenant_id, currency from tenants where tenant_id = any($1::text[])"

@@ -1,4 +1,4 @@
-"""Quarantine: records kept, whole or in part, with their original bytes; nothing is deleted.
+"""Quarantine: records kept, whole or in part, with their original bytes.
 
 Theory. `metering.core.quarantine` says in which states a record can be. Beside it `quarantine_time`
 has the GPU time that is open or was dismissed, per UTC hour; a release deletes those rows, because
@@ -6,6 +6,10 @@ the time is then billed or a duplicate. `open_time` adds up what is open per hub
 month: whoever changes `quarantine_time` inserts the difference there, which no lock can delay, and
 a leased task puts the rows together. So stating the open time of a hub never reads record by
 record.
+
+No record is ever deleted. The bytes of one that was released are forgotten 90 days later: all of it
+is billed or a duplicate by then, and its SHA-256, its place and all that was decided stay. What is
+open or was dismissed keeps its bytes for ever.
 
 The tables call GPU time in quarantine `waiting_gpu_ns`; everywhere else it is `quarantined_gpu_ns`.
 """
@@ -21,6 +25,7 @@ import msgspec
 
 from hisab_contracts.events import Device
 from hisab_contracts.ids import DeviceId, HubCode, SliceId
+from hisab_contracts.units import optional_ms_of
 from metering.core.batch import (
     Changes,
     EarlierVerdict,
@@ -36,7 +41,7 @@ if TYPE_CHECKING:
     from runtime.database import Connection
 
 MAX_LISTED_BYTES: Final = 8_388_608
-"""A page of quarantined records ends before its payloads pass 8 MiB, after one at least."""
+"""A page of quarantined records ends before what it says may pass 8 MiB, after one at least."""
 
 MAX_DETAIL_LENGTH: Final = 2_000
 
@@ -69,6 +74,8 @@ class ListedQuarantine(NamedTuple):
     state: QuarantineState
     payload: bytes | None
     headers: list[tuple[str, bytes | None]]
+    forgotten_ms: int | None
+    """When its bytes were forgotten: then there is neither payload nor header any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,31 +298,41 @@ async def _add_time(connection: Connection, records: Mapping[int, QuarantinedRec
 _LOCK = (
     "select quarantine_id, state, counts, hour_ms, had_new, parts, "
     + _RECORD_COLUMNS
-    + """,
-       (select coalesce(array_agg(t.hour_ms order by t.hour_ms), '{}') from quarantine_time t
-         where t.quarantine_id = q.quarantine_id) as hours_ms,
-       (select coalesce(array_agg(t.waiting_gpu_ns order by t.hour_ms), '{}')
-          from quarantine_time t where t.quarantine_id = q.quarantine_id) as waiting_gpu_ns
-  from quarantine q
+    + """
+  from quarantine
  where quarantine_id = any($1::bigint[])
  order by quarantine_id
-   for update of q
+   for update
 """
 )
+
+_TIMES_OF = """
+select quarantine_id, hour_ms, waiting_gpu_ns
+  from quarantine_time
+ where quarantine_id = any($1::bigint[])
+ order by quarantine_id, hour_ms
+"""
 
 
 async def lock_quarantined(
     connection: Connection, quarantine_ids: Collection[int]
 ) -> list[LockedQuarantine]:
     """Lock and read quarantined records, in the order they were set aside."""
-    return [_locked_from_row(row) for row in await connection.fetch(_LOCK, list(quarantine_ids))]
+    rows = await connection.fetch(_LOCK, list(quarantine_ids))
+    # Only after the lock: whoever held it before us has changed the time too, and a statement that
+    # waits for a lock still sees other tables as they were when it began.
+    quarantined_gpu_ns: dict[int, dict[int, int]] = {}
+    for row in await connection.fetch(_TIMES_OF, list(quarantine_ids)):
+        hours = quarantined_gpu_ns.setdefault(row["quarantine_id"], {})
+        hours[row["hour_ms"]] = row["waiting_gpu_ns"]
+    return [_locked_from_row(row, quarantined_gpu_ns.get(row["quarantine_id"], {})) for row in rows]
 
 
 _PARTS: Final = msgspec.json.Decoder(list[tuple[str, str, int, int, int]] | None)
 _HEADERS: Final = msgspec.msgpack.Decoder(list[tuple[str, bytes | None]])
 
 
-def _locked_from_row(row: Row) -> LockedQuarantine:
+def _locked_from_row(row: Row, quarantined_gpu_ns: Mapping[int, int]) -> LockedQuarantine:
     parts = None if row["parts"] is None else _PARTS.decode(row["parts"])
     earlier = EarlierVerdict(
         quarantine_id=row["quarantine_id"],
@@ -328,7 +345,7 @@ def _locked_from_row(row: Row) -> LockedQuarantine:
         had_new=row["had_new"],
         counts=row["counts"],
         hour_ms=row["hour_ms"],
-        quarantined_gpu_ns=dict(zip(row["hours_ms"], row["waiting_gpu_ns"], strict=True)),
+        quarantined_gpu_ns=quarantined_gpu_ns,
     )
     record = UsageRecord(
         hub=HubCode(row["hub"]),
@@ -432,24 +449,54 @@ async def fold_open_time(connection: Connection) -> None:
     await connection.execute(_FOLD_OPEN_TIME)
 
 
+RETENTION_DAYS: Final = 90
+"""How long a released record keeps its bytes."""
+
+# Released is for ever, so what the inner look has found is still so when its lock is held. The
+# headers become an empty list, as it is stored.
+_FORGET = """
+update quarantine
+   set message_key = null, message_value = null, message_headers = '\\x90',
+       forgotten_at = clock_timestamp()
+ where quarantine_id in (
+         select quarantine_id from quarantine
+          where state = 'released' and forgotten_at is null
+            and closed_at < statement_timestamp() - $2::int * interval '1 day'
+          order by closed_at
+          limit $1)
+"""
+
+
+async def forget_released(connection: Connection, most: int) -> int:
+    """Forget the bytes of at most so many records that were released long ago; say of how many."""
+    status = await connection.execute(_FORGET, most, RETENTION_DAYS)
+    return int(status.removeprefix("UPDATE "))
+
+
 # Operators and auditors look at it.
 
-# Payloads may have a megabyte each: the page is cut by their sizes before any of them is read.
+# A payload may have a megabyte, and so may headers: the page is cut by their sizes before any of
+# them is read. They count as what they can become in an answer: base64 makes four bytes of three,
+# a header without name and value has 3 bytes here and 33 there, an escaped character 6.
 _LISTED = """
 with wanted as (
-  select q.quarantine_id, coalesce(octet_length(q.message_value), 0) as value_bytes
+  select q.quarantine_id,
+         2 * coalesce(octet_length(q.message_value), 0)::bigint
+         + 12 * octet_length(q.message_headers)::bigint
+         + 6 * octet_length(q.detail)::bigint as shown_bytes
     from quarantine q
    where ($1::text is null or q.hub = $1) and ($2::text is null or q.reason = $2)
      and ($3::text is null or q.state = $3) and q.quarantine_id > $4
    order by q.quarantine_id
    limit $5
 ), measured as (
-  select w.quarantine_id, sum(w.value_bytes) over (order by w.quarantine_id) as so_far_bytes,
+  select w.quarantine_id, sum(w.shown_bytes) over (order by w.quarantine_id) as so_far_bytes,
          row_number() over (order by w.quarantine_id) as place
     from wanted w
 )
 select q.quarantine_id, q.topic, q.partition, q.record_offset, q.reason, q.detail, q.state,
-       q.message_value, q.message_headers, (select count(*) from wanted) as wanted_count
+       q.message_value, q.message_headers, q.forgotten_at,
+       (select count(*) from wanted) as wanted_count
   from measured m
   join quarantine q on q.quarantine_id = m.quarantine_id
  where m.place = 1 or m.so_far_bytes <= $6
@@ -479,6 +526,7 @@ def _listed_from_row(row: Row) -> ListedQuarantine:
         state=row["state"],
         payload=row["message_value"],
         headers=_HEADERS.decode(row["message_headers"]),
+        forgotten_ms=optional_ms_of(row["forgotten_at"]),
     )
 
 

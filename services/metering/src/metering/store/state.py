@@ -43,6 +43,7 @@ from hisab_contracts.ids import (
     TenantId,
 )
 from hisab_contracts.prices import PriceBook
+from metering.core.allocations import AllocationKey
 from metering.core.batch import (
     Changes,
     DeviceSpan,
@@ -62,6 +63,7 @@ from metering.core.coverage import (
 )
 from metering.core.sources import SequenceRange, SourceProgress
 from metering.store import allocations, prices
+from runtime.database import note_progress
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
@@ -185,6 +187,7 @@ async def load_state(connection: Connection, batch: MeteringBatch) -> MeteringSt
     sources = []
     if batch.reports:
         sources = await _lock_sources(connection, batch.node_paths, batch.reports)
+    note_progress()
     return MeteringState(coverage, buckets, sources)
 
 
@@ -278,12 +281,12 @@ def _bucket_from_row(row: Row) -> StoredBucket:
     return StoredBucket(row["gpu_ns"], None if hold_id is None else HoldId(hold_id))
 
 
-_SOURCE_COLUMNS: Final = (
+SOURCE_COLUMNS: Final = (
     "hub, source, node_path, contiguous, beyond, watermark_ms, standing, last_seen_ms"
 )
 
 # What `source_from_row` reads; whoever needs sources adds which.
-SELECT_SOURCES: Final = "select " + _SOURCE_COLUMNS + " from sources"
+SELECT_SOURCES: Final = "select " + SOURCE_COLUMNS + " from sources"
 
 # The sources of a batch, and all active ones of the same nodes: a new epoch closes the older ones.
 _LOCK_SOURCES = (
@@ -325,10 +328,14 @@ def source_from_row(row: Row) -> SourceProgress:
 
 async def save_changes(connection: Connection, changes: Changes) -> None:
     """Store what a batch changes, but for its quarantine, which `metering.store.quarantine` has."""
+    # Each of these may take seconds for a batch of a month per record: none of them is being stuck.
+    note_progress()
     await _save_coverage(connection, changes.coverage)
+    note_progress()
     if changes.sources:
         await _save_sources(connection, changes.sources)
     await _save_buckets(connection, changes.buckets)
+    note_progress()
     if changes.tallies:
         await _add_tallies(connection, changes.tallies)
     if changes.duplicates:
@@ -337,6 +344,12 @@ async def save_changes(connection: Connection, changes: Changes) -> None:
         await allocations.save_started(connection, changes.started)
     if changes.ended:
         await allocations.save_ended(connection, changes.ended)
+    if changes.buckets:
+        billed = {
+            AllocationKey(bucket.total.hub, bucket.total.allocation_id, bucket.total.tenant_id)
+            for bucket in changes.buckets
+        }
+        await allocations.wake_billed(connection, billed)
 
 
 # Rows that were merged into others.
@@ -390,13 +403,13 @@ async def _save_coverage(
 # New sources are numbered in the order given: `arrival` orders the epochs of a node.
 _SAVE_SOURCES = (
     "insert into sources ("
-    + _SOURCE_COLUMNS
+    + SOURCE_COLUMNS
     + ") select "
-    + _SOURCE_COLUMNS
+    + SOURCE_COLUMNS
     + """
   from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::jsonb[], $6::bigint[],
               $7::text[], $8::bigint[]) with ordinality as k ("""
-    + _SOURCE_COLUMNS
+    + SOURCE_COLUMNS
     + """, place)
  order by place
 on conflict (hub, source) do update
