@@ -12,9 +12,10 @@ from hisab_contracts.ids import HubCode, PriceClass, Sku, TenantId
 from hisab_contracts.topics import CHARGES, PRICES, QUARANTINE
 from infrastructure import Infrastructure
 from integration.runtime.bare import Bare, service_of_nothing
+from metering.batches import THREAD_ABOVE_RECORDS
 from metering.core.engine import MAX_ROWS
 from metering.core.pricing import ListedPrice, PriceList, price_lines_of
-from metering.ingest import THREAD_ABOVE_RECORDS, Ingest
+from metering.ingest import Ingest
 from metering.store import hubs, prices, quarantine, queries
 from metering.store.quarantine import QuarantineFilter
 from runtime.consumer import Batch

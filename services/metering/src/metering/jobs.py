@@ -125,6 +125,8 @@ class Watermarks:
     ) -> None:
         """Store what has passed and state it downstream, after every charge that it covers."""
         async with transaction_on(connection):
+            # `reconcile` states hubs, too: without the lock both could take one revision.
+            await hubs.lock_hub(connection, hub)
             # Read again inside the transaction: sources first seen since then may hold the hub.
             [view] = await hubs.view_hubs(connection, hub)
             if barrier is not None:

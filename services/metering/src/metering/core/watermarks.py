@@ -123,14 +123,26 @@ def is_silent(view: HubView, now_ms: int) -> bool:
 
 
 def statement_due(view: HubView, now_ms: int) -> HubWatermark | None:
-    """Return what must be stated downstream now, or None when nothing that matters has changed.
+    """Return what must be stated downstream now, or None when nothing that matters has changed."""
+    if not view.emitted:
+        return None
+    last, statement = view.last_statement, statement_of(view, now_ms)
+    if last is None:
+        return statement
+    if (statement.watermark_ms, statement.quarantined) != (last.watermark_ms, last.quarantined):
+        return statement  # The close of months hangs on these two: they are stated at once.
+    if (statement.silent, statement.behind) == (last.silent, last.behind):
+        return None
+    return statement if now_ms - view.stated_ms >= RESTATE_AFTER_MS else None
+
+
+def statement_of(view: HubView, now_ms: int) -> HubWatermark:
+    """Return all that there is to state about a hub that has emitted.
 
     The revision is above every one stated before, those that a restored database forgot included.
     """
-    if not view.emitted:
-        return None
     last = view.last_statement
-    statement = HubWatermark(
+    return HubWatermark(
         hub=view.hub,
         revision=now_ms if last is None else max(last.revision + 1, now_ms),
         watermark_ms=view.watermark_ms,
@@ -141,13 +153,6 @@ def statement_due(view: HubView, now_ms: int) -> HubWatermark | None:
             for source, trouble in _deciding(view, now_ms)
         ],
     )
-    if last is None:
-        return statement
-    if (statement.watermark_ms, statement.quarantined) != (last.watermark_ms, last.quarantined):
-        return statement  # The close of months hangs on these two: they are stated at once.
-    if (statement.silent, statement.behind) == (last.silent, last.behind):
-        return None
-    return statement if now_ms - view.stated_ms >= RESTATE_AFTER_MS else None
 
 
 def bound_quarantined(quarantined: Sequence[OpenQuarantine]) -> list[OpenQuarantine]:
