@@ -26,6 +26,7 @@ _TOPICS: Final = frozenset(
         names.QUARANTINE,
         names.PRICES,
         names.HUBS,
+        names.DECISIONS,
         names.ENTRIES,
         names.ALERTS,
         names.TENANTS,

@@ -88,7 +88,7 @@ class Stack:
         return None if pid is None else int(pid)
 
     def database(self, service: str, part: str) -> str:
-        """Return the DSN of a service's `reader` or `owner`."""
+        """Return the DSN of a service's `reader`, `writer` or `owner`."""
         return str(self.content()["postgres"][service][part])
 
     def kill(self, name: str) -> int:

@@ -360,7 +360,10 @@ class Supervisor:
             "topics": services.topics_of_outsiders(),
             "services": {n: {"url": urls[n], "pid": self._pids[n]} for n in names},
             "postgres": {
-                name: {part: server.dsn(f"{name}_{part}", name) for part in ("reader", "owner")}
+                name: {
+                    part: server.dsn(f"{name}_{part}", name)
+                    for part in ("reader", "writer", "owner")
+                }
                 for name in names
             },
             "keys": {} if keys is None else keys,

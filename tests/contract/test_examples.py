@@ -20,7 +20,7 @@ from contract.examples import (
     messages,
     valid_records,
 )
-from hisab_contracts import charges, entries, events, reference, topics
+from hisab_contracts import charges, entries, events, quarantine, reference, topics
 from hisab_contracts.events import HubEvent, Refused, read_event
 from hisab_contracts.ids import HubCode
 
@@ -33,6 +33,8 @@ READERS: Mapping[str, Any] = {
     topics.ACCESS: msgspec.json.Decoder(reference.AccessRecord).decode,
     topics.HUBS: msgspec.json.Decoder(reference.HubRecord).decode,
     topics.PRICES: msgspec.json.Decoder(reference.PriceLine).decode,
+    topics.QUARANTINE: msgspec.json.Decoder(quarantine.QuarantineNotice).decode,
+    topics.DECISIONS: quarantine.read_decision,
 }
 
 

@@ -89,6 +89,7 @@ class Metered:
         self.rows: dict[tuple[str, str, str, str, int], tuple[int, Claim]] = {}
         self.reported = self.duplicate = 0
         self.open: dict[int, QuarantinedRecord] = {}
+        self.dismissed: dict[int, QuarantinedRecord] = {}
         self.records = [0, 0, 0]
         self.sources: dict[SourcePath, SourceProgress] = {}
         self.last: tuple[HubWatermark | None, int] = (None, 0)
@@ -107,9 +108,14 @@ class Metered:
             records.append(
                 UsageRecord(data["hub"], "t", 0, self._offset, LATER_MS, None, value, HEADERS)
             )
-        return self._meter(records, reference or facts())
+        return self.meter_records(records, reference or facts())
 
-    def replay(self, quarantine_ids: Iterable[int], reference: Reference) -> list[BucketTotal]:
+    def replay(
+        self,
+        quarantine_ids: Iterable[int],
+        reference: Reference,
+        replayed_ms: int | None = None,
+    ) -> list[BucketTotal]:
         """Judge open records again; return what is stated of buckets."""
         records = [
             msgspec.structs.replace(
@@ -122,11 +128,24 @@ class Metered:
                     waiting.hour_ms,
                     waiting.quarantined_gpu_ns,
                 ),
+                replayed_ms=replayed_ms,
             )
             for quarantine_id in quarantine_ids
             for waiting in (self.open[quarantine_id],)
         ]
-        return self._meter(records, reference)
+        return self.meter_records(records, reference)
+
+    def dismiss(self, quarantine_id: int) -> None:
+        """Leave an open record in quarantine for good."""
+        self.dismissed[quarantine_id] = self.open.pop(quarantine_id)
+
+    def restate(self, totals: Iterable[BucketTotal]) -> None:
+        """Remember at which revisions a repair has stated buckets; unknown ones as 0."""
+        for total in totals:
+            self.totals[total.bucket_id] = total
+            self.buckets[total.bucket_id] = StoredBucket(
+                total.total_gpu_ns, total.hold_id, total.revision
+            )
 
     def view(self) -> HubView:
         """What is committed about the only hub; every partition of it has been read."""
@@ -160,8 +179,9 @@ class Metered:
 
     def outcome(self) -> Outcome:
         """Read it out."""
-        waiting = [sum(record.quarantined_gpu_ns.values()) for record in self.open.values()]
-        quarantined = sum(record.counts for record in self.open.values())
+        left = [*self.open.values(), *self.dismissed.values()]
+        waiting = [sum(record.quarantined_gpu_ns.values()) for record in left]
+        quarantined = sum(record.counts for record in left)
         return Outcome(
             {_name(total): total.total_gpu_ns for total in self.totals.values()},
             {_name(total): total.total_micro for total in self.totals.values()},
@@ -172,7 +192,10 @@ class Metered:
             [*self.records, quarantined],
         )
 
-    def _meter(self, records: Sequence[UsageRecord], reference: Reference) -> list[BucketTotal]:
+    def meter_records(
+        self, records: Sequence[UsageRecord], reference: Reference
+    ) -> list[BucketTotal]:
+        """Meter records, new or out of quarantine; return what is stated of buckets."""
         stated: list[BucketTotal] = []
         while records:
             batch = engine.prepare(records, reference)
@@ -196,7 +219,9 @@ class Metered:
             total = bucket.total
             if bucket.is_new == (total.bucket_id in self.buckets):
                 raise AssertionError("a bucket is stored twice, or was never stored")
-            self.buckets[total.bucket_id] = StoredBucket(total.total_gpu_ns, total.hold_id)
+            self.buckets[total.bucket_id] = StoredBucket(
+                total.total_gpu_ns, total.hold_id, total.revision
+            )
             self.totals[total.bucket_id] = total
         for tally in changes.tallies.values():
             self.reported += tally.reported_gpu_ns

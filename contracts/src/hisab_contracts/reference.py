@@ -59,14 +59,16 @@ class AccessRecord(Struct, frozen=True):
     revoked: bool
 
 
-class HubRecord(Struct, frozen=True):
+class HubRecord(Struct, frozen=True, omit_defaults=True):
     """`metering.hubs.v1`, key = hub."""
 
     hub: HubCode
     heartbeat_ms: int
+    name: str | None = None
+    """What people call the hub; absent in older records."""
 
 
-class PriceLine(Struct, frozen=True):
+class PriceLine(Struct, frozen=True, omit_defaults=True):
     """`metering.prices.v1`, key = rate_line_id: one immutable, effective-dated price.
 
     The window is [valid_from_ms, valid_until_ms) on whole UTC hours; None is open-ended, and an
@@ -81,3 +83,5 @@ class PriceLine(Struct, frozen=True):
     micro_per_gpu_hour: int
     valid_from_ms: int
     valid_until_ms: int | None
+    added_by: str | None = None
+    """The key (its id) that added the list; absent in older records."""

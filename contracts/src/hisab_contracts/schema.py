@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from hisab_contracts import charges, entries, events, reference, topics
+from hisab_contracts import charges, entries, events, quarantine, reference, topics
 from hisab_contracts.ids import DEVICE_ID_PATTERN, HUB_PATTERN, ID_PATTERN
 
 JsonSchema = dict[str, object]
@@ -47,6 +47,7 @@ _GRAMMAR: Final[Mapping[str, str]] = {
     "hash": _HASH,
     "prev_hash": _HASH,
     "sha256": _HASH,
+    "value_sha256": _HASH,
     "month": "^[0-9]{4}-(0[1-9]|1[0-2])$",
 }
 """What the text of a member must look like, by its name: one word, one meaning."""
@@ -71,6 +72,11 @@ _MESSAGES: Final[Mapping[str, tuple[str, Sequence[type[msgspec.Struct]]]]] = {
     topics.ACCESS: ("Compacted. Key: key_id.", (reference.AccessRecord,)),
     topics.HUBS: ("Compacted. Key: hub.", (reference.HubRecord,)),
     topics.PRICES: ("Compacted. Key: rate_line_id.", (reference.PriceLine,)),
+    topics.QUARANTINE: ("Key: hub.", (quarantine.QuarantineNotice,)),
+    topics.DECISIONS: (
+        "Compacted. Key: <hub>/<kind>/<id>, <id> being <topic>/<partition>/<offset>/<sha256>.",
+        (quarantine.QuarantineDecision,),
+    ),
 }
 
 ENVELOPE: Final = "pk.hisab.envelope.v1"

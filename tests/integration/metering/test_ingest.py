@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,14 @@ from hisab_contracts.ids import HubCode, PriceClass, Sku, TenantId, TopicId
 from hisab_contracts.topics import CHARGES, PRICES, QUARANTINE
 from infrastructure import Infrastructure
 from integration.runtime.bare import Bare, service_of_nothing
+from metering.batches import THREAD_ABOVE_RECORDS
 from metering.core.engine import MAX_ROWS
 from metering.core.pricing import ListedPrice, PriceList, price_lines_of
-from metering.ingest import THREAD_ABOVE_RECORDS, Ingest
+from metering.ingest import Ingest
 from metering.store import hubs, prices, quarantine, queries
 from metering.store.quarantine import QuarantineFilter
 from runtime.consumer import Batch
+from runtime.database import watched_by
 from runtime.outbox import Outbox
 from runtime.records import Record
 from unit.metering.hub_events import HEADERS, HOUR_MS, NOON_MS, event, interval, watermark
@@ -99,13 +101,14 @@ def test_a_record_of_a_topic_made_anew_is_judged_though_its_place_was_quarantine
 def test_a_transaction_of_many_rounds_says_that_it_moves(
     infrastructure: Infrastructure, tmp_path: Path
 ) -> None:
-    """A backfill takes longer than a consumer may stand still: each step of a round is noted."""
+    """A backfill takes longer than a consumer may stand still: what each round stores is noted."""
     notes: list[None] = []
 
     def moved() -> None:
         notes.append(None)
 
-    asyncio.run(taken(infrastructure, tmp_path, some_days(), max_rows=1, moved=moved))
+    with watched_by(moved):
+        asyncio.run(taken(infrastructure, tmp_path, some_days(), max_rows=1))
     assert len(notes) >= 5 * len(some_days())
 
 
@@ -117,7 +120,6 @@ async def taken(
     max_rows: int = MAX_ROWS,
     batch_size: int = 1_000,
     rounds: Sequence[tuple[str, list[bytes]]] = (),
-    moved: Callable[[], None] = lambda: None,
 ) -> Any:
     """Take records into an empty database; return what its tables say.
 
@@ -148,7 +150,7 @@ async def taken(
             for first in range(0, len(records), batch_size):
                 async with kit.writer.transaction() as connection:
                     portion = records[first : first + batch_size]
-                    batch = Batch(portion, {}, {topic: TopicId(topic_id)}, moved)
+                    batch = Batch(portion, {}, {topic: TopicId(topic_id)})
                     await ingest.handle(batch, connection)
         async with kit.api.transaction(tenant="*") as connection:
             found = (

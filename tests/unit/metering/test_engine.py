@@ -433,3 +433,35 @@ def test_batch_is_full_by_what_its_records_touch() -> None:
         assert taken == engine.prepare(records, facts(), max_rows=max_rows).record_count
     unread = [record(None, cause=QuarantineCause("killed-process", "unread"))] * 9
     assert 9 == engine.prepare(unread, facts(), max_rows=1).record_count
+
+
+def test_a_record_dismissed_whole_before_a_restore_is_not_judged_again() -> None:
+    """It would be billed now: it was late then. Its time counts, and its place in the sequence."""
+    cause = QuarantineCause("too-late", "as it was before a restore: dismissed")
+    batch = engine.prepare([record(event(interval(), 1), dismissed=cause)], facts())
+    changes = engine.meter(batch, NOTHING_STORED)
+    [waiting] = changes.quarantined
+    assert cause == waiting.cause
+    assert waiting.parts is None
+    assert HOUR_MS * 1_000_000 == sum(waiting.quarantined_gpu_ns.values())
+    assert [] == list(changes.buckets)
+    assert [1] == [source.contiguous_sequence for source in changes.sources]
+
+
+def test_a_tenant_named_by_a_dismissed_record_is_not_asked_for() -> None:
+    """Whether it is known by now changes nothing, so the batch need not be prepared again."""
+    cause = QuarantineCause("unknown-tenant", "as it was before a restore: dismissed")
+    said = event(interval(tenant_id="nobody"), 1)
+    batch = engine.prepare([record(said, dismissed=cause)], facts())
+    assert frozenset() == batch.unknown_tenants
+
+
+def test_a_bucket_keeps_the_revision_that_is_stored_of_it() -> None:
+    """A repair has stated it anew: a total at a lower revision would be taken for an old one."""
+    batch = prepare(event(interval(), 1))
+    stored = StoredBucket(0, None, 3)
+    buckets = dict.fromkeys(batch.bucket_ids, stored)
+    changes = engine.meter(batch, replace(NOTHING_STORED, buckets=buckets))
+    [bucket] = changes.buckets
+    assert (3, HOUR_MS * 1_000_000) == (bucket.total.revision, bucket.total.total_gpu_ns)
+    assert not bucket.is_new

@@ -7,9 +7,10 @@ Every record, whether it is new or comes out of quarantine, goes one way: refere
 transaction. So whatever is published was stored, and whatever was read is stored.
 
 Reading order: `core/engine.py` (the decisions and their order), `core/coverage.py` and
-`core/sources.py` (what it decides by), `ingest.py` (load, decide, save), `store/state.py` (the SQL
-of that), `replay.py` (the same out of quarantine), `jobs.py` (watermarks, finals, releases),
-`commands.py` (what operators ask for). Then `api/`, one module per resource.
+`core/sources.py` (what it decides by), `batches.py` (load, decide, save), `store/state.py` (the SQL
+of that), `ingest.py` (what is new from Kafka), `replay.py` (the same out of quarantine), `jobs.py`
+(watermarks, finals, releases), `commands.py` (what operators ask for), `facts.py` (what it follows
+of its own), `reconcile.py` (against the ledger). Then `api/`, one module per resource.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Run metering: `python -m metering migrate | serve | openapi | override-progress`."""
+"""Run metering: `python -m metering <command>`.
+
+Commands: `migrate`, `serve`, `openapi`, `override-progress`, `accept-restore`, `reconcile`.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,23 @@ import sys
 from importlib.resources import files
 from typing import Final
 
+from hisab_contracts.ids import HubCode
 from hisab_contracts.reference import Role
-from hisab_contracts.topics import ACCESS, CHARGES, HUBS, PRICES, QUARANTINE, TENANTS
+from hisab_contracts.topics import (
+    ACCESS,
+    CHARGES,
+    DECISIONS,
+    HUBS,
+    PRICES,
+    QUARANTINE,
+    TENANTS,
+    hub_topic,
+)
 from hisab_contracts.units import optional_instant_text
-from metering import __version__, api, jobs
+from metering import __version__, api, console, facts, jobs
+from metering.api.status import ReconciledStatus
 from metering.consumer import HubConsumer, keep_reference
+from metering.facts import Facts
 from metering.ingest import Ingest
 from metering.store import hubs
 from runtime.consumer import Consumer, Subscription
@@ -26,7 +41,8 @@ HUB_PARTITIONS: Final = "HISAB_HUB_PARTITIONS"
 
 def build(kit: Kit) -> Parts:
     """Wire the parts; nothing is connected."""
-    outbox = Outbox((CHARGES, QUARANTINE, PRICES, HUBS))
+    outbox = Outbox((CHARGES, QUARANTINE, PRICES, HUBS, DECISIONS))
+    own_facts = Facts(outbox)
     ingest = Ingest(outbox)
     usage = HubConsumer(
         kit.kafka,
@@ -44,6 +60,11 @@ def build(kit: Kit) -> Parts:
         kit.writer,
         Subscription("metering.reference", (TENANTS, ACCESS), keep_reference, compacted=True),
     )
+    following = Consumer(
+        kit.kafka,
+        kit.writer,
+        Subscription("metering.facts", facts.TOPICS, own_facts.keep, compacted=True),
+    )
     watermarks = jobs.Watermarks(kit.kafka, outbox)
 
     async def status() -> Status:
@@ -53,6 +74,14 @@ def build(kit: Kit) -> Parts:
             complete_until={hub.hub: optional_instant_text(hub.watermark_ms) for hub in complete}
         )
 
+    def follow(hub: HubCode) -> None:
+        usage.extend([hub_topic(hub)])
+
+    async def start() -> None:
+        # Before anything is rated: a restored database has forgotten what it published.
+        await own_facts.catch_up(kit.kafka, kit.writer)
+        await usage.look()
+
     hub_partitions = int(kit.settings.extra.get(HUB_PARTITIONS, "12"))
     return Parts(
         resources=api.resources(kit, outbox, usage, hub_partitions),
@@ -61,8 +90,10 @@ def build(kit: Kit) -> Parts:
             Topic(QUARANTINE, kit.settings.partitions),
             Topic(PRICES, 1, compacted=True),
             Topic(HUBS, 1, compacted=True),
+            # One partition, so that a hub's decisions are in one, whatever else is in their key.
+            Topic(DECISIONS, 1, compacted=True),
         ),
-        consumers=(usage, reference),
+        consumers=(usage, reference, following),
         outbox=outbox,
         tasks=(
             Task("watermarks", 200, watermarks.run),
@@ -70,7 +101,8 @@ def build(kit: Kit) -> Parts:
             Task("releases", 500, jobs.Releases(outbox).run),
         ),
         status=status,
-        start=usage.look,
+        status_resource=ReconciledStatus,
+        start=start,
     )
 
 
@@ -85,4 +117,7 @@ SERVICE = Service(
 )
 
 if __name__ == "__main__":
+    # The kit knows the commands that all services have; these are metering's own.
+    if sys.argv[1:2] and sys.argv[1] in console.COMMANDS:
+        sys.exit(console.main(sys.argv[1:], os.environ))
     sys.exit(main(SERVICE, sys.argv[1:], os.environ))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
 from hisab_contracts.ids import HubCode, PriceClass, PriceVersion, Sku, SourcePath, TenantId
 from hisab_contracts.prices import PriceBook, PriceSeries
@@ -36,6 +37,7 @@ from metering.core.pricing import (
 )
 from metering.core.quarantine import QuarantineClosed, QuarantineState, refuse_closed
 from metering.core.sources import SourceNotActive, SourceProgress, retire
+from metering.decisions import state_dismissal, state_replay
 from metering.replay import replay_quarantined
 from metering.store import hubs, prices, quarantine
 from metering.store.state import ReferenceCache
@@ -57,9 +59,10 @@ class HubAlreadyExists:
 
 
 async def register_hub(
-    connection: Connection, outbox: Outbox, record: HubRecord, name: str
+    connection: Connection, outbox: Outbox, record: HubRecord
 ) -> HubAlreadyExists | None:
     """Register a hub and tell the others; its topic exists already."""
+    name = record.name or record.hub
     if not await hubs.add_hub(connection, record.hub, name, record.heartbeat_ms):
         return HubAlreadyExists(record.hub)
     message = Message(HUBS, record.hub.encode(), msgspec.json.encode(record))
@@ -71,7 +74,7 @@ async def add_price_list(
     connection: Connection, outbox: Outbox, price_list: PriceList, added_by: str
 ) -> PriceVersion | PriceListRefused:
     """Add a list of prices, unless it would change what an hour costs or has cost."""
-    lines = price_lines_of(price_list)
+    lines = [replace(line, added_by=added_by) for line in price_lines_of(price_list)]
     # Nobody rates from here on: what is looked up below stays true until the commit.
     await prices.lock_prices(connection)
     book = PriceBook(await prices.load_price_lines(connection))
@@ -129,25 +132,24 @@ async def replay_record(
 ) -> QuarantineState | QuarantineClosed:
     """Judge a quarantined record again; return its state then: open if something of it is left."""
     # The operator vouches that what the record says of the future has come to pass by now.
+    replayed_ms = await checked_now_ms(connection)
     closed = await replay_quarantined(
-        connection,
-        outbox,
-        cache,
-        [quarantine_id],
-        because,
-        replayed_ms=await checked_now_ms(connection),
+        connection, outbox, cache, [quarantine_id], because, replayed_ms=replayed_ms
     )
     if closed:
         return closed[0]
+    await state_replay(connection, outbox, quarantine_id, replayed_ms, because)
     return await quarantine.lock_state(connection, quarantine_id)
 
 
 async def dismiss_record(
-    connection: Connection, quarantine_id: int, because: str
+    connection: Connection, outbox: Outbox, quarantine_id: int, because: str
 ) -> QuarantineState | QuarantineClosed:
     """Leave an open record in quarantine for good: its time keeps no month open any more."""
     closed = refuse_closed(quarantine_id, await quarantine.lock_state(connection, quarantine_id))
     if closed is not None:
         return closed
     await quarantine.dismiss_quarantined(connection, quarantine_id, because)
+    dismissed_ms = await checked_now_ms(connection)
+    await state_dismissal(connection, outbox, quarantine_id, dismissed_ms, because)
     return "dismissed"

@@ -1,30 +1,30 @@
-"""Ingest: a batch of a hub's records in, coverage, charges and quarantine out, in one transaction.
+"""Ingest: what a hub's topic brings is metered, in the transaction that notes how far it was read.
 
-`meter_records` is the one way for all records: those new from Kafka come through `Ingest`, those
-out of quarantine through `metering.replay`. It loads, has the engine decide, saves, and writes what
-is published to the outbox: one `BucketTotal` per bucket that was filled, one notice per record that
-is new in quarantine. A record that changes nothing leaves nothing.
+A record that was quarantined before, and comes again because progress was set back or a backup was
+restored, is left alone while its quarantine row is there. Where the row was lost too, the record
+comes to quarantine again, and what operators had decided on it is applied again.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import msgspec
+from msgspec.structs import replace
 
 from hisab_contracts.ids import UNKNOWN_TOPIC, HubCode, TopicId
-from hisab_contracts.topics import CHARGES, QUARANTINE, hub_of_topic
+from hisab_contracts.quarantine import QuarantineDecision
+from hisab_contracts.topics import hub_of_topic
+from metering.batches import meter_records
 from metering.core import engine
-from metering.core.batch import MeteredBucket, Reference, UsageRecord
+from metering.core.batch import UsageRecord
+from metering.core.decisions import RecordName, cause_of_dismissal, name_of
 from metering.core.quarantine import ESCAPED_HEADER, UNREAD_RECORD, undecodable_batch
-from metering.store import quarantine, state
-from metering.store.quarantine import OpenedQuarantine
+from metering.decisions import apply_to
+from metering.store import state
+from metering.store.decisions import dismissed_whole
 from metering.store.state import ReferenceCache
-from runtime.kafka import Message
 from runtime.outbox import Outbox
 from runtime.records import Record
 from runtime.telemetry import trace_headers, trace_of
@@ -32,23 +32,6 @@ from runtime.telemetry import trace_headers, trace_of
 if TYPE_CHECKING:
     from runtime.consumer import Batch
     from runtime.database import Connection
-
-T = TypeVar("T")
-
-THREAD_ABOVE_RECORDS: Final = 500
-"""Batches up to this size are decided on the event loop: they hold it for a few milliseconds."""
-
-
-class QuarantineNotice(msgspec.Struct, frozen=True):
-    """`metering.quarantine.v1`: a record was quarantined. Its bytes stay in our database."""
-
-    quarantine_id: str
-    reason: str
-    hub: str
-    topic: str
-    partition: int
-    offset: int
-    value_sha256: str
 
 
 class Ingest:
@@ -62,17 +45,14 @@ class Ingest:
 
     async def handle(self, batch: Batch, connection: Connection) -> None:
         """Meter a batch of hub records."""
-        records = _usage_records(batch.records, batch.topic_ids, unread=False)
-        await self._ingest(connection, records, batch.moved)
+        await self._ingest(connection, batch, unread=False)
 
     async def quarantine_unread(self, batch: Batch, connection: Connection) -> None:
         """Quarantine records that killed the process, without reading them."""
-        records = _usage_records(batch.records, batch.topic_ids, unread=True)
-        await self._ingest(connection, records, batch.moved)
+        await self._ingest(connection, batch, unread=True)
 
-    async def _ingest(
-        self, connection: Connection, records: Sequence[UsageRecord], moved: Callable[[], None]
-    ) -> None:
+    async def _ingest(self, connection: Connection, received: Batch, *, unread: bool) -> None:
+        records = _usage_records(received.records, received.topic_ids, unread=unread)
         seen, ranges = _places_of(records)
         reference = await state.load_reference(connection, self._cache)
         await state.note_seen(connection, seen)
@@ -81,76 +61,39 @@ class Ingest:
         # What was not quarantined needs no such look: coverage makes it a duplicate.
         if before:
             records = [record for record in records if not _is_among(record, before)]
-        await meter_records(
-            connection,
-            self._outbox,
-            self._cache,
-            reference,
-            records,
-            max_rows=self._max_rows,
-            moved=moved,
+        if not unread:
+            decided = await dismissed_whole(connection, ranges)
+            records = _as_dismissed(records, decided) if decided else records
+        opened = await meter_records(
+            connection, self._outbox, self._cache, reference, records, max_rows=self._max_rows
         )
+        if opened:
+            # Never read again here what has killed the process: a replay that was decided would.
+            await apply_to(connection, self._outbox, self._cache, opened, replays=not unread)
 
 
-async def meter_records(
-    connection: Connection,
-    outbox: Outbox,
-    cache: ReferenceCache,
-    reference: Reference,
-    records: Sequence[UsageRecord],
-    *,
-    because: str = "",
-    max_rows: int = engine.MAX_ROWS,
-    moved: Callable[[], None] = lambda: None,
-) -> None:
-    """Meter records in order, in the caller's transaction, as many at a time as memory allows.
-
-    A backfill takes many rounds and then longer than a consumer may stand still: `moved` is called
-    after each step that cannot be divided.
-
-    `reference` was loaded in this transaction, from the cache. `because` is why records out of
-    quarantine are judged again. What becomes of each of them stands in the quarantine afterwards:
-    it is released, or it stays open.
-    """
-    # All rounds in one transaction: progress is stored for the whole Kafka batch, so a part of it
-    # that was stored alone would be read, and counted, again.
-    while records:
-        prepare = partial(engine.prepare, records, reference, max_rows=max_rows)
-        batch = await _decide(prepare, len(records))
-        if batch.unknown_tenants:
-            more = await state.look_up_tenants(connection, cache, reference, batch.unknown_tenants)
-            if more is not reference:
-                reference = more
-                continue  # Prepare again: what these tenants used can be rated now.
-        moved()
-        stored = await state.load_state(connection, batch)
-        moved()
-        changes = await _decide(partial(engine.meter, batch, stored), batch.record_count)
-        moved()
-        await state.save_changes(connection, changes)
-        moved()
-        messages = [_total_message(bucket) for bucket in changes.buckets]
-        if changes.quarantined or changes.still_quarantined or changes.released_ids:
-            opened = await quarantine.save_quarantine(
-                connection, changes, reference.generation, because
-            )
-            messages += map(_notice_message, opened)
-        await outbox.write(connection, messages)
-        moved()
-        records = records[batch.record_count :]
+def _as_dismissed(
+    records: Sequence[UsageRecord], decided: Sequence[QuarantineDecision]
+) -> Sequence[UsageRecord]:
+    """Mark those records that operators dismissed whole before the database was restored."""
+    causes = {name_of(decision): cause_of_dismissal(decision) for decision in decided}
+    places = {(name.topic, name.partition, name.offset) for name in causes}
+    marked = []
+    for record in records:
+        cause = None
+        if (record.topic, record.partition, record.offset) in places:
+            cause = causes.get(_name_of_record(record))
+        if cause is not None and cause.reason == UNREAD_RECORD.reason:
+            # It killed processes: neither is it read now.
+            marked.append(replace(record, cause=cause))
+        else:
+            marked.append(replace(record, dismissed=cause) if cause is not None else record)
+    return marked
 
 
-async def _decide(decide: Callable[[], T], record_count: int) -> T:
-    """Run a pure step of the engine without keeping the event loop from its other work.
-
-    A full batch takes 30 to 300 ms. Meanwhile this process must answer HTTP, fetch the next batch
-    and publish. The steps are functions of values alone, so a thread may run them: Python then
-    changes between the two every 5 ms. Nobody else touches these values until the step has ended.
-    For small batches the change of threads would cost more than the step, and latency counts there.
-    """
-    if record_count <= THREAD_ABOVE_RECORDS:
-        return decide()
-    return await asyncio.to_thread(decide)
+def _name_of_record(record: UsageRecord) -> RecordName:
+    value_sha256 = hashlib.sha256(record.value or b"").hexdigest()
+    return RecordName(record.hub, record.topic, record.partition, record.offset, value_sha256)
 
 
 def _is_among(
@@ -226,23 +169,3 @@ def _places_of(
         first, _ = ranges.get(place, (record.offset, 0))
         ranges[place] = (first, record.offset)
     return seen, ranges
-
-
-def _total_message(bucket: MeteredBucket) -> Message:
-    total = bucket.total
-    value = msgspec.json.encode(total)
-    return Message(CHARGES, total.tenant_id.encode(), value, bucket.record.trace)
-
-
-def _notice_message(opened: OpenedQuarantine) -> Message:
-    record = opened.quarantined.record
-    notice = QuarantineNotice(
-        quarantine_id=str(opened.quarantine_id),
-        reason=opened.quarantined.cause.reason,
-        hub=record.hub,
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        value_sha256=opened.value_sha256,
-    )
-    return Message(QUARANTINE, record.hub.encode(), msgspec.json.encode(notice), record.trace)

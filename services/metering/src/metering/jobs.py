@@ -166,6 +166,8 @@ class Watermarks:
     async def _state(self, connection: Connection, to_state: _ToState, present_ms: int) -> None:
         """Store what has passed and state it downstream, after every charge that it covers."""
         async with transaction_on(connection):
+            # `reconcile` states hubs, too: without the lock both could take one revision.
+            await hubs.lock_hub(connection, to_state.hub)
             # Read again inside the transaction: sources first seen since then may hold the hub.
             [view] = await hubs.view_hubs(connection, to_state.hub)
             if to_state.barrier is not None:

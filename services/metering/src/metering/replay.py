@@ -2,7 +2,7 @@
 
 A record that lacked a fact (a tenant, a price line) is judged again by the service when the fact
 has arrived; an operator may have any open record judged again, and vouches then that what it says
-of the future has come to pass. Both go the way every record goes (`ingest.meter_records`), so a
+of the future has come to pass. Both go the way every record goes (`batches.meter_records`), so a
 replay is safe beside the consumers: coverage decides, and whatever was billed meanwhile is a
 duplicate. Lateness is judged once, when a record first arrives: a replay is never too late.
 
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from metering.batches import meter_records
 from metering.core.batch import UsageRecord
 from metering.core.quarantine import QuarantineClosed, refuse_closed
-from metering.ingest import meter_records
 from metering.store import quarantine, state
 from metering.store.state import ReferenceCache
 from runtime.outbox import Outbox

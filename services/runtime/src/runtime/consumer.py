@@ -78,8 +78,6 @@ class Batch:
     """Per partition, the next offset once this batch is committed."""
     topic_ids: Mapping[str, TopicId] = field(default_factory=dict)
     """The logs its topics were when we claimed them; "" where the broker does not say."""
-    moved: Callable[[], None] = lambda: None
-    """To be called by work that takes long, whenever a part of it is done: it is not stuck."""
 
 
 Handler = Callable[[Batch, "Connection"], Awaitable[None]]
@@ -332,7 +330,7 @@ class Consumer:
         marked = [piece for piece in action.slices if piece.attempt]
         positions = {piece.partition: piece.until for piece in action.slices}
         records = _records(action.slices)
-        batch = Batch(records, positions, self._topic_ids, self._watch.moved)
+        batch = Batch(records, positions, self._topic_ids)
         try:
             if marked:
                 # In a transaction of its own: should the work kill the process, the mark stays.

@@ -87,11 +87,11 @@ class Fetch:
 class Feed:
     """One member of a consuming group. Nothing comes from a partition before it was sought."""
 
-    def __init__(self, kafka: Kafka, group: str) -> None:
-        """Describe the member; `open` joins the group."""
+    def __init__(self, kafka: Kafka, group: str | None) -> None:
+        """Describe the member; `open` joins the group. Without one it reads all partitions."""
         bound_decoding()
         self._kafka = kafka
-        self._is_alone = False
+        self._is_alone = group is None
         self._flag = _Flag()
         self._positions: dict[Partition, int] = {}
         self._refused: set[TopicPartition] = set()
@@ -99,7 +99,7 @@ class Feed:
             bootstrap_servers=kafka.bootstrap,
             client_id=kafka.client,
             group_id=group,
-            group_instance_id=f"{group}-{kafka.instance}",
+            group_instance_id=None if group is None else f"{group}-{kafka.instance}",
             enable_auto_commit=False,
             auto_offset_reset="none",
             isolation_level="read_committed",
@@ -123,7 +123,7 @@ class Feed:
         It joins twice: a static member that returns is given what it had before, whatever it asks
         for now; only the second time does the broker look at its topics.
         """
-        self._is_alone = await self._kafka.is_in_memory()
+        self._is_alone = self._is_alone or await self._kafka.is_in_memory()
         if not self._is_alone:
             await self.follow(topics)
         with broker_errors():
@@ -135,7 +135,8 @@ class Feed:
     async def follow(self, topics: Iterable[str]) -> None:
         """Read exactly these topics (they must exist) from now on."""
         if self._is_alone:
-            # The in-memory broker needs most of a session's length to rebalance a group of one.
+            # In no group; or in one of the in-memory broker, which needs most of a session's length
+            # to rebalance a group of one.
             partitions = await self._kafka.partitions(topics)
             self._consumer.assign([TopicPartition(*partition) for partition in partitions])
             self._flag.rebalances += 1

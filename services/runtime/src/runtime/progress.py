@@ -106,8 +106,9 @@ async def claim(
             attempts=row["attempts"],
             first_offset=ranges[place].first_offset,
             end_offset=ranges[place].end_offset,
-            # The operator knows that the hint is ahead: that is what the override is for.
-            hint_offset=None if row["overridden"] else ranges[place].hint_offset,
+            # The operator knows that the hint is ahead: that is what the override is for. And
+            # whatever of a compacted topic is read again says nothing that does not hold.
+            hint_offset=None if row["overridden"] or compacted else ranges[place].hint_offset,
             topic_id=ranges[place].topic_id,
             stored_topic_id=TopicId(row["topic_id"]),
         )
@@ -269,3 +270,26 @@ async def accept_topic(connection: Connection, topic: str, *, accepted_by: str, 
     An override that waits already stays: it is an operator's word as well.
     """
     return len(await connection.fetch(_ACCEPT_TOPIC, topic, accepted_by, reason))
+
+
+# Where each partition is read on from as it is stored; an override that waits already stays.
+_ACCEPT_STORED = """
+insert into consumer_override (topic, partition, next_offset, accepted_by, reason)
+select k.topic, k.partition, coalesce(p.next_offset, 0), $3, $4
+  from unnest($1::text[], $2::int[]) as k (topic, partition)
+  left join consumer_progress p on p.topic = k.topic and p.partition = k.partition
+ order by k.topic, k.partition
+on conflict (topic, partition) where used_at is null do nothing
+"""
+
+
+async def accept_stored_progress(
+    connection: Connection, partitions: Sequence[Partition], accepted_by: str, reason: str
+) -> int:
+    """Accept, on the record, that these partitions are read on from where the database stands.
+
+    It was restored from a backup, so lag tools were told of more. Returns how many partitions.
+    """
+    topics, numbers = [p.topic for p in partitions], [p.number for p in partitions]
+    await connection.execute(_ACCEPT_STORED, topics, numbers, accepted_by, reason)
+    return len(partitions)

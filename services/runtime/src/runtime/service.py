@@ -129,6 +129,8 @@ class Parts:
     """Every topic of it gets a relay."""
     tasks: Sequence[Task] = ()
     status: Callable[[], Awaitable[Status]] | None = None
+    status_resource: Callable[[Service, Kit, Parts], StatusResource] | None = None
+    """`GET /v1/status` where a service says more than all do; else the kit's own."""
     start: Callable[[], Awaitable[None]] | None = None
     """Runs once, after the guard has passed and before anything is served or read."""
     guard: Guard | None = None
@@ -418,7 +420,8 @@ def make_app(service: Service, kit: Kit, parts: Parts, gate: Gate | None = None)
             raise gate.problem
         await kit.api.ping()
 
-    resources = (*parts.resources, StatusResource(service, kit, parts))
+    status_resource = parts.status_resource or StatusResource
+    resources = (*parts.resources, status_resource(service, kit, parts))
     app = create_app(service.name, service.version, resources, ready=ready, purpose=service.purpose)
     # Behind the boundary, so that what the gate turns away is measured and traced like the rest.
     if gate is not None:
@@ -427,7 +430,7 @@ def make_app(service: Service, kit: Kit, parts: Parts, gate: Gate | None = None)
 
 
 class StatusResource(Resource):
-    """`/v1/status`: how far the service is."""
+    """`/v1/status`: how far the service is. A service may say more in a class of its own."""
 
     def __init__(self, service: Service, kit: Kit, parts: Parts) -> None:
         """Report on these parts."""
@@ -439,6 +442,10 @@ class StatusResource(Resource):
     async def status(self, request: Request) -> Response:
         """How far the service is: drained when lag and depth are both 0."""
         await self._kit.access.authorise(request)
+        return json_response(await self.look())
+
+    async def look(self) -> StatusAnswer:
+        """Look how far the service is."""
         parts = self._parts
         lag_records = sum([await consumer.lag_records() for consumer in parts.consumers])
         more = await parts.status() if parts.status is not None else Status()
@@ -446,20 +453,18 @@ class StatusResource(Resource):
         if parts.outbox is not None:
             async with self._kit.writer.connection() as connection:
                 outbox_depth += await parts.outbox.depth(connection)
-        return json_response(
-            StatusAnswer(
-                service=self._service.name,
-                version=self._service.version,
-                ready=True,
-                lag_records=lag_records,
-                outbox_depth=outbox_depth,
-                blocked_by=[
-                    records.explain(partition)
-                    for consumer in parts.consumers
-                    for partition, records in sorted(consumer.hidden().items())
-                ],
-                complete_until=dict(more.complete_until),
-            )
+        return StatusAnswer(
+            service=self._service.name,
+            version=self._service.version,
+            ready=True,
+            lag_records=lag_records,
+            outbox_depth=outbox_depth,
+            blocked_by=[
+                records.explain(partition)
+                for consumer in parts.consumers
+                for partition, records in sorted(consumer.hidden().items())
+            ],
+            complete_until=dict(more.complete_until),
         )
 
 

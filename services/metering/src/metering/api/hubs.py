@@ -114,8 +114,8 @@ class Hubs(Resource):
         )
 
         async def run(connection: Connection) -> Answer:
-            record = HubRecord(hub, body.heartbeat_ms)
-            refused = await register_hub(connection, self._outbox, record, body.name)
+            record = HubRecord(hub, body.heartbeat_ms, body.name)
+            refused = await register_hub(connection, self._outbox, record)
             if refused is not None:
                 raise problem_of(refused)
             return Answer(201, HubAnswer(hub, body.name, body.heartbeat_ms, hub_topic(hub)))

@@ -155,7 +155,7 @@ class Quarantine(Resource):
 
         async def run(connection: Connection) -> Answer:
             because = f"dismissed by {principal.actor}: {command.body.reason}"
-            state = await dismiss_record(connection, number, because)
+            state = await dismiss_record(connection, self._outbox, number, because)
             if isinstance(state, QuarantineClosed):
                 raise problem_of(state)
             return Answer(200, QuarantineAnswer(quarantine_id, state))

@@ -90,6 +90,9 @@ class UsageRecord(Struct, frozen=True, gc=False):
     """Headers that carry its trace on, for what is published because of it."""
     cause: QuarantineCause | None = None
     """Why it goes to quarantine without being read, if it must."""
+    dismissed: QuarantineCause | None = None
+    """Why all of it was in quarantine when an operator dismissed it. Set when it comes again since
+    the database was restored: it goes there again, even if it would be taken now."""
     earlier: EarlierVerdict | None = None
     """Set when it comes out of quarantine."""
     replayed_ms: int | None = None
@@ -207,6 +210,8 @@ class StoredBucket(NamedTuple):
 
     gpu_ns: int
     hold_id: HoldId | None
+    revision: int = 0
+    """How often its total has fallen, or was stated anew by a repair."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,9 @@ are counted likewise: each read record is quarantined while any part of it is, e
 part was new, else a duplicate. When a record is judged again, the count of its earlier verdict is
 undone first, then it is counted as it is now: so a release moves what it must and nothing else.
 
+A record that operators dismissed whole, before the database was restored, is quarantined again and
+not judged: it may be in time now where it was late.
+
 Whatever becomes of a record, it counts in the sequence of its source if its envelope could be read.
 
 Reasons for quarantine, in order of precedence. `prepare` decides: those of `read_event`
@@ -228,6 +231,10 @@ class _Draft:
             self._reject(record, QuarantineCause(event.reason, event.detail), event.data)
             return
         reported, data = SourceEvent(event.sequence), event.data
+        if record.dismissed is not None:
+            self._add_source_event(event.source, reported, record)
+            self._reject(record, record.dismissed, data)
+            return
         match data:
             case Interval():
                 self._read_interval(record, data)
@@ -350,7 +357,8 @@ class _Draft:
         draft.last_seen_ms = max(draft.last_seen_ms, record.record_ms)
 
     def _reject(self, record: UsageRecord, cause: QuarantineCause, data: HubFact | None) -> None:
-        if cause.reason == "unknown-tenant" and isinstance(data, Interval):
+        waits = cause.reason == "unknown-tenant" and record.dismissed is None
+        if waits and isinstance(data, Interval):
             self._unknown_tenants.add(data.tenant_id)
         counts = isinstance(data, Interval) or cause.reason in UNDECODED
         self._rejected.append(RejectedRecord(record, cause, data, counts))
@@ -436,6 +444,7 @@ class _BucketSum:
     """The first hold that usage in it named."""
     stored_gpu_ns: int | None
     """What was stored of it; None: nothing."""
+    revision: int = 0
     record: UsageRecord | None = None
     """The record that last added to it."""
 
@@ -714,6 +723,7 @@ class _Accounts:
                     gpu_ns=stored.gpu_ns,
                     hold_id=stored.hold_id,
                     stored_gpu_ns=stored.gpu_ns,
+                    revision=stored.revision,
                 )
             self._buckets[hour.bucket_id] = bucket
         return bucket
@@ -767,7 +777,9 @@ def _total_of(bucket: _BucketSum) -> BucketTotal:
         price_class=usage.price_class,
         price_version=hour.line.price_version,
         hour_ms=hour.hour_ms,
-        revision=0,
+        # A total only grows here. What made it fall before is in the revision, and must stay there:
+        # the ledger takes a lower revision for an old message.
+        revision=bucket.revision,
         total_gpu_ns=bucket.gpu_ns,
         total_micro=rated_micro(bucket.gpu_ns, hour.line.micro_per_gpu_hour),
     )

@@ -98,7 +98,7 @@ def price_lines_of(price_list: PriceList) -> list[PriceLine]:
     version = price_version(price_list)
     return [
         PriceLine(
-            rate_line_id=_rate_line_id(version, listed),
+            rate_line_id=rate_line_id(version, listed.sku, listed.price_class),
             price_version=version,
             currency=price_list.currency,
             sku=listed.sku,
@@ -120,6 +120,15 @@ def price_version(price_list: PriceList) -> PriceVersion:
         "prices": [list(listed) for listed in sorted(price_list.prices)],
     }
     return PriceVersion(content_sha256(content))
+
+
+def rate_line_id(version: PriceVersion, sku: Sku, price_class: PriceClass) -> str:
+    """Name the line of a list: 32 hexadecimal digits, from what an entry says of its charge, too.
+
+    So whoever reads an entry knows the line that rated it, even if it has forgotten the list.
+    """
+    content = {"price_version": version, "sku": sku, "price_class": price_class}
+    return content_sha256(content)[:32]
 
 
 def reject_overlap(book: PriceBook, lines: Sequence[PriceLine]) -> PriceListRefused | None:
@@ -179,11 +188,6 @@ def quote_job(book: PriceBook, job: JobRequest, hour_ms: int) -> JobQuote | NotP
     if line is None:
         return NotPriced(job.series)
     return JobQuote(quote_micro(line, job.gpus, job.duration_ms), line.price_version)
-
-
-def _rate_line_id(version: PriceVersion, listed: ListedPrice) -> str:
-    content = {"price_version": version, "sku": listed.sku, "price_class": listed.price_class}
-    return content_sha256(content)[:32]
 
 
 def _overlaps(line: PriceLine, other: PriceLine) -> bool:

@@ -127,13 +127,27 @@ def is_silent(view: HubView, now_ms: int) -> bool:
 def statement_due(view: HubView, now_ms: int, *, anew: bool = False) -> HubWatermark | None:
     """Return what must be stated downstream now, or None when nothing that matters has changed.
 
-    `anew` is for partitions downstream that were told nothing yet: all is stated. The revision is
-    above every one stated before, those that a restored database forgot included.
+    `anew` is for partitions downstream that were told nothing yet: all is stated.
     """
     if not view.emitted:
         return None
+    last, statement = view.last_statement, statement_of(view, now_ms)
+    if last is None or anew:
+        return statement
+    if (statement.watermark_ms, statement.quarantined) != (last.watermark_ms, last.quarantined):
+        return statement  # The close of months hangs on these two: they are stated at once.
+    if (statement.silent, statement.behind) == (last.silent, last.behind):
+        return None
+    return statement if now_ms - view.stated_ms >= RESTATE_AFTER_MS else None
+
+
+def statement_of(view: HubView, now_ms: int) -> HubWatermark:
+    """Return all that there is to state about a hub that has emitted.
+
+    The revision is above every one stated before, those that a restored database forgot included.
+    """
     last = view.last_statement
-    statement = HubWatermark(
+    return HubWatermark(
         hub=view.hub,
         revision=now_ms if last is None else max(last.revision + 1, now_ms),
         watermark_ms=view.watermark_ms,
@@ -144,13 +158,6 @@ def statement_due(view: HubView, now_ms: int, *, anew: bool = False) -> HubWater
             for source, trouble in _deciding(view, now_ms)
         ],
     )
-    if last is None or anew:
-        return statement
-    if (statement.watermark_ms, statement.quarantined) != (last.watermark_ms, last.quarantined):
-        return statement  # The close of months hangs on these two: they are stated at once.
-    if (statement.silent, statement.behind) == (last.silent, last.behind):
-        return None
-    return statement if now_ms - view.stated_ms >= RESTATE_AFTER_MS else None
 
 
 def bound_quarantined(quarantined: Sequence[OpenQuarantine]) -> list[OpenQuarantine]:

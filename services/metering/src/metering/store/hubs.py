@@ -37,6 +37,14 @@ async def add_hub(connection: Connection, hub: HubCode, name: str, heartbeat_ms:
     return str(await connection.execute(_ADD_HUB, hub, name, heartbeat_ms)) == "INSERT 0 1"
 
 
+_LOCK_HUB = "select hub from hubs where hub = $1 for update"
+
+
+async def lock_hub(connection: Connection, hub: HubCode) -> None:
+    """Keep others from stating this hub until the transaction ends: revisions must only rise."""
+    await connection.execute(_LOCK_HUB, hub)
+
+
 _HUBS = "select hub from hubs order by hub"
 
 

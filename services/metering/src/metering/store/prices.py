@@ -71,7 +71,7 @@ _RATED_HOURS = """
 select k.rate_line_id,
        (select b.hour_ms from buckets b
          where b.hub = any(array(select hub from hubs)) and b.hour_ms >= k.from_ms
-           and b.rate_line_id = k.rate_line_id
+           and b.rate_line_id = k.rate_line_id and b.gpu_ns > 0
          limit 1) as hour_ms
   from unnest($1::text[], $2::bigint[]) as k (rate_line_id, from_ms)
 """
@@ -128,6 +128,50 @@ def _line_row(line: PriceLine) -> tuple[object, ...]:
         line.valid_from_ms,
         line.valid_until_ms,
     )
+
+
+_KNOWN_LINES = "select rate_line_id from price_lines where rate_line_id = any($1::text[])"
+
+
+async def unknown_lines(connection: Connection, lines: Sequence[PriceLine]) -> list[PriceLine]:
+    """Return those of these published lines that we do not have, in the order of their ids."""
+    by_id = {line.rate_line_id: line for line in lines}
+    rows = await connection.fetch(_KNOWN_LINES, list(by_id))
+    for row in rows:
+        del by_id[row["rate_line_id"]]
+    return [by_id[line_id] for line_id in sorted(by_id)]
+
+
+# A list that was published is the same whoever has it, but for when it was added here.
+_KEEP_LISTS = """
+insert into price_lists (price_version, currency, valid_from_ms, valid_until_ms, added_by)
+select k.price_version, k.currency, k.valid_from_ms, k.valid_until_ms, k.added_by
+  from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[])
+       as k (price_version, currency, valid_from_ms, valid_until_ms, added_by)
+ order by k.price_version
+on conflict (price_version) do nothing
+"""
+
+# Lines are immutable, so one that is there already is the same. Another line with the same start is
+# no such conflict: it would be a second price for one hour, and ends the transaction loudly.
+_KEEP_LINES = _ADD_LINES + " on conflict (rate_line_id) do nothing"
+
+
+async def keep_published(connection: Connection, lines: Sequence[PriceLine]) -> None:
+    """Take up lines that we published once and have forgotten; the price lock is held."""
+    lists = {line.price_version: line for line in lines}
+    rows = [
+        (
+            line.price_version,
+            line.currency,
+            line.valid_from_ms,
+            line.valid_until_ms,
+            line.added_by or "published",
+        )
+        for line in lists.values()
+    ]
+    await connection.execute(_KEEP_LISTS, *zip(*rows, strict=True))
+    await connection.execute(_KEEP_LINES, *zip(*map(_line_row, lines), strict=True))
 
 
 _SAVE_TENANTS = """

@@ -3,7 +3,8 @@
 Theory. Whoever meters takes locks in one order, so that no two wait for each other in a circle:
 
 1. a replay: its quarantine rows, in the order of their ids (`metering.store.quarantine`); ingest
-   never takes one, because it leaves records alone that are in quarantine already;
+   never takes one, because it leaves records alone that are in quarantine already (those it adds
+   itself it may replay at once, where that was decided: nobody else sees them yet);
 2. the price lock: shared by all who rate, exclusive to whoever adds prices, so that no hour is
    rated by a line that is being cut short; who adds prices holds nothing else;
 3. ingest: the rows of `hub_partitions` (`note_seen`), in the order of their keys;
@@ -179,7 +180,7 @@ async def note_seen(connection: Connection, seen: Mapping[tuple[HubCode, int], i
 async def load_state(connection: Connection, batch: MeteringBatch) -> MeteringState:
     """Lock and load all that a batch touches: first by node, then by source."""
     if batch.device_spans:
-        await _lock_nodes(connection, batch.nodes)
+        await lock_nodes(connection, batch.nodes)
         coverage = await _load_coverage(connection, batch.device_spans)
         buckets = await _load_buckets(connection, batch.bucket_ids)
     else:
@@ -208,7 +209,7 @@ on conflict do nothing
 """
 
 
-async def _lock_nodes(connection: Connection, nodes: Iterable[tuple[HubCode, NodeId]]) -> None:
+async def lock_nodes(connection: Connection, nodes: Iterable[tuple[HubCode, NodeId]]) -> None:
     """Lock nodes in the order of their keys, making rows for new ones."""
     ordered = sorted(nodes)
     columns = list(zip(*ordered, strict=True))
@@ -263,9 +264,9 @@ def _covered_from_row(row: Row) -> CoveredInterval:
     return CoveredInterval(SliceId(row["slice_uuid"]), row["start_ms"], row["end_ms"], claim)
 
 
-# The totals of buckets so far, and the hold each names.
+# The totals of buckets so far, their revisions, and the hold each names.
 _BUCKETS = """
-select bucket_id, gpu_ns, hold_id from buckets where bucket_id = any($1::uuid[])
+select bucket_id, gpu_ns, hold_id, revision from buckets where bucket_id = any($1::uuid[])
 """
 
 
@@ -278,7 +279,8 @@ async def _load_buckets(
 
 def _bucket_from_row(row: Row) -> StoredBucket:
     hold_id = row["hold_id"]
-    return StoredBucket(row["gpu_ns"], None if hold_id is None else HoldId(hold_id))
+    held_by = None if hold_id is None else HoldId(hold_id)
+    return StoredBucket(row["gpu_ns"], held_by, row["revision"])
 
 
 SOURCE_COLUMNS: Final = (

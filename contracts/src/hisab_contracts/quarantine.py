@@ -1,0 +1,68 @@
+"""What metering says of quarantined records: that one is there, and what operators decided on it.
+
+The bytes of a record never leave metering's database. A record is named by where it lies in Kafka
+and by the SHA-256 of its value: a number that metering gives it does not survive a restore of its
+database, and a place alone does not survive a topic that is made anew.
+
+Decisions are on a compacted topic of one partition, so that metering restored from a backup finds
+every one of them again. A message states all that was decided on its record so far, so the last one
+is enough.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from hisab_contracts.events import QuarantineReason
+from hisab_contracts.ids import HubCode, QuarantineId
+
+_Count = Annotated[int, Meta(ge=0)]
+
+
+class QuarantineNotice(Struct, frozen=True):
+    """`metering.quarantine.v1`, key = hub: a record was quarantined, and why."""
+
+    quarantine_id: QuarantineId
+    reason: str
+    hub: HubCode
+    topic: str
+    partition: _Count
+    offset: _Count
+    value_sha256: str
+
+
+class QuarantineDecision(Struct, frozen=True, tag_field="kind", tag="quarantine"):
+    """`metering.decisions.v1`: what operators decided on one quarantined record, all of it.
+
+    A record may be replayed and then dismissed: what the replay could not bill is dismissed.
+    """
+
+    hub: HubCode
+    topic: str
+    partition: _Count
+    offset: _Count
+    value_sha256: str
+    replayed_ms: int | None
+    """When an operator last had it judged again: up to then it may speak of the future."""
+    replayed_because: str | None
+    dismissed_ms: int | None
+    dismissed_because: str | None
+    dismissed_reason: QuarantineReason | None
+    """Why it was in quarantine; None: only parts of it were dismissed, the rest had been taken."""
+
+
+_DECODER: msgspec.json.Decoder[QuarantineDecision] = msgspec.json.Decoder(QuarantineDecision)
+
+
+def read_decision(value: bytes) -> QuarantineDecision:
+    """Read one message; msgspec.DecodeError when it is not one (then the reader must halt)."""
+    return _DECODER.decode(value)
+
+
+def decision_key(decision: QuarantineDecision) -> bytes:
+    """Return the key of a decision's message: `<hub>/<kind>/<id>`."""
+    name = f"{decision.topic}/{decision.partition}/{decision.offset}/{decision.value_sha256}"
+    return f"{decision.hub}/quarantine/{name}".encode()

@@ -1,0 +1,57 @@
+"""`/v1/status`: how far metering is, and what the last comparison with the ledger has found."""
+
+from __future__ import annotations
+
+import msgspec
+from fastapi import Request, Response
+
+from hisab_contracts.units import instant_text
+from metering.store import booked
+from runtime.http import ANY_KEY, get, json_response
+from runtime.service import Kit, Parts, Service, StatusAnswer, StatusResource
+
+
+class ReconcileView(msgspec.Struct, frozen=True):
+    """The last run of `python -m metering reconcile`."""
+
+    at: str
+    differences: int
+    """Buckets that differed when it ended: after a repair, 0."""
+
+
+class MeteringStatus(StatusAnswer, frozen=True, kw_only=True):
+    """How far metering is; `reconcile` is null before the first run."""
+
+    reconcile: ReconcileView | None
+
+
+class ReconciledStatus(StatusResource):
+    """`/v1/status` of metering."""
+
+    def __init__(self, service: Service, kit: Kit, parts: Parts) -> None:
+        """Report on these parts, and on what `reconcile` stores."""
+        super().__init__(service, kit, parts)
+        self._database = kit.writer
+        self._access = kit.access
+
+    @get("/v1/status", roles=ANY_KEY, answer=MeteringStatus)
+    async def status(self, request: Request) -> Response:
+        """How far metering is: drained when lag and depth are both 0."""
+        await self._access.authorise(request)
+        answer = await self.look()
+        async with self._database.connection() as connection:
+            last = await booked.last_run(connection)
+        return json_response(
+            MeteringStatus(
+                service=answer.service,
+                version=answer.version,
+                ready=answer.ready,
+                lag_records=answer.lag_records,
+                outbox_depth=answer.outbox_depth,
+                blocked_by=answer.blocked_by,
+                complete_until=answer.complete_until,
+                reconcile=None
+                if last is None
+                else ReconcileView(instant_text(last.finished_ms), last.difference_count),
+            )
+        )

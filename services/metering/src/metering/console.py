@@ -1,0 +1,117 @@
+"""Commands of metering's own for whoever restores it: `accept-restore` and `reconcile`.
+
+Both read HISAB_KAFKA and HISAB_DB_WRITER. Where neither is set they take the stack that runs in
+this folder, from `.hisab/stack.json`.
+
+`accept-restore`: a database that was restored from a backup is behind what its consumers had read,
+and they halt: they cannot know that this was meant. The command takes up what metering had
+published since the backup, and accepts, on the record, that every hub is read again from where the
+backup ended. `reconcile`: see `metering.reconcile`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from hisab_contracts.topics import CHARGES, DECISIONS, hub_topic
+from hisab_contracts.units import hour_floor_ms, instant_ms
+from metering.facts import Facts
+from metering.reconcile import reconcile
+from metering.store import hubs
+from runtime.database import Database, Limits
+from runtime.kafka import Kafka
+from runtime.outbox import Outbox
+from runtime.progress import accept_stored_progress
+
+COMMANDS: Final = ("accept-restore", "reconcile")
+STACK: Final = Path(".hisab/stack.json")
+
+Work = Callable[[Database, Kafka], Awaitable[int]]
+
+
+def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run one of `COMMANDS` and return the exit status."""
+    parser = argparse.ArgumentParser(prog="metering")
+    commands = parser.add_subparsers(dest="command", required=True)
+    accepting = commands.add_parser(
+        "accept-restore", help="accept, on the record, that the database was restored"
+    )
+    for name in ("--accepted-by", "--reason"):
+        accepting.add_argument(name, required=True)
+    comparing = commands.add_parser(
+        "reconcile", help="compare every bucket with what the ledger has booked of it"
+    )
+    comparing.add_argument("--repair", action="store_true", help="state anew what differs")
+    comparing.add_argument("--since", help="only hours from this instant on (RFC 3339)")
+    chosen = parser.parse_args(arguments)
+
+    async def work(database: Database, kafka: Kafka) -> int:
+        if chosen.command == "reconcile":
+            since_ms = 0 if chosen.since is None else hour_floor_ms(instant_ms(chosen.since))
+            return await reconcile(database, kafka, since_ms=since_ms, restate=chosen.repair)
+        return await _accept_restore(database, kafka, chosen.accepted_by, chosen.reason)
+
+    kafka, writer = _addresses(environ)
+    return asyncio.run(_connected(kafka, writer, work))
+
+
+async def _accept_restore(database: Database, kafka: Kafka, accepted_by: str, reason: str) -> int:
+    """Take up forgotten facts, then accept where each partition of a hub is read on from."""
+    await Facts(Outbox((CHARGES, DECISIONS))).catch_up(kafka, database)
+    async with database.transaction() as connection:
+        topics = [hub_topic(hub) for hub in await hubs.list_hubs(connection)]
+        partitions = await kafka.partitions(topics)
+        accepted = await accept_stored_progress(connection, partitions, accepted_by, reason)
+    structlog.get_logger("metering.console").info("restore accepted", partitions=accepted)
+    return 0
+
+
+def _addresses(environ: Mapping[str, str]) -> tuple[str, str]:
+    """Return where Kafka is, and the database as its writer; SystemExit says what is missing."""
+    names = ("HISAB_KAFKA", "HISAB_DB_WRITER")
+    kafka, writer = (environ.get(name, "") for name in names)
+    if kafka and writer:
+        return kafka, writer
+    if kafka or writer or not STACK.exists():
+        missing = " and ".join(name for name in names if not environ.get(name))
+        raise SystemExit(f"{missing} not set, and no stack runs in this folder ({STACK})")
+    stack = msgspec.json.decode(STACK.read_bytes(), type=_Stack)
+    return stack.kafka.bootstrap_servers, stack.postgres.metering.writer
+
+
+class _Broker(msgspec.Struct, frozen=True):
+    bootstrap_servers: str
+
+
+class _Roles(msgspec.Struct, frozen=True):
+    writer: str
+
+
+class _Databases(msgspec.Struct, frozen=True):
+    metering: _Roles
+
+
+class _Stack(msgspec.Struct, frozen=True):
+    """What these commands read of `stack.json`."""
+
+    kafka: _Broker
+    postgres: _Databases
+
+
+async def _connected(kafka_servers: str, writer: str, work: Work) -> int:
+    """Connect, work, disconnect."""
+    database = Database(writer, name="metering-console", limits=Limits(max_connections=4))
+    kafka = Kafka(kafka_servers, client="metering-console", instance="console")
+    await database.open()
+    try:
+        return await work(database, kafka)
+    finally:
+        await kafka.close()
+        await database.close()

@@ -1,0 +1,3 @@
+-- Looks at every bucket once, without keeping anybody out.
+
+alter table buckets validate constraint buckets_gpu_ns_check;
