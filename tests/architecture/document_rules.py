@@ -9,10 +9,18 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from architecture.source import PACKAGES, ROOT, Finding, Module, package_modules, project_files
+from architecture.source import (
+    PACKAGES,
+    ROOT,
+    Finding,
+    Module,
+    modules_of_tests,
+    package_modules,
+    project_files,
+)
 
 QUOTED = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 PATH = re.compile(r"(?:[\w.*{},-]+/)*[\w.*{},-]+\.(?:py|md|json|sql|toml|txt|yaml|csv|typ|lock)")
@@ -20,6 +28,7 @@ FOLDER = re.compile(r"(?:[\w.-]+/)+")
 WORD = re.compile(r"[a-z_]+")
 DOTTED = re.compile(r"[a-z_]\w*(?:\.\w+)+")
 SECTION = re.compile(r"\b(?:DESIGN|INTERFACE|STYLE)(?:\.md)?\b")
+TEST_NAME = re.compile(r"`(test_[a-z0-9_]+)`")
 GENERATED = (".hisab/", ".venv/", "*", ".")
 """What begins like this is made when the project runs, or is the end of a name."""
 ELSEWHERE = re.compile(
@@ -64,6 +73,27 @@ def named_in_text(
             known_words = {part for module in known for part in module.split(".")}
             if name not in known_words and name not in known[package]:
                 yield _missing(path, name, f"no module of {package}")
+
+
+def lost_tests(changelog: str, known: Collection[str]) -> list[str]:
+    """Return the tests, by name or file, that a changelog names and that there are no more.
+
+    It speaks of what was; but the test that would catch a fault again has to be there.
+    """
+    return sorted(set(TEST_NAME.findall(changelog)) - set(known))
+
+
+def test_names() -> set[str]:
+    """Return the name of every test of the project and of every file of them."""
+    found: set[str] = set()
+    for module in modules_of_tests():
+        found.add(module.name.rpartition(".")[2])
+        found |= {
+            node.name
+            for node in module.nodes
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        }
+    return found
 
 
 def _missing(path: str, name: str, why: str) -> Finding:

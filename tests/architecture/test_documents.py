@@ -71,6 +71,13 @@ def test_a_name_of_what_is_gone_is_found(text: str, broken: int) -> None:
     assert broken == len(list(found))
 
 
+def test_the_changelog_names_tests_that_are_there() -> None:
+    """Rule 33: a fault that was mended names the test that would find it again."""
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert [] == document_rules.lost_tests(changelog, document_rules.test_names())
+    assert ["test_gone"] == document_rules.lost_tests("- Mended (`test_gone`).", ["test_here"])
+
+
 def test_no_two_public_types_share_a_name() -> None:
     """Rule 8: one name, one meaning, over all packages; what is shared on purpose is listed."""
     owners: dict[str, list[str]] = defaultdict(list)
