@@ -109,7 +109,7 @@ def test_a_transaction_of_many_rounds_says_that_it_moves(
 
     with watched_by(moved):
         asyncio.run(taken(infrastructure, tmp_path, some_days(), max_rows=1))
-    assert len(notes) >= 5 * len(some_days())
+    assert len(notes) >= 4 * len(some_days())
 
 
 async def taken(

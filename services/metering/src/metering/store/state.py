@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -128,33 +128,54 @@ async def look_up_tenants(
     return replace(reference, currencies=cache.currencies)
 
 
-_QUARANTINED_OFFSETS = """
-select q.topic, q.partition, q.record_offset, q.topic_id, q.value_sha256
-  from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[])
-       as k (topic, partition, first_offset, last_offset)
+class KnownOffsets(NamedTuple):
+    """What a range of offsets brings that came here before."""
+
+    quarantined: dict[tuple[str, int, int], list[tuple[str, str]]]
+    """By place (topic, partition, offset) of a quarantined record, whatever became of it: the log
+    it was read from, and the SHA-256 of its value. A topic that was made anew has other records at
+    the same offsets."""
+    has_dismissed: bool
+    """Operators dismissed records of these offsets; after a restore these may be gone here."""
+
+
+_KNOWN_OFFSETS = """
+with k (topic, partition, first_offset, last_offset) as (
+  select t, p, f, l
+    from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[]) as r (t, p, f, l)
+)
+select q.topic, q.partition, q.record_offset, q.topic_id, q.value_sha256, false as is_decision
+  from k
   join quarantine q
     on q.topic = k.topic and q.partition = k.partition
    and q.record_offset between k.first_offset and k.last_offset
+ union all
+select d.topic, d.partition, d.record_offset, '', d.value_sha256, true
+  from k
+  join quarantine_decisions d
+    on d.topic = k.topic and d.partition = k.partition
+   and d.record_offset between k.first_offset and k.last_offset
+ where d.dismissed_reason is not null
 """
 
 
-async def quarantined_offsets(
+async def known_offsets(
     connection: Connection, ranges: Mapping[tuple[str, int], tuple[int, int]]
-) -> dict[tuple[str, int, int], list[tuple[str, str]]]:
-    """Return which offsets of these ranges are in quarantine, whatever became of them.
+) -> KnownOffsets:
+    """Return what of these ranges of offsets came to quarantine before.
 
-    Of each, the log it was read from and the SHA-256 of its value: a topic that was made anew has
-    other records at the same offsets. Metering that was restored, or whose progress was set back,
-    reads the same ones again: the quarantined record is the one that counts, and what came of it
-    must not be counted a second time.
+    Metering that was restored, or whose progress was set back, reads the same records again: the
+    quarantined one is the one that counts, and what came of it must not be counted a second time.
     """
     columns = zip(*((*place, *offsets) for place, offsets in ranges.items()), strict=True)
-    rows = await connection.fetch(_QUARANTINED_OFFSETS, *columns)
-    found: dict[tuple[str, int, int], list[tuple[str, str]]] = {}
-    for row in rows:
+    known = KnownOffsets({}, has_dismissed=False)
+    for row in await connection.fetch(_KNOWN_OFFSETS, *columns):
+        if row["is_decision"]:
+            known = known._replace(has_dismissed=True)
+            continue
         place = (row["topic"], row["partition"], row["record_offset"])
-        found.setdefault(place, []).append((row["topic_id"], row["value_sha256"]))
-    return found
+        known.quarantined.setdefault(place, []).append((row["topic_id"], row["value_sha256"]))
+    return known
 
 
 # The latest of all records seen: after a restore older ones come again, and change nothing.
