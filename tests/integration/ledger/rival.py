@@ -13,7 +13,8 @@ import sys
 from integration.ledger.real import FAR_MS
 from ledger.commands import Commands
 from ledger.core.holds import HoldState, InsufficientCredit
-from runtime.database import ALL_TENANTS, Database, Unavailable
+from runtime.database import ALL_TENANTS, Database
+from runtime.outages import is_outage
 from runtime.outbox import Outbox
 from unit.ledger.values import hold
 
@@ -26,7 +27,9 @@ async def ask(database: Database, tenant_id: str, hold_id: str, hold_micro: int)
         try:
             async with database.transaction(tenant=ALL_TENANTS) as connection:
                 answer = await commands.enter_hold(connection, tenant_id, command)
-        except Unavailable:
+        except Exception as error:
+            if not is_outage(error):
+                raise
             continue
         # A refusal wrote nothing, so nothing had to be rolled back.
         if not isinstance(answer, HoldState | InsufficientCredit):

@@ -301,6 +301,20 @@ async def test_another_tenants_hold_does_not_exist(api: Api) -> None:
     ]
 
 
+@pytest.mark.defect("F43")
+async def test_a_hold_whose_key_was_forgotten_is_answered_as_it_stands(
+    api: Api, ledger: RealLedger
+) -> None:
+    """A recovered ledger has the entry and not the answer: the retry finds the hold."""
+    await ledger.tenant("forgotten", limit_micro=100)
+    first = await api.post("/v1/holds", hold_of("forgotten", "60"), "scheduler", key="again")
+    async with ledger.admin.connection() as connection:
+        await connection.execute("delete from idempotency where idempotency_key = 'again'")
+    again = await api.post("/v1/holds", hold_of("forgotten", "60"), "scheduler", key="again")
+    assert (201, first.json()) == (again.status_code, again.json())
+    assert "60" == (await api.get("/v1/tenants/forgotten/balance", "operator")).json()["held_micro"]
+
+
 async def test_a_balance_is_another_once_a_hold_is_over_though_no_entry_says_so(
     api: Api, ledger: RealLedger
 ) -> None:

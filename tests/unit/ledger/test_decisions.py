@@ -253,6 +253,18 @@ def test_what_no_lot_pays_does_not_shrink_a_hold() -> None:
     assert (40, 100) == (ledger.book.unfunded_micro, ledger.holds[HoldId("h")].open_micro)
 
 
+@pytest.mark.defect("F43")
+def test_a_hold_that_is_there_is_not_placed_a_second_time() -> None:
+    """Its id is its command's: after a restore the entry may be known and the key forgotten."""
+    ledger = funded(100)
+    ledger.do(hold("h", 60))
+    assert () == ledger.do(hold("h", 60))
+    assert 40 == ledger.available()
+    ledger.release("h", "released")
+    assert () == ledger.do(hold("h", 60))
+    assert 100 == ledger.available()
+
+
 @pytest.mark.defect("L11", "F41")
 def test_a_hold_ends_once() -> None:
     """Whatever comes second learns how it ended."""
@@ -485,7 +497,7 @@ def test_a_unit_names_everything_that_it_changed_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("command", "footprint"),
     [
-        (hold("h", 1), Footprint()),
+        (hold("h", 1), Footprint(hold_id=HoldId("h"))),
         (release("h"), Footprint(hold_id=HoldId("h"))),
         (invoiced("d", 1), Footprint(accounts=("invoiced:d",))),
         (BUDGET_OF_ONE, Footprint(accounts=("authority", "budget"))),

@@ -34,3 +34,10 @@ def test_a_limit_that_is_none_stops_the_start(text: str) -> None:
     """The message names the variable and its bounds."""
     with pytest.raises(SystemExit, match="HISAB_HTTP_BODY_S is a whole number from 1 to 1000000"):
         read_settings(SERVICE, NEEDED | {"HISAB_HTTP_BODY_S": text})
+
+
+@pytest.mark.parametrize("name", ["HISAB_HTTP_PORT", "HISAB_PARTITIONS", "HISAB_REPLICATION"])
+def test_a_setting_that_is_no_number_is_named(name: str) -> None:
+    """The start ends with one sentence, not with a traceback."""
+    with pytest.raises(SystemExit, match=f"{name} is a whole number"):
+        read_settings(SERVICE, NEEDED | {name: "many"})

@@ -25,6 +25,7 @@ from msgspec.structs import replace
 from hisab_contracts import topics
 from hisab_contracts.entries import Entry
 from hisab_contracts.ids import KeyId, PriceClass, ProgrammeId, Sku
+from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.prices import PriceBook, PriceSeries
 from hisab_contracts.reference import Role, TenantRecord
 from ledger.core.book import hold_state
@@ -41,6 +42,7 @@ from ledger.core.holds import (
 )
 from ledger.core.movements import RecordInvoiced, SetBudget
 from ledger.store import books, directory
+from ledger.store.queries import hold_of
 from runtime.auth import AccessKey, MintedKey, access_message, mint, store_keys
 from runtime.clock import now_ms
 from runtime.database import after_commit, checked_now_ms
@@ -179,11 +181,19 @@ class Commands:
     async def enter_hold(
         self, connection: Connection, tenant_id: str, command: PlaceHold | ReleaseHold
     ) -> HoldState | BookRefusal:
-        """Admit a job, or refuse it with what is missing; or end a hold."""
+        """Admit a job, or refuse it with what is missing; or end a hold.
+
+        A hold that is there already is answered as it stands now.
+        """
         entered = await self._enter(connection, tenant_id, command)
         if not isinstance(entered, tuple):
             return entered
-        unit, _ = entered
+        unit, entries = entered
+        if not entries:
+            placed = await hold_of(connection, command.hold_id, unit.now_ms)
+            if placed is None:
+                raise InvariantBroken("a hold that is not placed again is there")
+            return placed
         # The command made an entry, so nothing is due in the book any more.
         return hold_state(unit.book(tenant_id), unit.hold(tenant_id, command.hold_id), unit.now_ms)
 

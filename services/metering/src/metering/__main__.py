@@ -32,7 +32,7 @@ from metering.store import hubs
 from runtime.consumer import Consumer, Subscription
 from runtime.kafka import Topic
 from runtime.outbox import Outbox
-from runtime.service import Kit, Parts, Service, Status, Task, main
+from runtime.service import Kit, Parts, Service, Status, Task, main, whole_setting
 
 MAX_RECORDS: Final = 4_000
 HUB_PARTITIONS: Final = "HISAB_HUB_PARTITIONS"
@@ -82,7 +82,7 @@ def build(kit: Kit) -> Parts:
         await own_facts.catch_up(kit.kafka, kit.writer)
         await usage.look()
 
-    hub_partitions = int(kit.settings.extra.get(HUB_PARTITIONS, "12"))
+    hub_partitions = whole_setting(kit.settings.extra, HUB_PARTITIONS, 12)
     return Parts(
         resources=api.resources(kit, outbox, usage, hub_partitions),
         topics=(

@@ -232,23 +232,23 @@ def read_settings(service: Service, environ: Mapping[str, str]) -> Settings:
     """Read the environment; SystemExit names what is missing."""
     return Settings(
         http_host=environ.get("HISAB_HTTP_HOST", "127.0.0.1"),
-        http_port=int(_required(environ, "HISAB_HTTP_PORT")),
+        http_port=whole_setting(environ, "HISAB_HTTP_PORT"),
         server=ServerLimits(
             **{
-                name: _whole(environ, f"HISAB_HTTP_{name.upper()}", default)
+                name: whole_setting(environ, f"HISAB_HTTP_{name.upper()}", default)
                 for name, default in asdict(ServerLimits()).items()
             }
         ),
         access=AccessLimits(
             **{
-                name: _whole(environ, f"HISAB_{name.upper()}", default)
+                name: whole_setting(environ, f"HISAB_{name.upper()}", default)
                 for name, default in asdict(AccessLimits()).items()
             }
         ),
         trusted_proxies=environ.get("HISAB_HTTP_PROXIES", ""),
         kafka=_required(environ, "HISAB_KAFKA"),
-        partitions=int(environ.get("HISAB_PARTITIONS", "24")),
-        replication=int(environ.get("HISAB_REPLICATION", "3")),
+        partitions=whole_setting(environ, "HISAB_PARTITIONS", 24),
+        replication=whole_setting(environ, "HISAB_REPLICATION", 3),
         instance=environ.get("HISAB_INSTANCE", "0"),
         database_api=_required(environ, "HISAB_DB_API"),
         database_writer=_required(environ, "HISAB_DB_WRITER"),
@@ -264,9 +264,9 @@ def _required(environ: Mapping[str, str], name: str) -> str:
     return value
 
 
-def _whole(environ: Mapping[str, str], name: str, default: int) -> int:
-    """Read a limit: a whole number from 1 to 1 000 000."""
-    text = environ.get(name, str(default))
+def whole_setting(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """Read a number that a setting gives: from 1 to 1 000 000; `SystemExit` says what is wrong."""
+    text = _required(environ, name) if default is None else environ.get(name, str(default))
     if not (text.isascii() and text.isdecimal() and len(text) <= 7 and 1 <= int(text) <= 1_000_000):
         raise SystemExit(f"{name} is a whole number from 1 to 1000000, got {text[:40]!r}")
     return int(text)
