@@ -22,7 +22,7 @@ QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("tallies", state._LOCK_TALLIES, (["lhr"], [0], [0])),
     ("price lines", prices._LINES_OF, ("PKR", "h100", "spot")),
     ("sources of nodes", state._LOCK_SOURCES, (["/hubs/lhr/nodes/n1"], [])),
-    ("quarantined before", state._KNOWN_OFFSETS, (["t"], [0], [0], [9])),
+    ("quarantined before", state._EARLIER_QUARANTINE, (["t"], [0], [0], [9])),
     ("lock quarantined", quarantine._LOCK, ([1],)),
     ("quarantine of any kind", quarantine._LISTED, (None, None, None, 0, 10, 1)),
     ("quarantine of a hub", quarantine._LISTED, ("lhr", None, None, 0, 10, 1)),

@@ -56,12 +56,12 @@ class Ingest:
         seen, ranges = _places_of(records)
         reference = await state.load_reference(connection, self._cache)
         await state.note_seen(connection, seen)
-        known = await state.known_offsets(connection, ranges)
+        earlier = await state.earlier_quarantine(connection, ranges)
         # Offsets that come again although they were quarantined: what became of them there counts.
         # What was not quarantined needs no such look: coverage makes it a duplicate.
-        if known.quarantined:
-            records = [record for record in records if not _is_among(record, known.quarantined)]
-        if known.has_dismissed and not unread:
+        if earlier.quarantined:
+            records = [record for record in records if not _is_among(record, earlier.quarantined)]
+        if earlier.has_dismissed and not unread:
             records = _as_dismissed(records, await dismissed_whole(connection, ranges))
         opened = await meter_records(
             connection, self._outbox, self._cache, reference, records, max_rows=self._max_rows

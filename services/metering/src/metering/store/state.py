@@ -128,18 +128,17 @@ async def look_up_tenants(
     return replace(reference, currencies=cache.currencies)
 
 
-class KnownOffsets(NamedTuple):
-    """What a range of offsets brings that came here before."""
+class EarlierQuarantine(NamedTuple):
+    """What of a range of offsets came to quarantine before."""
 
     quarantined: dict[tuple[str, int, int], list[tuple[str, str]]]
-    """By place (topic, partition, offset) of a quarantined record, whatever became of it: the log
-    it was read from, and the SHA-256 of its value. A topic that was made anew has other records at
-    the same offsets."""
+    """By (topic, partition, offset): the log a record was read from (a topic that was made anew has
+    others there), and the SHA-256 of its value."""
     has_dismissed: bool
-    """Operators dismissed records of these offsets; after a restore these may be gone here."""
+    """Operators dismissed some whole; after a restore their records may be gone here."""
 
 
-_KNOWN_OFFSETS = """
+_EARLIER_QUARANTINE = """
 with k (topic, partition, first_offset, last_offset) as (
   select t, p, f, l
     from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[]) as r (t, p, f, l)
@@ -159,17 +158,16 @@ select d.topic, d.partition, d.record_offset, '', d.value_sha256, true
 """
 
 
-async def known_offsets(
+async def earlier_quarantine(
     connection: Connection, ranges: Mapping[tuple[str, int], tuple[int, int]]
-) -> KnownOffsets:
-    """Return what of these ranges of offsets came to quarantine before.
+) -> EarlierQuarantine:
+    """Return what of these ranges of offsets came to quarantine before, whatever became of it.
 
-    Metering that was restored, or whose progress was set back, reads the same records again: the
-    quarantined one is the one that counts, and what came of it must not be counted a second time.
+    Metering that was restored, or set back, reads records again: the quarantined one counts.
     """
     columns = zip(*((*place, *offsets) for place, offsets in ranges.items()), strict=True)
-    known = KnownOffsets({}, has_dismissed=False)
-    for row in await connection.fetch(_KNOWN_OFFSETS, *columns):
+    known = EarlierQuarantine({}, has_dismissed=False)
+    for row in await connection.fetch(_EARLIER_QUARANTINE, *columns):
         if row["is_decision"]:
             known = known._replace(has_dismissed=True)
             continue
