@@ -19,7 +19,6 @@ ONLY_IN: Mapping[str, tuple[str, ...]] = {
     "aiokafka": (
         "runtime.kafka",
         "runtime.feed",
-        "runtime.readback",
         "runtime.records",
         "runtime.topics",
         "runtime.decoding",

@@ -97,7 +97,7 @@ async def test_an_open_transaction_never_hides_what_lies_behind_it(
     await producer.send_and_wait(topic, b"open", key=b"k", partition=0)
     await publish(kafka, topic, b"2")
     readback = Readback(kafka, topic, standstill_ms=500)
-    with pytest.raises(BrokerLost, match="a transaction stays open"):
+    with pytest.raises(BrokerLost, match="a transaction stays open there"):
         await values_of(readback)
     await producer.commit_transaction()
     await producer.stop()

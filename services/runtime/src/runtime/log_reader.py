@@ -21,7 +21,7 @@ from runtime.records import Record
 
 MAX_RECORDS: Final = 2_000
 WAIT_MS: Final = 500
-PATIENCE_MS: Final = 30_000
+STANDSTILL_MS: Final = 30_000
 
 
 class LogReader:
@@ -52,7 +52,11 @@ class LogReader:
 
 
 async def read_to_ends(
-    kafka: Kafka, offsets: Mapping[Partition, int], ends: Mapping[Partition, int]
+    kafka: Kafka,
+    offsets: Mapping[Partition, int],
+    ends: Mapping[Partition, int],
+    *,
+    standstill_ms: int = STANDSTILL_MS,
 ) -> AsyncIterator[Sequence[Record]]:
     """Yield the records of each partition in [offset, end), in order within a partition."""
     left = {part: offset for part, offset in offsets.items() if offset < ends[part]}
@@ -66,8 +70,12 @@ async def read_to_ends(
             fetched = await reader.read(tuple(left))
             if fetched:
                 moved_ms = ticks_ms()
-            elif ticks_ms() - moved_ms > PATIENCE_MS:
-                raise BrokerLost(f"nothing came of {sorted(left)} for {PATIENCE_MS} ms")
+            elif ticks_ms() - moved_ms > standstill_ms:
+                held = ", ".join(str(partition) for partition in sorted(left))
+                raise BrokerLost(
+                    f"nothing more came of {held}: the broker does not answer, or a transaction "
+                    "stays open there"
+                )
             for piece in fetched:
                 # More may have come since the ends were named; whoever asks again gets that.
                 records = [r for r in piece.records if r.offset < ends[piece.partition]]
