@@ -86,6 +86,7 @@ def _hour_text(hour_ms: int) -> str:
     return f"2025-{'07-31' if day == 0 else '08-01'}T{hour // HOUR:02d}:00:00.000Z"
 
 
+@pytest.mark.defect("M1")
 @pytest.mark.parametrize("victim", SERVICES)
 async def test_a_service_killed_mid_stream_loses_and_doubles_nothing(
     outside: Outside, victim: str

@@ -218,7 +218,7 @@ async def test_a_database_restored_to_an_older_state_halts_the_consumer(
         assert 9 == len(await stored(bare))
 
 
-@pytest.mark.defect("F46")
+@pytest.mark.defect("F46", "M5")
 async def test_outbox_rows_leave_in_order_and_only_when_committed(
     bare: Bare, unique: Callable[[str], str]
 ) -> None:

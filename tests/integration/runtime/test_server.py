@@ -91,6 +91,7 @@ async def test_a_head_that_does_not_come_ends_the_connection(sent: bytes) -> Non
         writer.close()
 
 
+@pytest.mark.defect("F67")
 @pytest.mark.parametrize(
     ("begun", "dripped"),
     [
@@ -116,6 +117,7 @@ async def test_a_drip_does_not_move_the_deadline(begun: bytes, dripped: bytes) -
         writer.close()
 
 
+@pytest.mark.defect("F67")
 async def test_a_body_that_does_not_come_is_a_timeout() -> None:
     """408 to whoever waits for an answer, and no defect of ours is noted."""
     async with serving(body_s=1) as (_, port):
