@@ -45,7 +45,9 @@ class Restored:
 
     async def publish(self, ledger: RealLedger) -> None:
         """Publish all that is entered, as the sequencer does."""
-        sequencer = Sequencer(self.kafka, topic=self.published.entries, most=3)
+        sequencer = Sequencer(
+            self.kafka, topic=self.published.entries, charges=self.published.entries, most=3
+        )
         async with ledger.writer.connection() as connection, asyncio.timeout(60):
             while True:
                 await sequencer.step(connection)
