@@ -69,6 +69,14 @@ LEDGER: Final[Reasons] = MappingProxyType(
         ),
         "metering refuses a negative price before it is published "
         "(integration/metering/test_constraints)": "price_lines_micro_per_gpu_hour_check",
+        "what the broker acknowledged, kept by upsert; watermarks are kept once per revision": (
+            "published_positions_next_offset_check published_positions_partition_check "
+            "published_positions_pkey unpublished_watermarks_pkey"
+        ),
+        "an operator's command line on the server, which asks for both texts": (
+            "recoveries_accepted_by_check recoveries_entries_check recoveries_pkey "
+            "recoveries_reason_check"
+        ),
         "transaction ids and counts of the sequencer, one process at a time": (
             "sequence_windows_check sequence_windows_entries_check "
             "sequence_windows_first_index_check sequence_windows_follow sequence_windows_open "
@@ -81,8 +89,16 @@ METERING: Final[Reasons] = MappingProxyType(
     {
         "written by upsert, or under the lock of the node, the source or the record": (
             "allocation_duplicates_pkey allocations_pkey buckets_pkey coverage_pkey "
-            "hub_partitions_pkey nodes_pkey quarantine_topic_partition_record_offset_key "
+            "hub_partitions_pkey nodes_pkey quarantine_decisions_pkey quarantine_record "
             "quarantine_time_pkey sources_pkey tallies_pkey tenants_pkey"
+        ),
+        "what `reconcile` adds up and finds, one run at a time": (
+            "booked_books_pkey booked_books_seq_check booked_buckets_pkey bucket_differences_pkey "
+            "reconcile_runs_differences_check reconcile_runs_found_check reconcile_runs_pkey"
+        ),
+        "the core states what was decided with its reason, and the API asks for a reason "
+        "(tests/unit/metering/test_decisions)": (
+            "quarantine_decisions_check quarantine_decisions_check1 quarantine_decisions_check2"
         ),
         "a hub's record is read by narrower bounds; beyond them it is quarantined as `schema` "
         "(tests/property/test_events)": (
@@ -123,9 +139,16 @@ INVOICING: Final[Reasons] = MappingProxyType(
             "charge_is_whole entries_entry_hash_check entries_period_check entries_seq_check "
             "invoiced_is_whole"
         ),
+        "numbered under the lock of their month; an override has a reason or is none": (
+            "closing_resumptions_override_reason_check closing_resumptions_period_fkey "
+            "closing_resumptions_pkey closing_resumptions_resumption_check"
+        ),
+        "written by upsert when a month is closed or a number taken": (
+            "invoice_series_closings_count_check invoice_series_pkey"
+        ),
         "without a seller a month is blocked, and sellers are never removed": (
             "closings_legal_entity_id_fkey invoice_counters_legal_entity_id_fkey "
-            "invoices_legal_entity_id_fkey"
+            "invoice_series_legal_entity_id_fkey invoices_legal_entity_id_fkey"
         ),
         "numbered by the job under the counter's lock; every document is computed by the core": (
             "follows_its_predecessor invoice_counters_last_position_check invoice_counters_pkey "
