@@ -42,7 +42,7 @@ def test_stack_json_has_the_published_shape(stack: Stack) -> None:
     assert {hub: f"hub.{hub}.usage.v1" for hub in seed.HUBS} == content["topics"]["hub"]
     assert set(SERVICES) == set(content["services"])
     assert {"url", "pid"} == set(content["services"]["ledger"])
-    assert {"reader", "owner"} == set(content["postgres"]["ledger"])
+    assert {"reader", "owner", "writer"} == set(content["postgres"]["ledger"])
     assert {"operator", *seed.STAFF, "hub", "tenant"} == set(content["keys"])
     assert set(seed.TENANTS) == set(content["keys"]["tenant"])
 

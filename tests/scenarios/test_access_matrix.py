@@ -97,12 +97,12 @@ async def plant(outside: Outside) -> Mapping[str, Things]:
         for name, tenant_id in (("job-mine", MINE), ("job-others", OTHERS)):
             node = f"n-{name}"
             job = f"{name}-{hub}"
-            usage = outside.usage(hub, node, tenant_id, job, at("10:00"), at("11:00"))
+            usage = outside.usage(hub, node, tenant_id, job, at("10:00"), at("12:00"))
             await outside.say(usage, outside.watermark(hub, node, at("19:00")))
         for _ in range(2):
             await outside.raw(hub, b"no event")
     for tenant_id in (MINE, OTHERS):
-        await outside.charged(tenant_id, 2 * 840 * PKR)
+        await outside.charged(tenant_id, 4 * 840 * PKR)
     holds = [await hold_of(outside, tenant_id) for tenant_id in (MINE, OTHERS)]
     period = "/v1/periods/2025-07"
     await until(
@@ -230,7 +230,7 @@ async def check_cursors(caller: Caller, all_things: Any) -> tuple[set[str], list
                     again = {"limit": "1", "cursor": cursor}
                     further = await caller.call(listed, secret, all_things[key].mine, **again)
                     assert 200 == further.status_code, (listed.path, further.text)
-                    assert page.json()["items"] != further.json()["items"], listed.path
+                    assert page.json() != further.json(), listed.path
                     cursors[listed.path, key] = cursor
     found: list[str] = []
     for (path, owner), cursor in cursors.items():

@@ -20,7 +20,7 @@ from stack import Stack
 
 ROOT = Path(__file__).resolve().parents[2]
 PKR = 1_000_000
-BLOCK = re.compile(r"^(python -m metering [a-z-]+.*)$", re.MULTILINE)
+BLOCK = re.compile(r"^\.venv/bin/(python -m metering [a-z-]+.*)$", re.MULTILINE)
 
 
 def readme_command(name: str) -> str:
