@@ -138,17 +138,17 @@ def access_message(access_key: AccessKey) -> Message:
 
 
 async def keep_access_keys(batch: Batch, connection: Connection) -> None:
-    """Handle the access topic: the newest message of each key wins. Other topics are ignored.
+    """Handle the access topic: its keys are stored in their order. Other topics are ignored.
 
     Raises `msgspec.DecodeError` for a message that cannot be read: it may be a revocation, and to
     pass over that would leave a door open. The consumer stops there, loudly.
     """
-    newest: dict[str, AccessKey] = {}
-    for record in batch.records:
-        if record.topic == topics.ACCESS and record.value is not None:
-            access_key = msgspec.json.decode(record.value, type=AccessKey)
-            newest[access_key.key_id] = access_key
-    await store_keys(connection, newest.values())
+    access_keys = [
+        msgspec.json.decode(record.value, type=AccessKey)
+        for record in batch.records
+        if record.topic == topics.ACCESS and record.value is not None
+    ]
+    await store_keys(connection, access_keys)
 
 
 _KEY_COLUMNS: Final = "key_id, sha256, role, tenant_id, hub, expires_at, revoked"
@@ -173,8 +173,19 @@ on conflict (key_id) do update
 
 
 async def store_keys(connection: Connection, access_keys: Iterable[AccessKey]) -> None:
-    """Write keys; of a known key only expiry and revocation can change, and never back."""
-    keys = list(access_keys)
+    """Write keys: the newest of each counts, and a revocation stays, whatever comes after it.
+
+    Of a known key only expiry and revocation can change.
+    """
+    newest: dict[str, AccessKey] = {}
+    for key in access_keys:
+        earlier = newest.get(key.key_id)
+        if earlier is not None and earlier.revoked:
+            # As in the statement, which sees one row per key: a revocation is never taken back.
+            newest[key.key_id] = msgspec.structs.replace(key, revoked=True)
+        else:
+            newest[key.key_id] = key
+    keys = list(newest.values())
     if not keys:
         return
     await connection.execute(
