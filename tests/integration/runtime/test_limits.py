@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import httpx2
+import msgspec
 import pytest
 from prometheus_client import REGISTRY
 from starlette.requests import Request
@@ -101,9 +103,57 @@ async def test_a_good_key_works_behind_an_address_that_floods(bare: Bare) -> Non
     async with opened(bare, limits) as (kit, (client,), good):
         assert [200] == await statuses(client, [good])
         await statuses(client, invented(50))
-        for sha256, (_, principal) in list(kit.access._found.items()):
-            kit.access._found[sha256] = (0.0, principal)
+        expire(kit.access)
         assert [200] == await statuses(client, [good])
+
+
+def expire(access: Access) -> None:
+    """Let the time of every key that was found be over."""
+    for sha256, (_, principal) in list(access._found.items()):
+        access._found[sha256] = (0.0, principal)
+
+
+async def test_good_keys_that_come_together_are_not_counted(bare: Bare) -> None:
+    """More of them than an address may invent, and each forty times at once: 200 for all.
+
+    Also when the time of all of them is over at once, and no invented key has less for it.
+    """
+    limits = AccessLimits(unknown_keys_per_s=1, unknown_keys_limit=auth.FIRST_LOOK_UPS)
+    async with opened(bare, limits) as (kit, (client,), _good):
+        minted = [auth.mint(f"k{number}", "operator") for number in range(10)]
+        async with kit.writer.transaction() as connection:
+            await auth.store_keys(connection, [key.access_key for key in minted])
+        for _ in range(3):
+            found = await asyncio.gather(
+                *(statuses(client, [key.secret]) for key in minted for _ in range(40))
+            )
+            assert [[200]] * 400 == found
+            expire(kit.access)
+        assert {} == kit.access._looking
+        assert [401] * limits.unknown_keys_limit == await statuses(
+            client, invented(limits.unknown_keys_limit)
+        )
+
+
+async def test_a_key_that_was_good_is_known_through_an_outage_of_the_database(bare: Bare) -> None:
+    """503 meanwhile, and nothing is counted; afterwards it passes beside a flood. Revoked: 401."""
+    limits = AccessLimits(unknown_keys_per_s=1, unknown_keys_limit=1)
+    async with opened(bare, limits) as (kit, (client,), good):
+        assert [200] == await statuses(client, [good])
+        expire(kit.access)
+        await kit.api.close()
+        assert [503, 503, 503] == await statuses(client, [good, *invented(2)])
+        await kit.api.open()
+        await statuses(client, invented(50))
+        assert [200] == await statuses(client, [good])
+        (principal,) = [principal for _, principal in kit.access._found.values()]
+        async with kit.writer.transaction() as connection:
+            key = await auth.find_access_key(connection, principal.key_id)
+            assert key is not None
+            await auth.store_keys(connection, [msgspec.structs.replace(key, revoked=True)])
+        expire(kit.access)
+        assert [401] == await statuses(client, [good])
+        assert {} == kit.access._found
 
 
 async def test_a_flood_of_keys_is_forgotten_in_the_order_it_came(bare: Bare) -> None:
