@@ -20,7 +20,7 @@ from runtime import auth, telemetry
 from runtime.auth import Access, AccessLimits
 from runtime.http import ANY_KEY, Position, Resource, get, json_response, page_of
 from runtime.records import Record
-from runtime.service import Kit, Parts, make_app
+from runtime.service import Kit, Parts, Status, make_app
 from runtime.throttle import MOST_PARTIES, keep_newest
 
 FLOOD = 3_000
@@ -178,6 +178,43 @@ async def test_a_key_that_asks_too_often_waits_and_others_do_not(bare: Bare) -> 
         assert {200, 429} >= set(found)
         assert found.count(200) <= 2 + int(time.monotonic() - begun_s) + 1
         assert [200] == await statuses(client, [other.secret])
+
+
+async def test_the_status_is_looked_up_once_at_a_time(bare: Bare) -> None:
+    """However many ask, with however good a key: they take one connection from those who work.
+
+    What was done before the call is in the answer, whoever else asks.
+    """
+    running, most_running, unpublished = 0, 0, 0
+
+    async def look() -> Status:
+        nonlocal running, most_running
+        running += 1
+        most_running = max(most_running, running)
+        found = Status(unpublished=unpublished)
+        async with kit.writer.connection() as connection:
+            await connection.fetchval("select 1")
+        running -= 1
+        return found
+
+    async with bare.open_kit() as kit:
+        minted = auth.mint("t", "tenant", tenant_id="ravi")
+        async with kit.writer.transaction() as connection:
+            await auth.store_keys(connection, [minted.access_key])
+        app = make_app(bare.service, kit, Parts(status=look))
+        headers = {"authorization": f"Bearer {minted.secret}"}
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://t") as client:
+
+            async def done_and_asked() -> bool:
+                nonlocal unpublished
+                unpublished += 1
+                done = unpublished
+                answer = await client.get("/v1/status", headers=headers)
+                return bool(answer.json()["outbox_depth"] >= done)
+
+            assert [True] * 100 == await asyncio.gather(*(done_and_asked() for _ in range(100)))
+        assert 1 == most_running
 
 
 def samples() -> int:
