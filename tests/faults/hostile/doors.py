@@ -28,6 +28,7 @@ from metering.__main__ import SERVICE
 from metering.api.events import MEDIA_TYPES, _judge_event, _split_body
 from runtime import telemetry
 from runtime.http import (
+    MAX_CURSOR,
     IntegerText,
     Model,
     Position,
@@ -171,7 +172,9 @@ def authorization(given: bytes) -> None:
 
 def cursor(given: bytes) -> None:
     """The cursor of a page, as it came and as what it would have been made from."""
-    for text in (given, base64.urlsafe_b64encode(given)):
+    within = given[: MAX_CURSOR // 2]  # What is longer is refused before it is taken apart.
+    packed = (base64.urlsafe_b64encode(made) for made in (given, within, b'["a",' + within))
+    for text in (given, within, *packed):
         with refusing({422}):
             page_of(asking(query=b"cursor=" + text), tuple[str, Position])
 

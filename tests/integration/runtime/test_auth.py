@@ -11,7 +11,7 @@ from hisab_contracts import topics
 from hisab_contracts.ids import ID_PATTERN
 from hisab_contracts.reference import AccessRecord, Role
 from integration.runtime.bare import Bare
-from runtime.auth import AccessKey, Principal, keep_access_keys, mint
+from runtime.auth import AccessKey, Principal, find_access_key, keep_access_keys, mint
 from runtime.consumer import Batch
 from runtime.records import Record
 
@@ -37,6 +37,17 @@ async def test_an_unreadable_access_key_stops_the_consumer(bare: Bare) -> None:
             assert 0 == await connection.fetchval(COUNT)
             await keep_access_keys(batch(good), connection)
             assert 1 == await connection.fetchval(COUNT)
+
+
+async def test_a_revocation_stays_whatever_comes_after_it(bare: Bare) -> None:
+    """The same key unrevoked behind it, in one batch or in the next: it opens nothing any more."""
+    good = mint("k1", "operator").access_key
+    revoked = msgspec.structs.replace(good, revoked=True)
+    messages = [msgspec.json.encode(key) for key in (good, revoked, good)]
+    async with bare.open_kit() as kit, kit.writer.transaction() as connection:
+        for brought in (messages, messages[:1]):
+            await keep_access_keys(batch(*brought), connection)
+            assert revoked == await find_access_key(connection, "k1")
 
 
 def test_an_access_key_is_the_record_of_the_contract() -> None:

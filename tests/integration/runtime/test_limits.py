@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import httpx2
+import msgspec
 import pytest
 from prometheus_client import REGISTRY
 from starlette.requests import Request
@@ -18,7 +20,7 @@ from runtime import auth, telemetry
 from runtime.auth import Access, AccessLimits
 from runtime.http import ANY_KEY, Position, Resource, get, json_response, page_of
 from runtime.records import Record
-from runtime.service import Kit, Parts, make_app
+from runtime.service import Kit, Parts, Status, make_app
 from runtime.throttle import MOST_PARTIES, keep_newest
 
 FLOOD = 3_000
@@ -101,9 +103,57 @@ async def test_a_good_key_works_behind_an_address_that_floods(bare: Bare) -> Non
     async with opened(bare, limits) as (kit, (client,), good):
         assert [200] == await statuses(client, [good])
         await statuses(client, invented(50))
-        for sha256, (_, principal) in list(kit.access._found.items()):
-            kit.access._found[sha256] = (0.0, principal)
+        expire(kit.access)
         assert [200] == await statuses(client, [good])
+
+
+def expire(access: Access) -> None:
+    """Let the time of every key that was found be over."""
+    for sha256, (_, principal) in list(access._found.items()):
+        access._found[sha256] = (0.0, principal)
+
+
+async def test_good_keys_that_come_together_are_not_counted(bare: Bare) -> None:
+    """More of them than an address may invent, and each forty times at once: 200 for all.
+
+    Also when the time of all of them is over at once, and no invented key has less for it.
+    """
+    limits = AccessLimits(unknown_keys_per_s=1, unknown_keys_limit=auth.FIRST_LOOK_UPS)
+    async with opened(bare, limits) as (kit, (client,), _good):
+        minted = [auth.mint(f"k{number}", "operator") for number in range(10)]
+        async with kit.writer.transaction() as connection:
+            await auth.store_keys(connection, [key.access_key for key in minted])
+        for _ in range(3):
+            found = await asyncio.gather(
+                *(statuses(client, [key.secret]) for key in minted for _ in range(40))
+            )
+            assert [[200]] * 400 == found
+            expire(kit.access)
+        assert {} == kit.access._looking
+        assert [401] * limits.unknown_keys_limit == await statuses(
+            client, invented(limits.unknown_keys_limit)
+        )
+
+
+async def test_a_key_that_was_good_is_known_through_an_outage_of_the_database(bare: Bare) -> None:
+    """503 meanwhile, and nothing is counted; afterwards it passes beside a flood. Revoked: 401."""
+    limits = AccessLimits(unknown_keys_per_s=1, unknown_keys_limit=1)
+    async with opened(bare, limits) as (kit, (client,), good):
+        assert [200] == await statuses(client, [good])
+        expire(kit.access)
+        await kit.api.close()
+        assert [503, 503, 503] == await statuses(client, [good, *invented(2)])
+        await kit.api.open()
+        await statuses(client, invented(50))
+        assert [200] == await statuses(client, [good])
+        (principal,) = [principal for _, principal in kit.access._found.values()]
+        async with kit.writer.transaction() as connection:
+            key = await auth.find_access_key(connection, principal.key_id)
+            assert key is not None
+            await auth.store_keys(connection, [msgspec.structs.replace(key, revoked=True)])
+        expire(kit.access)
+        assert [401] == await statuses(client, [good])
+        assert {} == kit.access._found
 
 
 async def test_a_flood_of_keys_is_forgotten_in_the_order_it_came(bare: Bare) -> None:
@@ -128,6 +178,43 @@ async def test_a_key_that_asks_too_often_waits_and_others_do_not(bare: Bare) -> 
         assert {200, 429} >= set(found)
         assert found.count(200) <= 2 + int(time.monotonic() - begun_s) + 1
         assert [200] == await statuses(client, [other.secret])
+
+
+async def test_the_status_is_looked_up_once_at_a_time(bare: Bare) -> None:
+    """However many ask, with however good a key: they take one connection from those who work.
+
+    What was done before the call is in the answer, whoever else asks.
+    """
+    running, most_running, unpublished = 0, 0, 0
+
+    async def look() -> Status:
+        nonlocal running, most_running
+        running += 1
+        most_running = max(most_running, running)
+        found = Status(unpublished=unpublished)
+        async with kit.writer.connection() as connection:
+            await connection.fetchval("select 1")
+        running -= 1
+        return found
+
+    async with bare.open_kit() as kit:
+        minted = auth.mint("t", "tenant", tenant_id="ravi")
+        async with kit.writer.transaction() as connection:
+            await auth.store_keys(connection, [minted.access_key])
+        app = make_app(bare.service, kit, Parts(status=look))
+        headers = {"authorization": f"Bearer {minted.secret}"}
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://t") as client:
+
+            async def done_and_asked() -> bool:
+                nonlocal unpublished
+                unpublished += 1
+                done = unpublished
+                answer = await client.get("/v1/status", headers=headers)
+                return bool(answer.json()["outbox_depth"] >= done)
+
+            assert [True] * 100 == await asyncio.gather(*(done_and_asked() for _ in range(100)))
+        assert 1 == most_running
 
 
 def samples() -> int:

@@ -129,6 +129,27 @@ async def test_a_body_that_does_not_come_is_a_timeout() -> None:
         writer.close()
 
 
+@pytest.mark.parametrize(
+    ("chunks", "then"), [(10_000, b'{"alive":true}'), (12_000, b"")], ids=["small", "large"]
+)
+async def test_what_is_left_of_an_answered_body_is_not_read_for_ever(
+    chunks: int, then: bytes
+) -> None:
+    """Six bytes to a chunk: within 64 KiB the next request is served, beyond the connection ends.
+
+    It ends behind the whole answer, and nothing of the rest is taken apart.
+    """
+    async with serving() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /v1/deaf HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n{}")
+        rest = b"1\r\na\r\n" * chunks + b"0\r\n\r\n"
+        writer.write(rest + b"GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        raw = await asyncio.wait_for(reader.read(), PATIENCE_S)
+        assert then == raw.partition(b"\r\n\r\n")[2]
+        writer.close()
+
+
 async def test_an_idle_connection_is_closed_and_a_busy_one_is_not() -> None:
     """Several requests on one connection, then silence: closed without a word."""
     async with serving(idle_s=1, head_s=1, body_s=1) as (_, port):

@@ -96,6 +96,15 @@ def test_a_cursor_that_is_none_is_malformed(cursor: str) -> None:
     assert 422 == refused.value.kind.status
 
 
+def test_a_cursor_that_is_nested_deep_is_malformed() -> None:
+    """Within the longest cursor there is room for more brackets than a parser goes down."""
+    cursor = base64.urlsafe_b64encode(b'["a",' + b"[" * 3_000).decode()
+    assert len(cursor) < http.MAX_CURSOR
+    with pytest.raises(Problem) as refused:
+        page_of(asking(cursor), tuple[Position])
+    assert 422 == refused.value.kind.status
+
+
 def test_a_page_is_bounded_in_bytes_and_loses_nothing() -> None:
     """Items of a third of the bound: two to a page, and the pages add up to the list."""
     items = [(number, "x" * (http.MAX_PAGE_BYTES // 3)) for number in range(5)]

@@ -23,6 +23,18 @@ def test_one_party_does_not_pay_for_another() -> None:
     assert [0, 1, 0] == [throttle.take(party, 0) for party in ("a", "a", "b")]
 
 
+def test_what_is_given_back_was_not_taken() -> None:
+    """It can be had again at once; a bucket holds no more than its size, and none is made."""
+    throttle = Throttle(1, 2)
+    throttle.give_back("a")
+    assert [0, 0, 1] == [throttle.take("a", 0) for _ in range(3)]
+    throttle.give_back("a")
+    assert [0, 1] == [throttle.take("a", 0) for _ in range(2)]
+    for _ in range(5):
+        throttle.give_back("a")
+    assert [0, 0, 1] == [throttle.take("a", 0) for _ in range(3)]
+
+
 @given(st.lists(st.integers(0, 5_000), max_size=200))
 def test_never_more_than_the_burst_and_the_rate(steps_ms: list[int]) -> None:
     """Whatever the times of asking: at most the bucket's size and what flowed in since."""

@@ -131,7 +131,7 @@ class Recovery:
                     newest[tenant.tenant_id] = tenant
         async for records in everything_in(self._keys):
             async with transaction_on(connection):
-                await store_keys(connection, {key.key_id: key for key in keys_in(records)}.values())
+                await store_keys(connection, keys_in(records))
         opened: list[str] = []
         for tenant_id in await directory.unknown_tenants(connection, list(newest)):
             async with transaction_on(connection):

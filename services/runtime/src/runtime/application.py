@@ -26,6 +26,7 @@ from runtime import telemetry
 from runtime.documentation import PAGE_POLICY, docs_page, front_page
 from runtime.http import Problem, Resource, has_control, json_response, problem_response
 from runtime.kafka import MessageTooLarge
+from runtime.looks import SharedLook
 from runtime.openapi import openapi_document
 from runtime.outages import is_outage
 
@@ -64,8 +65,10 @@ def create_app(
     async def healthz(_request: Request) -> Response:
         return json_response({"alive": True})
 
+    readiness = SharedLook(ready)
+
     async def readyz(_request: Request) -> Response:
-        await ready()
+        await readiness.take()
         return json_response({"ready": True})
 
     async def metrics(_request: Request) -> Response:

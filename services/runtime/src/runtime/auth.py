@@ -6,7 +6,8 @@ service that makes keys also writes its own table at once. Look-ups, in vain or 
 a second at most, so a revocation works everywhere within five, and so does a new key; unknown keys
 have a cache of their own, so that no flood of them drives the known ones out. Every cache forgets
 its oldest beyond 10 000. Invented keys cost a look-up each, so an address may ask for so many only,
-and all of them share four connections of the pool.
+and all of them share four connections of the pool. A key that was good when it was last looked up
+is asked for again without a count. One look-up serves all who come with the same key meanwhile.
 
 Refusals: no key, an unknown, expired or revoked one: 401. Too often: 429. A role the endpoint does
 not name: 403. Another tenant's thing: 404, so that nothing is told about what exists.
@@ -138,17 +139,17 @@ def access_message(access_key: AccessKey) -> Message:
 
 
 async def keep_access_keys(batch: Batch, connection: Connection) -> None:
-    """Handle the access topic: the newest message of each key wins. Other topics are ignored.
+    """Handle the access topic: its keys are stored in their order. Other topics are ignored.
 
     Raises `msgspec.DecodeError` for a message that cannot be read: it may be a revocation, and to
     pass over that would leave a door open. The consumer stops there, loudly.
     """
-    newest: dict[str, AccessKey] = {}
-    for record in batch.records:
-        if record.topic == topics.ACCESS and record.value is not None:
-            access_key = msgspec.json.decode(record.value, type=AccessKey)
-            newest[access_key.key_id] = access_key
-    await store_keys(connection, newest.values())
+    access_keys = [
+        msgspec.json.decode(record.value, type=AccessKey)
+        for record in batch.records
+        if record.topic == topics.ACCESS and record.value is not None
+    ]
+    await store_keys(connection, access_keys)
 
 
 _KEY_COLUMNS: Final = "key_id, sha256, role, tenant_id, hub, expires_at, revoked"
@@ -173,8 +174,19 @@ on conflict (key_id) do update
 
 
 async def store_keys(connection: Connection, access_keys: Iterable[AccessKey]) -> None:
-    """Write keys; of a known key only expiry and revocation can change, and never back."""
-    keys = list(access_keys)
+    """Write keys: the newest of each counts, and a revocation stays, whatever comes after it.
+
+    Of a known key only expiry and revocation can change.
+    """
+    newest: dict[str, AccessKey] = {}
+    for key in access_keys:
+        earlier = newest.get(key.key_id)
+        if earlier is not None and earlier.revoked:
+            # As in the statement, which sees one row per key: a revocation is never taken back.
+            newest[key.key_id] = msgspec.structs.replace(key, revoked=True)
+        else:
+            newest[key.key_id] = key
+    keys = list(newest.values())
     if not keys:
         return
     await connection.execute(
@@ -263,7 +275,8 @@ class AccessLimits:
     """How much is taken from one key, and how many unknown keys from one address.
 
     Only keys that nobody knows are counted by address: hubs and benchmarks behind one address keep
-    all they have as long as their keys are good.
+    all they have as long as their keys are good. A key that comes for the first time is refused
+    only where the count of its address is used up.
     """
 
     requests_per_s: int = 5_000
@@ -289,8 +302,11 @@ class Access:
         """
         self._database = database
         self._roles = frozenset(roles)
+        # Kept beyond its time, until it is found to be good no more.
         self._found: dict[str, tuple[float, Principal]] = {}
         self._unknown: dict[str, float] = {}
+        # One look-up per key, for all who come with it meanwhile.
+        self._looking: dict[str, asyncio.Task[Principal | None]] = {}
         self._keys = Throttle(limits.requests_per_s, 2 * limits.requests_per_s)
         self._addresses = Throttle(limits.unknown_keys_per_s, limits.unknown_keys_limit)
         # Of the pool's connections, so many at most look for keys that may be invented.
@@ -318,35 +334,54 @@ class Access:
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or _SECRET.fullmatch(secret) is None:
             return None
-        sha256 = _sha256(secret)
-        now_s = time.monotonic()
+        party = party_of(None if request.client is None else request.client.host)
         # Looked up by the hash: no secret is kept in memory longer than its request.
-        cached = self._found.get(sha256)
-        if cached is not None:
-            # A key that was good is asked for again without a count: whoever invents keys at the
-            # same address must not lock it out.
-            if now_s < cached[0]:
-                return cached[1]
-            del self._found[sha256]
-            return await self._look_up(sha256)
+        return await self._whose(_sha256(secret), party)
+
+    async def _whose(self, sha256: str, party: str) -> Principal | None:
+        now_s = time.monotonic()
+        until_s, principal = self._found.get(sha256, (now_s, None))
+        if now_s < until_s:
+            return principal
         if now_s < self._unknown.get(sha256, now_s):
             return None
-        party = party_of(None if request.client is None else request.client.host)
-        wait_s = self._addresses.take(party, now_s)
-        if wait_s:
-            raise Problem(
-                "too-many-requests", "too many unknown keys from here", retry_after_s=wait_s
-            )
-        async with self._first_look_ups:
-            return await self._look_up(sha256)
+        looking = self._looking.get(sha256)
+        if looking is None:
+            looking = asyncio.create_task(self._look_up(sha256, party))
+            self._looking[sha256] = looking
+            looking.add_done_callback(lambda _: self._looking.pop(sha256))
+        # Whoever goes away takes the answer from nobody else who waits for it.
+        return await asyncio.shield(looking)
 
-    async def _look_up(self, sha256: str) -> Principal | None:
+    async def _look_up(self, sha256: str, party: str) -> Principal | None:
+        """Look a key up; one that was not good when last seen is counted, unless it is now."""
+        if sha256 in self._found:
+            # Whoever invents keys at the same address must not lock it out.
+            return await self._find(sha256)
+        async with self._first_look_ups:
+            wait_s = self._addresses.take(party, time.monotonic())
+            if wait_s:
+                raise Problem(
+                    "too-many-requests", "too many unknown keys from here", retry_after_s=wait_s
+                )
+            is_unknown = False
+            try:
+                principal = await self._find(sha256)
+                is_unknown = principal is None
+            finally:
+                # Counted is what nobody knows: no good key, and no outage.
+                if not is_unknown:
+                    self._addresses.give_back(party)
+        return principal
+
+    async def _find(self, sha256: str) -> Principal | None:
         # Counted from before the look-up, so that a change is never seen later than that.
         until_s = time.monotonic() + CACHE_S
         principal = await _find_principal(self._database, sha256)
         if principal is not None and principal.role not in self._roles:
             principal = None
         if principal is None:
+            self._found.pop(sha256, None)
             keep_newest(self._unknown, sha256, until_s)
         else:
             keep_newest(self._found, sha256, (until_s, principal))

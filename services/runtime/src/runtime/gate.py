@@ -58,8 +58,11 @@ class Gate:
                 if not is_outage(error):
                     raise
                 _log.warning("not compared with what was published", error=repr(error))
+                # Everybody may read it, without a key: what the error says of hosts is only logged.
                 self.problem = Problem(
-                    "unavailable", f"what was published cannot be compared now: {error}"
+                    "unavailable",
+                    "what was published cannot be compared now: the broker or the database does "
+                    "not answer; it is tried again",
                 )
             else:
                 if self.problem is None or self.problem.detail != refusal:

@@ -282,7 +282,8 @@ def page_of(request: Request, position: type[P]) -> Page[P]:
         packed = base64.urlsafe_b64decode(padded.encode("ascii"))
         bound_to, written = msgspec.json.decode(packed, type=tuple[str, msgspec.Raw])
         after = msgspec.json.decode(written, type=position)
-    except (ValueError, msgspec.MsgspecError) as error:
+    # What is nested too deep to be taken apart is not ours either.
+    except (ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise foreign from error
     if bound_to != binding or _control_in(after) is not None:
         raise foreign

@@ -10,6 +10,9 @@ The number of connections is bounded as well, before anything is read. One conne
 request at a time, so the bound is that of the requests too, which is why uvicorn's own
 `limit_concurrency` (whose answer is plain text) is not used.
 
+What is left of a body behind its answer (401, 413) is taken apart, so that the connection can be
+used again, for 64 KiB only: beyond that, nobody's chunks are worth the work.
+
 Refusals, all of them problems, after which the connection ends: 408 `request-timeout`; 400
 `bad-request` for what is no HTTP, or a head beyond 64 KiB; 503 `unavailable` beyond the bound.
 """
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
 MAX_HEAD_BYTES: Final = 65_536
+MAX_UNREAD_BYTES: Final = 65_536
 MAX_LINGERING: Final = 100
 LINGER_S: Final = 2
 
@@ -121,6 +125,7 @@ class _Connection(H11Protocol):
         super().__init__(config, server_state, app_state, _loop)
         self._limits = self.config.limits
         self._refused = False
+        self._unread_bytes = 0
         self._awaited: tuple[_Awaited, object] | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._answer_deadline: asyncio.TimerHandle | None = None
@@ -133,9 +138,21 @@ class _Connection(H11Protocol):
             self._await_client()
 
     def data_received(self, data: bytes) -> None:
-        if not self._refused:
-            super().data_received(data)
-            self._await_client()
+        if self._refused:
+            return
+        if self._is_unread():
+            self._unread_bytes += len(data)
+            if self._unread_bytes > MAX_UNREAD_BYTES:
+                self._linger()
+                return
+        super().data_received(data)
+        self._await_client()
+
+    def _is_unread(self) -> bool:
+        """Say whether what comes is of a body whose request is answered already."""
+        cycle = self._cycle()
+        is_answered = cycle is not None and cycle.response_complete
+        return is_answered and self.conn.their_state is h11.SEND_BODY
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._deadline, self._answer_deadline):
@@ -146,6 +163,7 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
+        self._unread_bytes = 0
         super().on_response_complete()
         self._await_client()
         self._await_answer_taken()
@@ -200,8 +218,6 @@ class _Connection(H11Protocol):
         """Answer with a problem, unless another answer has begun, and end the connection."""
         if self.transport.is_closing() or self._refused:
             return
-        if self._deadline is not None:
-            self._deadline.cancel()
         cycle = self._cycle()
         if cycle is None or cycle.response_complete or not cycle.response_started:
             self.transport.write(_raw(problem))
@@ -217,6 +233,8 @@ class _Connection(H11Protocol):
         A socket that is closed with bytes unread is reset, and the client never sees why. Where
         there are too many of them already, that is accepted.
         """
+        if self._deadline is not None:
+            self._deadline.cancel()
         if len(self.connections) > self._limits.connections + MAX_LINGERING:
             self.transport.close()
             self._await_answer_taken()

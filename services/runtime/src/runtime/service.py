@@ -39,6 +39,7 @@ from runtime.gate import Gate, Gated, Guard
 from runtime.http import ANY_KEY, Resource, get, json_response
 from runtime.idempotency import forget_refusals
 from runtime.kafka import Kafka, Topic
+from runtime.looks import SharedLook
 from runtime.machine import Partition
 from runtime.migrations import migrate
 from runtime.openapi import openapi_document
@@ -437,15 +438,16 @@ class StatusResource(Resource):
         self._service = service
         self._kit = kit
         self._parts = parts
+        self._status: SharedLook[StatusAnswer] = SharedLook(self.look)
 
     @get("/v1/status", roles=ANY_KEY, answer=StatusAnswer)
     async def status(self, request: Request) -> Response:
         """How far the service is: drained when lag and depth are both 0."""
         await self._kit.access.authorise(request)
-        return json_response(await self.look())
+        return json_response(await self._status.take())
 
     async def look(self) -> StatusAnswer:
-        """Look how far the service is."""
+        """Look how far the service is; one call at a time."""
         parts = self._parts
         lag_records = sum([await consumer.lag_records() for consumer in parts.consumers])
         more = await parts.status() if parts.status is not None else Status()

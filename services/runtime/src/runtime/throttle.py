@@ -30,11 +30,17 @@ class Throttle:
 
     def take(self, party: str, now_s: float) -> int:
         """Take one; return 0, or the whole seconds after which one can be had."""
-        level, at_s = self._levels.pop(party, (float(self._burst), now_s))
+        level, at_s = self._levels.get(party, (float(self._burst), now_s))
         level = min(float(self._burst), level + (now_s - at_s) * self._per_s)
         taken = level >= 1
         keep_newest(self._levels, party, (level - 1 if taken else level, now_s))
         return 0 if taken else math.ceil((1 - level) / self._per_s)
+
+    def give_back(self, party: str) -> None:
+        """Give back what was taken and is not to count."""
+        if party in self._levels:
+            level, at_s = self._levels[party]
+            self._levels[party] = min(float(self._burst), level + 1), at_s
 
 
 def keep_newest(cache: dict[str, V], name: str, value: V) -> None:

@@ -7,7 +7,7 @@ from fastapi import Request, Response
 
 from hisab_contracts.units import instant_text
 from metering.store import booked
-from runtime.http import ANY_KEY, get, json_response
+from runtime.http import ANY_KEY, get
 from runtime.service import Kit, Parts, Service, StatusAnswer, StatusResource
 
 
@@ -32,26 +32,26 @@ class ReconciledStatus(StatusResource):
         """Report on these parts, and on what `reconcile` stores."""
         super().__init__(service, kit, parts)
         self._database = kit.writer
-        self._access = kit.access
 
     @get("/v1/status", roles=ANY_KEY, answer=MeteringStatus)
     async def status(self, request: Request) -> Response:
         """How far metering is: drained when lag and depth are both 0."""
-        await self._access.authorise(request)
-        answer = await self.look()
+        return await super().status(request)
+
+    async def look(self) -> MeteringStatus:
+        """Look how far metering is, and what `reconcile` has stored."""
+        answer = await super().look()
         async with self._database.connection() as connection:
             last = await booked.last_run(connection)
-        return json_response(
-            MeteringStatus(
-                service=answer.service,
-                version=answer.version,
-                ready=answer.ready,
-                lag_records=answer.lag_records,
-                outbox_depth=answer.outbox_depth,
-                blocked_by=answer.blocked_by,
-                complete_until=answer.complete_until,
-                reconcile=None
-                if last is None
-                else ReconcileView(instant_text(last.finished_ms), last.difference_count),
-            )
+        return MeteringStatus(
+            service=answer.service,
+            version=answer.version,
+            ready=answer.ready,
+            lag_records=answer.lag_records,
+            outbox_depth=answer.outbox_depth,
+            blocked_by=answer.blocked_by,
+            complete_until=answer.complete_until,
+            reconcile=None
+            if last is None
+            else ReconcileView(instant_text(last.finished_ms), last.difference_count),
         )
