@@ -15,7 +15,9 @@ from infrastructure import Infrastructure
 from integration.runtime.bare import Bare
 from integration.runtime.test_consumer import Sink, drained, make_sink, running, stored
 from runtime.consumer import Consumer, Halted, Subscription
-from runtime.kafka import Message, Topic
+from runtime.kafka import BrokerLost, Message, Topic
+from runtime.placement import Placement
+from runtime.records import Record
 from runtime.topics import ExistingTopic, PartitionMismatch, require_equal_counts
 
 
@@ -65,6 +67,16 @@ async def test_a_record_outside_its_keys_partition_halts_before_anything_of_it_i
             async with asyncio.timeout(120):
                 await consumer.run(asyncio.Event())
         assert (topic, wrong, 1) not in await stored(bare)
+
+
+async def test_a_topic_that_the_broker_does_not_know_now_is_an_outage_and_not_misplaced(
+    bare: Bare, unique: Callable[[str], str]
+) -> None:
+    """It is asked again later: nothing is known of the record's place."""
+    record = Record(unique("in"), 0, 0, 0, b"tenant", b"v", ())
+    async with bare.open_kit() as kit:
+        with pytest.raises(BrokerLost, match=f"does not know now: .*{record.topic}"):
+            await Placement(kit.kafka).refusal([record])
 
 
 @pytest.mark.defect("F17")
