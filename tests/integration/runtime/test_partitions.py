@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
 from e2e.outside import until
@@ -123,3 +124,22 @@ async def test_a_message_for_a_partition_that_does_not_exist_is_refused_by_name(
             await kit.kafka.publish(messages)
         await kit.kafka.publish(messages[:2])
         assert [1, 1] == list((await kit.kafka.end_offsets([topic])).values())
+
+
+async def test_a_dropped_publisher_writes_nothing_more_even_when_it_could_not_be_stopped(
+    bare: Bare, unique: Callable[[str], str]
+) -> None:
+    """What it still held would come behind what the fresh one has written."""
+    topic = unique("out")
+    async with bare.open_kit() as kit:
+        await kit.kafka.create_topics([Topic(topic, 1)])
+        await kit.kafka.publish([Message(topic, None, b"v", partition=0)])
+        dropped = kit.kafka._producer
+        assert dropped is not None
+        # It waits for the answer of a request, which does not come.
+        dropped._sender._muted_partitions.add(TopicPartition(topic, 0))
+        await dropped.send(topic, b"late", partition=0)
+        await kit.kafka._drop_producer()
+        assert dropped._sender.sender_task.done()
+        await kit.kafka.publish([Message(topic, None, b"v", partition=0)])
+        assert [2] == list((await kit.kafka.end_offsets([topic])).values())
