@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
+import asyncpg
 import pytest
 
 from e2e.outside import until
@@ -401,3 +402,35 @@ async def test_long_batch_shows_the_watchdog_that_it_gets_on(
             assert MESSAGES_COUNTED == await outbox.depth(connection)
     first, second, third = moves
     assert first < second < third
+
+
+async def test_an_idle_consumer_that_can_look_no_more_ends_and_says_why(
+    bare: Bare, unique: Callable[[str], str]
+) -> None:
+    """Its watchdog would end the process half a minute later, and nobody would know of what."""
+    topic = unique("in")
+    async with bare.open_kit() as kit:
+        await kit.kafka.create_topics([Topic(topic, 1)])
+        consumer = Consumer(
+            kit.kafka,
+            kit.writer,
+            Subscription(unique("group"), (topic,), Sink().handle),
+            stuck_after_ms=3_600_000,
+        )
+        async with running(consumer) as reading:
+            place = {Partition(topic, 0)}
+            await until(lambda: claimed(bare), lambda partitions: partitions == place)
+            admin = await bare.admin()
+            await admin.execute("alter table consumer_progress rename to consumer_progress_lost")
+            await admin.close()
+            with pytest.raises(asyncpg.UndefinedTableError, match="consumer_progress"):
+                async with asyncio.timeout(120):
+                    await asyncio.shield(reading)
+
+
+async def claimed(bare: Bare) -> set[Partition]:
+    """The partitions that were claimed ever."""
+    admin = await bare.admin()
+    rows = await admin.fetch("select topic, partition from consumer_progress")
+    await admin.close()
+    return {Partition(row["topic"], row["partition"]) for row in rows}
