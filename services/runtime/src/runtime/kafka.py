@@ -317,6 +317,10 @@ async def _require_partitions(producer: AIOKafkaProducer, messages: Sequence[Mes
     for topic, number in highest.items():
         count = len(await producer.partitions_for(topic))
         if number >= count:
+            # What it knows may be a second old, and partitions were added since.
+            await producer.client.force_metadata_update()
+            count = len(await producer.partitions_for(topic))
+        if number >= count:
             raise PartitionMismatch(
                 f"a message waits for partition {number} of {topic}, which has {count} partitions:"
                 f" the topic was made anew with fewer. Add partitions until there are {number + 1}"
