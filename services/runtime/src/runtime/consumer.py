@@ -146,17 +146,12 @@ class Consumer:
         """Follow more topics from now on, each from its first record."""
         self._wanted = tuple(sorted({*self._wanted, *topics}))
 
-    async def positions(self) -> dict[Partition, int]:
-        """Return the committed next offset of every partition of the topics it follows."""
-        stored = await self._stored(self._wanted)
-        return {partition: found.next_offset for partition, found in stored.items()}
-
     async def _stored(self, topics: tuple[str, ...]) -> Mapping[Partition, progress.StoredProgress]:
         async with self._database.connection() as connection:
             return await progress.stored_progress(connection, topics)
 
     async def lag_records(self) -> int:
-        """Return how many records wait, over all partitions; end offsets at most 0.5 s old.
+        """Return how many records wait, over all partitions; end offsets at most 0.25 s old.
 
         Records that an open transaction hides wait as well: they are acknowledged.
         """
