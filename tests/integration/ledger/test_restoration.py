@@ -25,8 +25,14 @@ from ledger.store import sequence
 from ledger.store.queries import book_ids_after, projected_book
 from runtime.gate import Gate
 from runtime.kafka import Kafka, Message, Topic
-from runtime.machine import Partition
-from runtime.progress import ProgressOverride, override_progress
+from runtime.machine import Partition, Slice
+from runtime.progress import (
+    PartitionRange,
+    ProgressOverride,
+    advance,
+    claim,
+    override_progress,
+)
 from unit.ledger.values import total, watermark
 
 TENANT = "acme"
@@ -162,6 +168,28 @@ async def test_what_is_entered_after_a_recovery_follows_what_was_taken_back(
     await copy.book(total(10, bucket="2", tenant_id=TENANT))
     assert [4] == [book.seq for book in await books_of(copy) if book.tenant_id == TENANT]
     assert [] == await copy.audit()
+
+
+async def test_charges_are_read_on_from_where_the_copy_stands_also_where_it_had_read_none(
+    restored: Restored, unique: Callable[[str], str]
+) -> None:
+    """The hint is ahead of both partitions: without a word of the operator neither is read."""
+    charges = unique("charges")
+    await restored.kafka.create_topics([Topic(charges, 2)])
+    known, new = Partition(charges, 0), Partition(charges, 1)
+    hints = {known: PartitionRange(0, 9, 9), new: PartitionRange(0, 9, 9)}
+    async with restored.now.writer.transaction() as connection:
+        await claim(connection, {known: hints[known]}, compacted=False)
+        await advance(connection, [Slice(known, 0, 4, (), epoch=1)])
+    copy = await restored.copy()
+    await Recovery(restored.kafka, copy.writer, restored.published, charges=charges).run(
+        accepted_by="ops", reason="disk lost"
+    )
+    async with copy.writer.transaction() as connection:
+        claims = await claim(connection, hints, compacted=False)
+    assert [(known, 4, None), (new, 0, None)] == [
+        (found.partition, found.next_offset, found.hint_offset) for found in claims
+    ]
 
 
 async def test_a_database_that_was_served_after_its_restore_is_named_as_forked(

@@ -14,7 +14,7 @@ from integration.runtime.bombs import MIB, Bomb, of_records, of_value, plain_rec
 from integration.runtime.test_consumer import Sink, read_all
 from runtime.consumer import Consumer, Halted, Subscription
 from runtime.kafka import Message, Topic
-from runtime.records import _Batches
+from runtime.records import MOST_RECORDS, _Batches
 
 
 async def test_a_batch_of_20_mib_of_honest_records_is_read_whole(
@@ -63,3 +63,16 @@ def test_a_batch_that_is_garbage_inside_keeps_its_bytes_and_the_records_before_t
         assert raw == aside.value
         assert "offsets 0 to 4" in getattr(aside.value, "because", "")
         assert not batches.has_next()
+
+
+def test_a_batch_of_too_many_records_is_put_aside_before_any_is_taken_apart() -> None:
+    """Millions of tiny records are legal; to pass over them at each look would take a minute."""
+    for records, because in (
+        (MOST_RECORDS, "cannot be told apart"),
+        (MOST_RECORDS + 1, f"it has more than {MOST_RECORDS} records"),
+    ):
+        raw = bytes(Bomb(DefaultRecordBase.CODEC_NONE, b"\x7f" * 40, records=records).build())
+        [aside] = list(_Batches(raw).next_batch())
+        assert records - 1 == aside.offset
+        assert raw == aside.value
+        assert because in getattr(aside.value, "because", "")

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
+import asyncpg
 import pytest
 
 from e2e.outside import until
@@ -68,6 +69,14 @@ async def stored(bare: Bare) -> list[tuple[str, int, int]]:
     return sorted((row["topic"], row["partition"], row["place"]) for row in rows)
 
 
+async def positions(bare: Bare) -> dict[Partition, int]:
+    """The committed next offset of every partition that was ever claimed."""
+    admin = await bare.admin()
+    rows = await admin.fetch("select topic, partition, next_offset from consumer_progress")
+    await admin.close()
+    return {Partition(row["topic"], row["partition"]): row["next_offset"] for row in rows}
+
+
 @contextlib.asynccontextmanager
 async def running(part: Consumer | Relay) -> AsyncIterator[asyncio.Task[None]]:
     stop = asyncio.Event()
@@ -109,18 +118,18 @@ async def test_every_record_is_stored_once_and_the_hint_follows(
         assert 500 == await consumer.lag_records()
         async with running(consumer):
             await drained(consumer)
-            partitions = list(await consumer.positions())
+            partitions = list(await positions(bare))
             await until(lambda: kit.kafka.group_offsets(f"{group}.hint", partitions), bool)
         places += await kit.kafka.publish(numbered(topic, 500, 600))
         async with running(consumer):
-            # Not by its lag, which is half a second old and may not know of these.
+            # Not by its lag, which may be from before these.
             await until(lambda: stored(bare), lambda rows: len(rows) >= len(places))
         assert sorted((topic, *place) for place in places) == await stored(bare)
-        positions = await consumer.positions()
-        assert await kit.kafka.end_offsets([topic]) == positions
-        hints = await kit.kafka.group_offsets(f"{group}.hint", list(positions))
+        offsets = await positions(bare)
+        assert await kit.kafka.end_offsets([topic]) == offsets
+        hints = await kit.kafka.group_offsets(f"{group}.hint", list(offsets))
         assert {} != hints
-        assert {} == await kit.kafka.group_offsets(group, list(positions))
+        assert {} == await kit.kafka.group_offsets(group, list(offsets))
 
 
 @pytest.mark.defect("M7")
@@ -401,3 +410,26 @@ async def test_long_batch_shows_the_watchdog_that_it_gets_on(
             assert MESSAGES_COUNTED == await outbox.depth(connection)
     first, second, third = moves
     assert first < second < third
+
+
+async def test_an_idle_consumer_that_can_look_no_more_ends_and_says_why(
+    bare: Bare, unique: Callable[[str], str]
+) -> None:
+    """Its watchdog would end the process half a minute later, and nobody would know of what."""
+    topic = unique("in")
+    async with bare.open_kit() as kit:
+        await kit.kafka.create_topics([Topic(topic, 1)])
+        consumer = Consumer(
+            kit.kafka,
+            kit.writer,
+            Subscription(unique("group"), (topic,), Sink().handle),
+            stuck_after_ms=3_600_000,
+        )
+        async with running(consumer) as reading:
+            await until(lambda: positions(bare), lambda found: found == {Partition(topic, 0): 0})
+            admin = await bare.admin()
+            await admin.execute("alter table consumer_progress rename to consumer_progress_lost")
+            await admin.close()
+            with pytest.raises(asyncpg.UndefinedTableError, match="consumer_progress"):
+                async with asyncio.timeout(120):
+                    await asyncio.shield(reading)

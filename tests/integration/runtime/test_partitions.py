@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
 from e2e.outside import until
@@ -15,7 +16,9 @@ from infrastructure import Infrastructure
 from integration.runtime.bare import Bare
 from integration.runtime.test_consumer import Sink, drained, make_sink, running, stored
 from runtime.consumer import Consumer, Halted, Subscription
-from runtime.kafka import Message, Topic
+from runtime.kafka import BrokerLost, Message, Topic
+from runtime.placement import Placement
+from runtime.records import Record
 from runtime.topics import ExistingTopic, PartitionMismatch, require_equal_counts
 
 
@@ -67,6 +70,16 @@ async def test_a_record_outside_its_keys_partition_halts_before_anything_of_it_i
         assert (topic, wrong, 1) not in await stored(bare)
 
 
+async def test_a_topic_that_the_broker_does_not_know_now_is_an_outage_and_not_misplaced(
+    bare: Bare, unique: Callable[[str], str]
+) -> None:
+    """It is asked again later: nothing is known of the record's place."""
+    record = Record(unique("in"), 0, 0, 0, b"tenant", b"v", ())
+    async with bare.open_kit() as kit:
+        with pytest.raises(BrokerLost, match=f"does not know now: .*{record.topic}"):
+            await Placement(kit.kafka).refusal([record])
+
+
 @pytest.mark.defect("F17")
 async def test_partitions_that_are_added_are_read_and_placed_by_the_new_count(
     apache_kafka: Infrastructure, bare: Bare, unique: Callable[[str], str]
@@ -90,11 +103,11 @@ async def test_partitions_that_are_added_are_read_and_placed_by_the_new_count(
             await until(
                 lambda: kit.kafka.partition_count(topic), lambda count: count == 5, patience_s=120
             )
-            await kit.kafka._drop_producer()  # It would learn of the new ones within a second.
             await kit.kafka.publish(
                 [Message(topic, key, b"v", partition=partition_of(key, 5)) for key in moved]
             )
-            await drained(consumer)
+            # Not by its lag, which may be from before these.
+            await until(lambda: stored(bare), lambda rows: len(rows) >= len(keys) + len(moved))
             assert not reading.done()
         assert len(keys) + len(moved) == len(await stored(bare))
 
@@ -111,3 +124,22 @@ async def test_a_message_for_a_partition_that_does_not_exist_is_refused_by_name(
             await kit.kafka.publish(messages)
         await kit.kafka.publish(messages[:2])
         assert [1, 1] == list((await kit.kafka.end_offsets([topic])).values())
+
+
+async def test_a_dropped_publisher_writes_nothing_more_even_when_it_could_not_be_stopped(
+    bare: Bare, unique: Callable[[str], str]
+) -> None:
+    """What it still held would come behind what the fresh one has written."""
+    topic = unique("out")
+    async with bare.open_kit() as kit:
+        await kit.kafka.create_topics([Topic(topic, 1)])
+        await kit.kafka.publish([Message(topic, None, b"v", partition=0)])
+        dropped = kit.kafka._producer
+        assert dropped is not None
+        # It waits for the answer of a request, which does not come.
+        dropped._sender._muted_partitions.add(TopicPartition(topic, 0))
+        await dropped.send(topic, b"late", partition=0)
+        await kit.kafka._drop_producer()
+        assert dropped._sender.sender_task.done()
+        await kit.kafka.publish([Message(topic, None, b"v", partition=0)])
+        assert [2] == list((await kit.kafka.end_offsets([topic])).values())

@@ -9,12 +9,15 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
 from e2e.outside import until
+from hisab_contracts.ids import TopicId
 from infrastructure import Infrastructure
 from integration.runtime.bare import Bare
 from integration.runtime.test_consumer import Sink, drained, make_sink, running, stored
 from runtime.consumer import Consumer, Halted, Subscription
 from runtime.kafka import Kafka, Message, Topic
-from runtime.progress import accept_topic
+from runtime.lag import Lag
+from runtime.machine import Partition
+from runtime.progress import StoredProgress, accept_topic
 from runtime.topics import ExistingTopic
 
 
@@ -77,6 +80,29 @@ async def test_a_topic_made_anew_halts_until_an_operator_accepts_it_from_its_fir
         async with running(consumer):
             await drained(consumer)
         assert [(topic, 0, offset) for offset in range(20)] == await stored(bare)
+
+
+async def test_what_is_stored_of_partitions_that_are_no_more_is_of_no_other_log(
+    apache_kafka: Infrastructure, bare: Bare, unique: Callable[[str], str]
+) -> None:
+    """Made anew with fewer of them and accepted: a consumer would claim again for ever."""
+    topic = unique("in")
+    here, gone = Partition(topic, 0), Partition(topic, 1)
+    async with bare.open_kit() as kit:
+        await kit.kafka.create_topics([Topic(topic, 1)])
+        now = (await kit.kafka.topics([topic]))[topic].topic_id
+        before = TopicId("another")
+        for of_here, is_of_other_logs, total in ((now, False, 5), (before, True, 0)):
+            rows = {here: StoredProgress(5, of_here), gone: StoredProgress(7, before)}
+
+            async def stored(
+                _topics: tuple[str, ...], rows: dict[Partition, StoredProgress] = rows
+            ) -> dict[Partition, StoredProgress]:
+                return rows
+
+            lag = Lag(kit.kafka, stored)
+            await lag.observe((topic,))
+            assert (is_of_other_logs, total) == (lag.is_of_other_logs, lag.stored_total)
 
 
 @pytest.mark.defect("F18")

@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaProducer
 from e2e.outside import until
 from infrastructure import Infrastructure
 from integration.runtime.bare import Bare
-from integration.runtime.test_consumer import Sink, drained, make_sink, running, stored
+from integration.runtime.test_consumer import Sink, drained, make_sink, positions, running, stored
 from runtime.consumer import Consumer, Subscription
 from runtime.kafka import Message, Topic
 from runtime.machine import Partition
@@ -62,7 +62,7 @@ async def test_committed_records_are_stored_and_aborted_ones_passed_up_to_the_re
                     await producer.commit_transaction()
             await drained(consumer)
             assert {place: 20} == await kit.kafka.end_offsets([topic])
-            assert {place: 20} == await consumer.positions()
+            assert {place: 20} == await positions(bare)
         assert kept == await stored(bare)
 
 

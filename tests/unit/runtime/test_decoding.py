@@ -19,7 +19,7 @@ from aiokafka.record.default_records import (
     _DefaultRecordBatchBuilderPy,
 )
 
-from runtime.decoding import _DECODERS, TooLarge, Undecodable, bound_decoding, budget
+from runtime.decoding import _DECODERS, MOST_PARTS, TooLarge, Undecodable, bound_decoding, budget
 
 CODECS = {
     "gzip": DefaultRecordBase.CODEC_GZIP,
@@ -84,6 +84,14 @@ def test_raw_snappy_and_several_gzip_members_are_read_whole() -> None:
     assert b"onetwo" == _DECODERS["gzip"](two)
     with budget(5), pytest.raises(TooLarge):
         _DECODERS["gzip"](two)
+
+
+def test_gzip_in_too_many_parts_is_undecodable() -> None:
+    """Each part costs as much as all that follow it: megabytes of them would take a minute."""
+    part = gzip.compress(b"x")
+    assert MOST_PARTS * b"x" == _DECODERS["gzip"](MOST_PARTS * part)
+    with pytest.raises(Undecodable, match=f"more than {MOST_PARTS} parts"):
+        _DECODERS["gzip"]((MOST_PARTS + 1) * part)
 
 
 def test_a_snappy_block_of_negative_length_is_undecodable() -> None:

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 import msgspec
 from msgspec import Struct
 
+from hisab_contracts import topics
 from hisab_contracts.entries import Entry
 from hisab_contracts.ids import KeyId, ProgrammeId
 from hisab_contracts.reference import TenantRecord
@@ -60,7 +61,7 @@ from runtime.auth import store_keys
 from runtime.clock import now_ms
 from runtime.database import Database, Limits, transaction_on
 from runtime.kafka import Kafka
-from runtime.progress import accept_progress
+from runtime.progress import accept_stored_progress
 from runtime.readback import Readback
 
 if TYPE_CHECKING:
@@ -93,10 +94,13 @@ class Recovery:
         database: Database,
         published: LedgerTopics | None = None,
         *,
+        charges: str = topics.CHARGES,
         budgets_micro: Mapping[ProgrammeId, int] | None = None,
     ) -> None:
         """`budgets_micro` are those of programmes that were opened after the backup."""
         published = published or LedgerTopics()
+        self._kafka = kafka
+        self._charges = charges
         self._database = database
         self._entries = Readback(kafka, published.entries)
         self._tenants = Readback(kafka, published.tenants)
@@ -113,9 +117,11 @@ class Recovery:
             tenants = await self._take_directory(connection)
             taken, holds = await self._take_entries(connection)
             done = Recovered(entries=taken, tenants=tenants, holds=holds)
+            partitions = await self._kafka.partitions([self._charges])
             async with transaction_on(connection):
-                # Its consumers were further than this database is, and would refuse to go back.
-                await accept_progress(connection, accepted_by, reason)
+                # Its consumer was further than this database is, and would refuse to go back; also
+                # in partitions of which this database, older than their first charge, has no row.
+                await accept_stored_progress(connection, partitions, accepted_by, reason)
                 await recoveries.record_recovery(
                     connection, accepted_by, reason, taken, tenants, holds
                 )

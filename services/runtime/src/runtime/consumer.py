@@ -146,17 +146,12 @@ class Consumer:
         """Follow more topics from now on, each from its first record."""
         self._wanted = tuple(sorted({*self._wanted, *topics}))
 
-    async def positions(self) -> dict[Partition, int]:
-        """Return the committed next offset of every partition of the topics it follows."""
-        stored = await self._stored(self._wanted)
-        return {partition: found.next_offset for partition, found in stored.items()}
-
     async def _stored(self, topics: tuple[str, ...]) -> Mapping[Partition, progress.StoredProgress]:
         async with self._database.connection() as connection:
             return await progress.stored_progress(connection, topics)
 
     async def lag_records(self) -> int:
-        """Return how many records wait, over all partitions; end offsets at most 0.5 s old.
+        """Return how many records wait, over all partitions; end offsets at most 0.25 s old.
 
         Records that an open transaction hides wait as well: they are acknowledged.
         """
@@ -173,25 +168,36 @@ class Consumer:
     async def run(self, stop: asyncio.Event) -> None:
         """Read and process until `stop`; finishes the transaction in flight, then returns.
 
-        Raises `Halted` when going on would skip or repeat records.
+        Raises `Halted` when going on would skip or repeat records, and whatever else went wrong
+        that is no outage.
         """
         self._stop = stop
         self._watch.moved()
         watchdog = _Watchdog(self.group, self._watch)
         watchdog.start()
-        side_tasks = [asyncio.create_task(self._hints.run()), asyncio.create_task(self._observe())]
+        tasks = [
+            asyncio.create_task(work)
+            for work in (self._sessions(), self._hints.run(), self._observe())
+        ]
         try:
-            while not stop.is_set():
-                try:
-                    await self._session()
-                except BrokerLost as error:
-                    _log.warning("broker lost", group=self.group, error=str(error))
-                    await pause(stop, RECONNECT_S)
+            # The last two end by failing only; unheard, that looks like a consumer that is stuck.
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
         finally:
             watchdog.end()
-            for task in side_tasks:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*side_tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _sessions(self) -> None:
+        """Read until we are stopped, with a new session whenever the broker was lost."""
+        while not self._stop.is_set():
+            try:
+                await self._session()
+            except BrokerLost as error:
+                _log.warning("broker lost", group=self.group, error=str(error))
+                await pause(self._stop, RECONNECT_S)
 
     async def _session(self) -> None:
         """Read as one member of the group until the broker is lost or we are stopped."""

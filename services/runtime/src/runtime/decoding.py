@@ -28,6 +28,9 @@ BATCH_DECODED_BYTES: Final = 64 * 1024 * 1024
 """No client makes a larger batch by itself: their limits, about 1 MiB, are of what is decoded, or
 of an estimate of it by the ratio at which the batches before it were compressed."""
 
+MOST_PARTS: Final = 1_000
+"""Members of one gzip stream: each is found by copying all that follows it. Clients write one."""
+
 _FIRST_GUESS: Final = 16
 _LEAST_GUESS: Final = 256 * 1024
 _XERIAL: Final = b"\x82SNAPPY\x00"
@@ -102,6 +105,8 @@ def _gunzip(payload: bytes, most_bytes: int) -> bytes | None:
     size, rest = 0, bytes(payload)
     # Members may follow one another; zeros behind the last one are padding.
     while rest:
+        if len(parts) == MOST_PARTS:
+            raise ValueError(f"it has more than {MOST_PARTS} parts")
         member = zlib.decompressobj(_GZIP)
         # One byte more than is allowed tells too large from just large enough.
         part = member.decompress(rest, most_bytes - size + 1)

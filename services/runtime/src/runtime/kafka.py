@@ -230,10 +230,20 @@ class Kafka:
     async def _drop_producer(self) -> None:
         """Begin with a fresh producer: an idempotent one does not always recover from an error."""
         producer, self._producer = self._producer, None
-        if producer is not None:
-            with contextlib.suppress(KafkaError, TimeoutError, OSError):
+        if producer is None:
+            return
+        with contextlib.suppress(KafkaError, TimeoutError, OSError):
+            try:
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await producer.stop()
+            finally:
+                # `stop` waits for what is not sent yet. Cut off there, it leaves a sender that may
+                # write after the fresh producer did.
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    try:
+                        await producer._sender.close()  # noqa: SLF001 - aiokafka has no door
+                    finally:
+                        await producer.client.close()
 
     async def _open_producer(self) -> AIOKafkaProducer:
         async with self._connecting:
@@ -306,6 +316,10 @@ async def _require_partitions(producer: AIOKafkaProducer, messages: Sequence[Mes
             highest[message.topic] = max(highest.get(message.topic, 0), message.partition)
     for topic, number in highest.items():
         count = len(await producer.partitions_for(topic))
+        if number >= count:
+            # What it knows may be a second old, and partitions were added since.
+            await producer.client.force_metadata_update()
+            count = len(await producer.partitions_for(topic))
         if number >= count:
             raise PartitionMismatch(
                 f"a message waits for partition {number} of {topic}, which has {count} partitions:"

@@ -97,12 +97,14 @@ class Lag:
         known = await self._kafka.topics(topics)
         rows = await self._stored(topics)
         ids = {name: topic.topic_id for name, topic in known.items()}
+        # A topic that was made anew with fewer partitions leaves rows that no claim will ever mend.
         stored = {
             partition: row.offset_in(ids.get(partition.topic, UNKNOWN_TOPIC))
             for partition, row in rows.items()
+            if partition in ends
         }
         self.is_of_other_logs = any(
-            stored[partition] != row.next_offset for partition, row in rows.items()
+            offset != rows[partition].next_offset for partition, offset in stored.items()
         )
         behind = {
             partition: end - stored.get(partition, 0)

@@ -3,6 +3,8 @@
 Theory. Downstream, what is complete is stated per partition. A tenant's record in another partition
 than its key's would be overtaken by a statement about its own. Counts are those that the broker
 says; when partitions are added, records read from then on are placed by the new count.
+
+Refusals: `BrokerLost`, when the broker does not say of a topic that records came from.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from hisab_contracts.topics import partition_of
-from runtime.kafka import Kafka
+from runtime.kafka import BrokerLost, Kafka
 from runtime.records import Record
 from runtime.topics import misplaced
 
@@ -34,6 +36,9 @@ class Placement:
         # Nothing is known of this topic yet, or partitions were added since we asked.
         topics = {record.topic for record in records}
         known = await self._kafka.topics(topics)
+        if topics - set(known):
+            # A broker that has just started does not know of all there is.
+            raise BrokerLost(f"the broker does not know now: {sorted(topics - set(known))}")
         self._counts |= {name: topic.partitions for name, topic in known.items()}
         self._numbers.clear()
         found = self._misplaced(records)

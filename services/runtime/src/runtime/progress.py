@@ -16,7 +16,7 @@ Refusals: `FencedError`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -224,21 +224,6 @@ async def override_progress(connection: Connection, override: ProgressOverride) 
     )
 
 
-_ACCEPT_PROGRESS = """
-insert into consumer_override (topic, partition, next_offset, accepted_by, reason)
-select topic, partition, next_offset, $1, $2 from consumer_progress order by topic, partition
-on conflict do nothing
-"""
-
-
-async def accept_progress(connection: Connection, accepted_by: str, reason: str) -> None:
-    """Put on the record that every partition is read on from where this database is.
-
-    After a restore that is behind the hints, and no consumer would go on by itself (`machine`).
-    """
-    await connection.execute(_ACCEPT_PROGRESS, accepted_by, reason)
-
-
 _ACCEPTED_OFFSETS = """
 select partition, max(next_offset) as next_offset
   from consumer_override
@@ -253,34 +238,13 @@ async def accepted_offsets(connection: Connection, topic: str) -> dict[int, int]
     return {row["partition"]: row["next_offset"] for row in rows}
 
 
-_ACCEPT_TOPIC = """
-insert into consumer_override (topic, partition, next_offset, accepted_by, reason)
-select topic, partition, 0, $2, $3
-  from consumer_progress
- where topic = $1
- order by partition
-    on conflict (topic, partition) where used_at is null do nothing
-returning partition
-"""
-
-
 async def accept_topic(connection: Connection, topic: str, *, accepted_by: str, reason: str) -> int:
     """Put on the record that a topic is read from its first record; return its partitions.
 
-    An override that waits already stays: it is an operator's word as well.
+    An override that waits already stays, and is not counted: it is an operator's word as well.
     """
-    return len(await connection.fetch(_ACCEPT_TOPIC, topic, accepted_by, reason))
-
-
-# Where each partition is read on from as it is stored; an override that waits already stays.
-_ACCEPT_STORED = """
-insert into consumer_override (topic, partition, next_offset, accepted_by, reason)
-select k.topic, k.partition, coalesce(p.next_offset, 0), $3, $4
-  from unnest($1::text[], $2::int[]) as k (topic, partition)
-  left join consumer_progress p on p.topic = k.topic and p.partition = k.partition
- order by k.topic, k.partition
-on conflict (topic, partition) where used_at is null do nothing
-"""
+    stored = await stored_progress(connection, [topic])
+    return await _accept(connection, dict.fromkeys(stored, 0), accepted_by, reason)
 
 
 async def accept_stored_progress(
@@ -288,8 +252,31 @@ async def accept_stored_progress(
 ) -> int:
     """Accept, on the record, that these partitions are read on from where the database stands.
 
-    It was restored from a backup, so lag tools were told of more. Returns how many partitions.
+    It was restored from a backup, so lag tools were told of more, and perhaps of partitions that it
+    has never heard of. Returns how many partitions.
     """
-    topics, numbers = [p.topic for p in partitions], [p.number for p in partitions]
-    await connection.execute(_ACCEPT_STORED, topics, numbers, accepted_by, reason)
+    stored = await stored_progress(connection, sorted({place.topic for place in partitions}))
+    offsets = {place: stored[place].next_offset if place in stored else 0 for place in partitions}
+    await _accept(connection, offsets, accepted_by, reason)
     return len(partitions)
+
+
+# Where partitions are read on from; an override that waits already stays.
+_ACCEPT = """
+insert into consumer_override (topic, partition, next_offset, accepted_by, reason)
+select topic, partition, next_offset, $4, $5
+  from unnest($1::text[], $2::int[], $3::bigint[]) as k (topic, partition, next_offset)
+ order by topic, partition
+on conflict (topic, partition) where used_at is null do nothing
+returning partition
+"""
+
+
+async def _accept(
+    connection: Connection, offsets: Mapping[Partition, int], accepted_by: str, reason: str
+) -> int:
+    topics, numbers = [place.topic for place in offsets], [place.number for place in offsets]
+    accepted = await connection.fetch(
+        _ACCEPT, topics, numbers, list(offsets.values()), accepted_by, reason
+    )
+    return len(accepted)
