@@ -14,6 +14,7 @@ from metering.core.decisions import (
     cause_of_dismissal,
     dismissed,
     name_of,
+    replay_that_counts,
     replayed,
 )
 
@@ -60,3 +61,13 @@ def test_a_record_dismissed_whole_goes_to_quarantine_unjudged() -> None:
     assert "too-late" == cause.reason
     assert "dismissed by key:c" in cause.detail
     assert cause_of_dismissal(LAST) is None
+
+
+def test_a_replay_counts_unless_all_of_the_record_was_dismissed_after_it() -> None:
+    """Where all of it was still there to be dismissed, the replay had billed nothing."""
+    assert (2_000, "replayed by key:b") == replay_that_counts(SECOND)
+    assert (2_000, "replayed by key:b") == replay_that_counts(LAST)
+    whole = dismissed(SECOND, RECORD, 3_000, "dismissed by key:c", whole_reason="conflict")
+    assert replay_that_counts(whole) is None
+    never = dismissed(None, RECORD, 3_000, "dismissed by key:c", whole_reason=None)
+    assert replay_that_counts(never) is None

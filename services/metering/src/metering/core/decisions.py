@@ -6,10 +6,12 @@ metering that was restored from a backup would forget them. Each is stated on a 
 counts, the first dismissal stays. So it does not matter how often or in which order messages are
 read, and whoever finds that a message lacks something it knows states the sum again.
 
-When a record arrives in quarantine again, it is replayed first, if it was, and what is then still
-open is dismissed, if it was: what a replay billed before a restore is billed after it, too. A
-record that was dismissed whole is not judged at all (`cause_of_dismissal`): it may have been late
-then and be in time now, because a restored hub's watermark has yet to catch up.
+When a record arrives in quarantine again, it is replayed first, if a replay of it counts, and what
+is then still open is dismissed, if it was: what a replay billed before a restore is billed after
+it, too. A record that was dismissed whole is not judged at all, neither as it is read
+(`cause_of_dismissal`) nor by a replay (`replay_that_counts`): it may have lacked a price then and
+have one now, or have been late and be in time, because a restored hub's watermark has yet to catch
+up.
 
 Refuses nothing.
 """
@@ -99,6 +101,18 @@ def cause_of_dismissal(decision: QuarantineDecision) -> QuarantineCause | None:
     return QuarantineCause(
         decision.dismissed_reason, f"as it was before a restore: {decision.dismissed_because}"
     )
+
+
+def replay_that_counts(decision: QuarantineDecision) -> tuple[int, str] | None:
+    """Return when and why a record must be judged again, where that billed anything.
+
+    All of it was still there when it was dismissed whole: its replay was in vain.
+    """
+    if decision.dismissed_reason is not None:
+        return None
+    if decision.replayed_ms is None or decision.replayed_because is None:
+        return None
+    return decision.replayed_ms, decision.replayed_because
 
 
 def _undecided(record: RecordName) -> QuarantineDecision:
