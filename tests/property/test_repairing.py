@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from hisab_contracts.charges import BucketTotal
-from hisab_contracts.ids import BucketId, HubCode, PriceClass, Sku, TenantId
+from hisab_contracts.ids import BucketId, HubCode, PriceClass, Sku, TenantId, TopicId
 from hisab_contracts.prices import PriceBook
 from hisab_contracts.quarantine import QuarantineDecision
 from hisab_contracts.reference import PriceLine
@@ -43,6 +43,7 @@ from unit.ledger.values import CoreLedger, book
 from unit.metering.hub_events import HEADERS, HOUR_MS, NOON_MS, device, event, interval
 
 HUB = HubCode("lhr")
+LOG = TopicId("log-1")
 PARTITIONS = 2
 SKUS = ("h100-sxm-80", "l40s-48")
 FIRST_LIST = PriceList(
@@ -99,7 +100,7 @@ class Inside:
 def name_of_waiting(waiting: QuarantinedRecord) -> RecordName:
     """Name a record; that its value is hashed is the shell's part."""
     record = waiting.record
-    return RecordName(record.hub, record.topic, record.partition, record.offset, "0" * 64)
+    return RecordName(record.hub, record.topic, record.partition, record.offset, "0" * 64, LOG)
 
 
 def must_agree(inside: Inside) -> None:
@@ -116,7 +117,7 @@ def read(inside: Inside, outside: Outside, partition: int, count: int) -> None:
     first = inside.offsets[partition]
     records = []
     for offset, data in enumerate(outside.topic[partition][first : first + count], first):
-        name = RecordName(HUB, "t", partition, offset, "0" * 64)
+        name = RecordName(HUB, "t", partition, offset, "0" * 64, LOG)
         decision = inside.decisions.get(name)
         value = event(data, 1 + offset * PARTITIONS + partition)
         record = UsageRecord(HUB, "t", partition, offset, LATER_MS, None, value, HEADERS)

@@ -25,7 +25,9 @@ from hisab_contracts.topics import DECISIONS
 from metering.core.decisions import (
     RecordName,
     added_up,
+    decision_on,
     dismissed,
+    in_any_log,
     name_of,
     replay_that_counts,
     replayed,
@@ -127,13 +129,14 @@ async def apply_to(
             new.quarantined.record.partition,
             new.quarantined.record.offset,
             new.value_sha256,
+            new.quarantined.record.topic_id,
         ): new.quarantine_id
         for new in opened
     }
-    known = await known_decisions(connection, list(numbers))
+    known = await known_decisions(connection, {*numbers, *map(in_any_log, numbers)})
     # In order of arrival: which of two claims comes first must not hang on how rows were found.
     for name, number in numbers.items():
-        decision = known.get(name)
+        decision = decision_on(name, known)
         if decision is not None:
             kept = decision if replays else replace(decision, replayed_ms=None)
             await _apply(connection, outbox, cache, number, kept)

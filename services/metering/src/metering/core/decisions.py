@@ -18,23 +18,26 @@ Refuses nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from hisab_contracts.ids import HubCode
+from hisab_contracts.ids import UNKNOWN_TOPIC, HubCode, TopicId
 from hisab_contracts.quarantine import QuarantineDecision
 from metering.core.quarantine import QuarantineCause
 
 
 class RecordName(NamedTuple):
-    """Names a record of a hub for ever: where it lies, and the SHA-256 of its value."""
+    """Names a record of a hub for ever: where it lies, its value's SHA-256, and in which log."""
 
     hub: HubCode
     topic: str
     partition: int
     offset: int
     value_sha256: str
+    topic_id: TopicId
+    """Empty: not known, as for records that came before logs were noted."""
 
 
 def name_of(decision: QuarantineDecision) -> RecordName:
@@ -45,7 +48,24 @@ def name_of(decision: QuarantineDecision) -> RecordName:
         decision.partition,
         decision.offset,
         decision.value_sha256,
+        decision.topic_id or UNKNOWN_TOPIC,
     )
+
+
+def in_any_log(record: RecordName) -> RecordName:
+    """Return the name a record would have if its log were not known."""
+    return record._replace(topic_id=UNKNOWN_TOPIC)
+
+
+def decision_on(
+    record: RecordName, known: Mapping[RecordName, QuarantineDecision]
+) -> QuarantineDecision | None:
+    """Return all that was decided on a record, also before its log was noted.
+
+    Decisions on the same bytes in another log are none on this record: its topic was made anew.
+    """
+    before, decided = known.get(in_any_log(record)), known.get(record)
+    return before if decided is None else added_up(before, decided)
 
 
 def replayed(
@@ -127,4 +147,5 @@ def _undecided(record: RecordName) -> QuarantineDecision:
         dismissed_ms=None,
         dismissed_because=None,
         dismissed_reason=None,
+        topic_id=record.topic_id or None,
     )
