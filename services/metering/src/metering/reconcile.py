@@ -100,6 +100,8 @@ class Reconcile:
         self._outbox = Outbox((CHARGES,))
         self._reader: LogReader | None = None
         self._epochs: dict[Partition, int] = {}
+        # Of the partitions not yet read to where they ended as the run began, that end.
+        self._unread: dict[Partition, int] = {}
         self._repaired = 0
 
     async def run(self, *, since_ms: int, restate: bool) -> Outcome:
@@ -156,6 +158,8 @@ class Reconcile:
         """Have everything booked that was stated so far, and read all of it."""
         statement = await self._state_hub()
         if statement is None:
+            # No mark can be sent. What metering stated in a life that a restore forgot is booked.
+            await self._read_to_ends()
             return
         left = set(self._epochs)
         moved = _Moved(
@@ -167,6 +171,12 @@ class Reconcile:
                 if any(_is_mark(mark, statement) for mark in marks):
                     left.discard(partition)
             moved.look(len(left) if not read else ticks_ms())
+
+    async def _read_to_ends(self) -> None:
+        """Read all entries that were there as the run began."""
+        moved = _Moved("entries do not come: does the broker answer?")
+        while self._unread:
+            moved.look(len(self._unread) if not await self._read_entries() else ticks_ms())
 
     async def _state_hub(self) -> HubWatermark | None:
         """State a hub to every partition of the charges topic; None: nothing was ever stated."""
@@ -207,6 +217,11 @@ class Reconcile:
                     "entries were removed unread, or the topic was made anew"
                 )
         self._epochs = {found.partition: found.epoch for found in claims}
+        self._unread = {
+            found.partition: found.end_offset
+            for found in claims
+            if found.next_offset < found.end_offset
+        }
         if claims:
             self._reader = LogReader(
                 self._kafka, {found.partition: found.next_offset for found in claims}
@@ -234,6 +249,8 @@ class Reconcile:
             async with transaction_on(self._connection):
                 await advance(self._connection, [done])
                 await self._add([found for found in messages if isinstance(found, Entry)])
+            if piece.until >= self._unread.get(piece.partition, 0):
+                self._unread.pop(piece.partition, None)
             marks[piece.partition] = [m for m in messages if isinstance(m, EntryWatermark)]
         return marks
 
