@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from hisab_contracts.charges import BucketTotal
-from hisab_contracts.ids import BucketId, HubCode, PriceClass, Sku, TenantId
+from hisab_contracts.ids import BucketId, HubCode, PriceClass, Sku, TenantId, TopicId
 from hisab_contracts.prices import PriceBook
 from hisab_contracts.quarantine import QuarantineDecision
 from hisab_contracts.reference import PriceLine
@@ -24,6 +24,7 @@ from metering.core.decisions import (
     cause_of_dismissal,
     dismissed,
     name_of,
+    replay_that_counts,
     replayed,
 )
 from metering.core.pricing import (
@@ -42,6 +43,7 @@ from unit.ledger.values import CoreLedger, book
 from unit.metering.hub_events import HEADERS, HOUR_MS, NOON_MS, device, event, interval
 
 HUB = HubCode("lhr")
+LOG = TopicId("log-1")
 PARTITIONS = 2
 SKUS = ("h100-sxm-80", "l40s-48")
 FIRST_LIST = PriceList(
@@ -98,7 +100,7 @@ class Inside:
 def name_of_waiting(waiting: QuarantinedRecord) -> RecordName:
     """Name a record; that its value is hashed is the shell's part."""
     record = waiting.record
-    return RecordName(record.hub, record.topic, record.partition, record.offset, "0" * 64)
+    return RecordName(record.hub, record.topic, record.partition, record.offset, "0" * 64, LOG)
 
 
 def must_agree(inside: Inside) -> None:
@@ -115,7 +117,7 @@ def read(inside: Inside, outside: Outside, partition: int, count: int) -> None:
     first = inside.offsets[partition]
     records = []
     for offset, data in enumerate(outside.topic[partition][first : first + count], first):
-        name = RecordName(HUB, "t", partition, offset, "0" * 64)
+        name = RecordName(HUB, "t", partition, offset, "0" * 64, LOG)
         decision = inside.decisions.get(name)
         value = event(data, 1 + offset * PARTITIONS + partition)
         record = UsageRecord(HUB, "t", partition, offset, LATER_MS, None, value, HEADERS)
@@ -133,10 +135,9 @@ def read(inside: Inside, outside: Outside, partition: int, count: int) -> None:
 
 def apply(inside: Inside, outside: Outside, number: int, decision: QuarantineDecision) -> None:
     """Replay an open record, then dismiss what is still open, as was decided."""
-    if decision.replayed_ms is not None:
-        outside.hear(
-            inside.metered.replay([number], inside.reference(), replayed_ms=decision.replayed_ms)
-        )
+    replay = replay_that_counts(decision)
+    if replay is not None:
+        outside.hear(inside.metered.replay([number], inside.reference(), replayed_ms=replay[0]))
     if decision.dismissed_ms is not None and number in inside.metered.open:
         inside.metered.dismiss(number)
 
@@ -375,3 +376,20 @@ def test_conflicting_claims_read_in_another_order_are_charged_once() -> None:
     assert [0] == [total.total_micro for total in mend(backup, outside)]
     assert [0, 840_000_000] == sorted(state.charge_micro for state in outside.booked().values())
     must_be_booked_once(backup, outside)
+
+
+@pytest.mark.defect("F22")
+def test_a_record_replayed_in_vain_and_dismissed_is_not_billed_after_a_restore() -> None:
+    """It had no price then and has one now; what was dismissed whole stays dismissed."""
+    inside, outside = Inside(), Outside([[interval(sku=SKUS[1])], []])
+    add_prices(inside, outside, FIRST_LIST)
+    read(inside, outside, 0, 1)
+    [number] = inside.metered.open
+    backup = deepcopy(inside)
+    decide(inside, outside, number, replays=True)
+    decide(inside, outside, number, replays=False)
+    listed = ListedPrice(Sku(SKUS[1]), PriceClass("on_demand"), 100_000_000)
+    add_prices(inside, outside, PriceList("PKR", NOON_MS, None, (listed,)))
+    follow(backup, outside)
+    assert {} == outside.booked()
+    assert [] == mend(backup, outside)

@@ -1,8 +1,9 @@
 """What metering says of quarantined records: that one is there, and what operators decided on it.
 
-The bytes of a record never leave metering's database. A record is named by where it lies in Kafka
-and by the SHA-256 of its value: a number that metering gives it does not survive a restore of its
-database, and a place alone does not survive a topic that is made anew.
+The bytes of a record never leave metering's database. A record is named by where it lies in Kafka,
+by the SHA-256 of its value, and by the log it was read from: a number that metering gives it does
+not survive a restore of its database, and in a topic that is made anew the same bytes may come to
+the same place again.
 
 Decisions are on a compacted topic of one partition, so that metering restored from a backup finds
 every one of them again. A message states all that was decided on its record so far, so the last one
@@ -17,7 +18,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from hisab_contracts.events import QuarantineReason
-from hisab_contracts.ids import HubCode, QuarantineId
+from hisab_contracts.ids import HubCode, QuarantineId, TopicId
 
 _Count = Annotated[int, Meta(ge=0)]
 
@@ -34,7 +35,9 @@ class QuarantineNotice(Struct, frozen=True):
     value_sha256: str
 
 
-class QuarantineDecision(Struct, frozen=True, tag_field="kind", tag="quarantine"):
+class QuarantineDecision(
+    Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="quarantine"
+):
     """`metering.decisions.v1`: what operators decided on one quarantined record, all of it.
 
     A record may be replayed and then dismissed: what the replay could not bill is dismissed.
@@ -52,6 +55,8 @@ class QuarantineDecision(Struct, frozen=True, tag_field="kind", tag="quarantine"
     dismissed_because: str | None
     dismissed_reason: QuarantineReason | None
     """Why it was in quarantine; None: only parts of it were dismissed, the rest had been taken."""
+    topic_id: TopicId | None = None
+    """The log that the topic was when the record was read; None: not known, so any."""
 
 
 _DECODER: msgspec.json.Decoder[QuarantineDecision] = msgspec.json.Decoder(QuarantineDecision)
@@ -65,4 +70,6 @@ def read_decision(value: bytes) -> QuarantineDecision:
 def decision_key(decision: QuarantineDecision) -> bytes:
     """Return the key of a decision's message: `<hub>/<kind>/<id>`."""
     name = f"{decision.topic}/{decision.partition}/{decision.offset}/{decision.value_sha256}"
+    if decision.topic_id is not None:
+        name += f"/{decision.topic_id}"
     return f"{decision.hub}/quarantine/{name}".encode()

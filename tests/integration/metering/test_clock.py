@@ -6,12 +6,14 @@ import pytest
 
 from integration.metering.service import JULY_END_MS, Hub
 from metering.jobs import Watermarks
+from metering.reconcile import Reconcile
 from runtime.clock import now_ms
 from runtime.database import ClockStep, Database
 from runtime.kafka import Kafka
 from runtime.outbox import Outbox
 
 DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
 JULY_END = "2025-07-31T19:00:00.000Z"
 
 
@@ -40,6 +42,28 @@ async def test_a_clock_that_jumps_a_day_ahead_moves_no_watermark(hub: Hub) -> No
                     await watermarks.run(connection)
         async with pool.connection() as connection:
             assert [] == list(await connection.fetch(stated, now_ms()))
+    finally:
+        await pool.close()
+        await kafka.close()
+
+
+async def test_reconcile_states_no_hub_by_a_clock_that_jumped(hub: Hub) -> None:
+    """Its revision would stay, and so would the instant from which a hub counts as silent."""
+    hub.complete(JULY_END_MS)
+    hub.flush()
+    assert JULY_END == hub.complete_until(JULY_END)
+    kafka = Kafka(
+        hub.metering.infrastructure.bootstrap_servers, client="test", instance="0", replication=1
+    )
+    pool = Database(hub.metering.database.writer, name="test-clock")
+    await pool.open()
+    try:
+        async with pool.connection() as connection:
+            run = Reconcile(kafka, connection, print, clock=lambda: now_ms() + DAY_MS)
+            with pytest.raises(ClockStep):
+                await run.run(since_ms=0, restate=False)
+            stated = "select hub from hubs where stated_ms > $1"
+            assert [] == list(await connection.fetch(stated, now_ms() + HOUR_MS))
     finally:
         await pool.close()
         await kafka.close()

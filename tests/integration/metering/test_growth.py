@@ -105,6 +105,29 @@ async def test_look_at_an_end_and_its_last_usage_at_once_misses_nothing(
         assert rounds == await finals(metering)
 
 
+async def test_an_end_is_looked_at_a_second_time_before_it_rests(
+    migrated: Callable[[str], Addresses],
+) -> None:
+    """Who billed before the end was committed woke nobody; its hub, complete, is not waited out."""
+    async with opened(migrated("metering")) as metering:
+        await metering.facts(["ravi-health"])
+        await metering.take([ended(NOON_MS, 9, allocation_id=name) for name in "ab"], "ended")
+        job = Finals(metering.outbox)
+        async with metering.writer.connection() as connection:
+            await job.run(connection)
+            rests = (
+                "select check_at = 'infinity' as rests from allocations where allocation_id = $1"
+            )
+            assert [False] == [row["rests"] for row in await metering.rows(rests, "a")]
+            # A minute later.
+            soon = "update allocations set check_at = clock_timestamp() where allocation_id = 'a'"
+            await metering.rows(soon)
+            await job.run(connection)
+        assert [True] == [row["rests"] for row in await metering.rows(rests, "a")]
+        assert [False] == [row["rests"] for row in await metering.rows(rests, "b")]
+        assert ["a", "b"] == sorted(await due(metering, NOON_MS))
+
+
 async def test_end_is_final_once_its_tenant_becomes_known_however_long_it_was_put_off(
     migrated: Callable[[str], Addresses],
 ) -> None:

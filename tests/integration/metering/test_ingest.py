@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hisab_contracts.ids import HubCode, PriceClass, Sku, TenantId, TopicId
-from hisab_contracts.topics import CHARGES, PRICES, QUARANTINE
+from hisab_contracts.topics import CHARGES, DECISIONS, PRICES, QUARANTINE
 from infrastructure import Infrastructure
 from integration.runtime.bare import Bare, service_of_nothing
 from metering.batches import THREAD_ABOVE_RECORDS
+from metering.commands import dismiss_record
 from metering.core.engine import MAX_ROWS
 from metering.core.pricing import ListedPrice, PriceList, price_lines_of
 from metering.ingest import Ingest
@@ -98,6 +99,15 @@ def test_a_record_of_a_topic_made_anew_is_judged_though_its_place_was_quarantine
     assert (3, 1) == (anew[0].read_records, anew[0].accepted_records)
 
 
+def test_what_was_dismissed_in_one_log_is_judged_in_a_topic_made_anew(
+    infrastructure: Infrastructure, tmp_path: Path
+) -> None:
+    """An agent sends its spool again: the same bytes at the same place are another record."""
+    values, rounds = [b"{"], [("B", [b"{"])]
+    found = asyncio.run(taken(infrastructure, tmp_path, values, rounds=rounds, dismisses=True))
+    assert ["dismissed", "open"] == [listed.state for listed in found[4][0]]
+
+
 def test_a_transaction_of_many_rounds_says_that_it_moves(
     infrastructure: Infrastructure, tmp_path: Path
 ) -> None:
@@ -120,10 +130,12 @@ async def taken(
     max_rows: int = MAX_ROWS,
     batch_size: int = 1_000,
     rounds: Sequence[tuple[str, list[bytes]]] = (),
+    dismisses: bool = False,
 ) -> Any:
     """Take records into an empty database; return what its tables say.
 
-    They are of log A. In further rounds, records of named logs come from the same offsets.
+    They are of log A. In further rounds, records of named logs come from the same offsets; before
+    them, an operator may dismiss the first record that went to quarantine.
     """
     dsns = infrastructure.migrated_database("metering")
     bare = Bare(service_of_nothing(folder), dsns, infrastructure.bootstrap_servers)
@@ -138,7 +150,7 @@ async def taken(
         )
         for topic_id, sent in [("A", values), *rounds]
     ]
-    outbox = Outbox((CHARGES, QUARANTINE, PRICES))
+    outbox = Outbox((CHARGES, DECISIONS, QUARANTINE, PRICES))
     async with bare.open_kit() as kit:
         async with kit.writer.transaction() as connection:
             await facts(connection)
@@ -152,6 +164,9 @@ async def taken(
                     portion = records[first : first + batch_size]
                     batch = Batch(portion, {}, {topic: TopicId(topic_id)})
                     await ingest.handle(batch, connection)
+            if dismisses and topic_id == "A":
+                async with kit.api.transaction(tenant="*") as connection:
+                    await dismiss_record(connection, outbox, 1, "dismissed by key:operator")
         async with kit.api.transaction(tenant="*") as connection:
             found = (
                 await queries.sum_usage(connection, [LHR], 0, 2**60),

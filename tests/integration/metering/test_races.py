@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from infrastructure import Database as Addresses
-from integration.metering.stored import StoredMetering, opened, unexplained_gpu_ns
+from integration.metering.stored import LHR, StoredMetering, opened, unexplained_gpu_ns
+from metering.store import hubs
 from unit.metering.hub_events import HOUR_MS, NOON_MS, device, interval
 
 ROUNDS = 200
@@ -42,6 +43,18 @@ async def test_two_replays_of_one_record_at_once_leave_every_account_in_balance(
         sums.duplicate_records,
         sums.quarantined_records,
     )
+
+
+async def test_a_hub_that_is_stated_does_not_keep_its_new_sources_out(
+    migrated: Callable[[str], Addresses],
+) -> None:
+    """A new source or partition refers to the hub's row: what that takes does not wait."""
+    async with opened(migrated("metering")) as metering:
+        await metering.facts(["ravi-health"])
+        async with metering.writer.transaction() as stating:
+            await hubs.lock_hub(stating, LHR)
+            referred = "select hub from hubs where hub = $1 for key share nowait"
+            assert [LHR] == [row["hub"] for row in await metering.rows(referred, LHR)]
 
 
 def half_of(number: int) -> dict[str, Any]:

@@ -16,7 +16,8 @@ import asyncpg
 import pytest
 
 import stack as local_stack
-from hisab_contracts.topics import DECISIONS, HUBS, PRICES
+from contract.examples import EXAMPLES
+from hisab_contracts.topics import CHARGES, DECISIONS, ENTRIES, HUBS, PRICES
 from infrastructure import Infrastructure, run_apart
 from integration.metering.service import (
     JULY_END_MS,
@@ -27,6 +28,9 @@ from integration.metering.service import (
     read_all,
     running,
 )
+from metering.reconcile import Reconcile
+from runtime.database import Database
+from runtime.kafka import Kafka, Topic
 from unit.metering.hub_events import HOUR_MS, NOON_MS, device, interval
 
 TENANT = "ravi-health"
@@ -186,6 +190,33 @@ def test_an_old_message_that_is_published_again_does_not_hide_the_newer_one(
     )
     assert "nobody knows what it was" in last["dismissed_because"]
     assert last["replayed_ms"] is not None
+
+
+async def test_reconcile_finds_what_was_booked_before_a_restore_to_the_very_beginning(
+    alone: Metering,
+) -> None:
+    """No hub has said anything to this database; the ledger has booked a charge of one."""
+    servers = alone.infrastructure.bootstrap_servers
+    kafka = Kafka(servers, client="test", instance="0", replication=1)
+    pool = Database(alone.infrastructure.migrated_database("metering").writer, name="test")
+    await pool.open()
+    try:
+        # As many partitions as charges have: the service of this broker compares the two.
+        count = await kafka.partition_count(CHARGES)
+        await kafka.create_topics([Topic(ENTRIES, count)])
+        entry = json.loads((EXAMPLES / "valid/ledger.entries.v1/3-charge.json").read_text())
+        said = producer(alone.infrastructure)
+        said.produce(ENTRIES, json.dumps(entry | {"seq": 1}), entry["tenant_id"])
+        said.flush(60)
+        printed: list[str] = []
+        async with pool.connection() as connection:
+            run = Reconcile(kafka, connection, printed.append)
+            outcome = await run.run(since_ms=0, restate=False)
+        assert (1, 1) == (outcome.found_count, outcome.left_count)
+        assert "booked 60000000000 GPU-ns" in printed[0]
+    finally:
+        await pool.close()
+        await kafka.close()
 
 
 def accept(metering: Metering) -> int:

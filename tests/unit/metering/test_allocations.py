@@ -16,9 +16,10 @@ def ended(
     billed_gpu_ns: int = 0,
     watermark_ms: int | None = None,
     known: bool = True,
+    checked: bool = False,
 ) -> EndedAllocation:
     """job-1 ended at noon and says that it reserved a second of a device."""
-    return EndedAllocation(KEY, NOON_MS, 1_000, billed_gpu_ns, watermark_ms, known)
+    return EndedAllocation(KEY, NOON_MS, 1_000, billed_gpu_ns, watermark_ms, known, checked)
 
 
 @pytest.mark.parametrize(
@@ -45,5 +46,12 @@ def test_allocation_is_final_when_totals_match_or_its_hub_is_complete(
 
 def test_allocation_that_is_not_final_rests_until_something_of_it_changes() -> None:
     """Only for a tenant that nobody knows the next look has a time, ten minutes from now."""
-    assert check_allocation(ended()).check_after_ms is None
+    assert check_allocation(ended(checked=True)).check_after_ms is None
     assert 600_000 == check_allocation(ended(known=False)).check_after_ms
+    assert 600_000 == check_allocation(ended(known=False, checked=True)).check_after_ms
+
+
+def test_first_look_is_followed_by_a_second_because_billing_may_have_been_under_way() -> None:
+    """Who billed before the end was committed woke nobody: a minute later it is looked at again."""
+    assert 60_000 == check_allocation(ended()).check_after_ms
+    assert check_allocation(ended(billed_gpu_ns=1_000_000_000, checked=True)).is_final

@@ -27,11 +27,16 @@ from metering.reconcile import reconcile
 from metering.store import hubs
 from runtime.database import Database, Limits
 from runtime.kafka import Kafka
+from runtime.outages import is_outage
 from runtime.outbox import Outbox
 from runtime.progress import accept_stored_progress
 
 COMMANDS: Final = ("accept-restore", "reconcile")
 STACK: Final = Path(".hisab/stack.json")
+ATTEMPTS: Final = 15
+RETRY_S: Final = 2
+
+_log = structlog.get_logger("metering.console")
 
 Work = Callable[[Database, Kafka], Awaitable[int]]
 
@@ -64,13 +69,28 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
 
 async def _accept_restore(database: Database, kafka: Kafka, accepted_by: str, reason: str) -> int:
     """Take up forgotten facts, then accept where each partition of a hub is read on from."""
-    await Facts(Outbox((CHARGES, DECISIONS))).catch_up(kafka, database)
+    await _take_up_facts(database, kafka)
     async with database.transaction() as connection:
         topics = [hub_topic(hub) for hub in await hubs.list_hubs(connection)]
         partitions = await kafka.partitions(topics)
         accepted = await accept_stored_progress(connection, partitions, accepted_by, reason)
-    structlog.get_logger("metering.console").info("restore accepted", partitions=accepted)
+    _log.info("restore accepted", partitions=accepted)
     return 0
+
+
+async def _take_up_facts(database: Database, kafka: Kafka) -> None:
+    """Take up forgotten facts; tried again, because an operator runs this while all starts up."""
+    facts = Facts(Outbox((CHARGES, DECISIONS)))
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            await facts.catch_up(kafka, database)
+        except Exception as error:
+            if not is_outage(error) or attempt == ATTEMPTS:
+                raise
+            _log.warning("own facts not read yet", attempt=attempt, error=repr(error))
+            await asyncio.sleep(RETRY_S)
+        else:
+            return
 
 
 def _addresses(environ: Mapping[str, str]) -> tuple[str, str]:

@@ -4,8 +4,8 @@ Theory. A command stores its decision and states it on `metering.decisions.v1` i
 transaction (`state_replay`, `state_dismissal`). Metering follows that topic (`take_decisions`):
 what it decided itself it knows already, so nothing happens; metering that was restored from a
 backup takes up what it has forgotten. A decision is applied to its record if that is open in
-quarantine, and whenever it arrives there again (`apply_to`, by ingest): replayed first, then
-dismissed what is still open.
+quarantine, and whenever it arrives there again (`apply_to`, by ingest): replayed first, unless all
+of it was dismissed in the end; then what is still open is dismissed.
 
 A backup may also hold an old message in its outbox that is published after the newer one. Whoever
 reads such a message knows more than it says, and states all of it again, so that the last message
@@ -22,7 +22,16 @@ from msgspec.structs import replace
 
 from hisab_contracts.quarantine import QuarantineDecision, decision_key
 from hisab_contracts.topics import DECISIONS
-from metering.core.decisions import RecordName, added_up, dismissed, name_of, replayed
+from metering.core.decisions import (
+    RecordName,
+    added_up,
+    decision_on,
+    dismissed,
+    in_any_log,
+    name_of,
+    replay_that_counts,
+    replayed,
+)
 from metering.replay import replay_quarantined
 from metering.store import quarantine
 from metering.store.decisions import (
@@ -120,13 +129,14 @@ async def apply_to(
             new.quarantined.record.partition,
             new.quarantined.record.offset,
             new.value_sha256,
+            new.quarantined.record.topic_id,
         ): new.quarantine_id
         for new in opened
     }
-    known = await known_decisions(connection, list(numbers))
+    known = await known_decisions(connection, {*numbers, *map(in_any_log, numbers)})
     # In order of arrival: which of two claims comes first must not hang on how rows were found.
     for name, number in numbers.items():
-        decision = known.get(name)
+        decision = decision_on(name, known)
         if decision is not None:
             kept = decision if replays else replace(decision, replayed_ms=None)
             await _apply(connection, outbox, cache, number, kept)
@@ -140,14 +150,11 @@ async def _apply(
     decision: QuarantineDecision,
 ) -> None:
     """Do again what operators did: replay, then dismiss what is still open."""
-    if decision.replayed_ms is not None and decision.replayed_because is not None:
+    replay = replay_that_counts(decision)
+    if replay is not None:
+        replayed_ms, because = replay
         await replay_quarantined(
-            connection,
-            outbox,
-            cache,
-            [quarantine_id],
-            decision.replayed_because,
-            replayed_ms=decision.replayed_ms,
+            connection, outbox, cache, [quarantine_id], because, replayed_ms=replayed_ms
         )
     if decision.dismissed_because is not None:
         state = await quarantine.lock_state(connection, quarantine_id)

@@ -13,7 +13,6 @@ decisions are added up (`core.decisions`).
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -32,7 +31,6 @@ from runtime.consumer import Batch
 from runtime.database import Database
 from runtime.kafka import Kafka
 from runtime.log_reader import read_to_ends
-from runtime.outages import is_outage
 from runtime.outbox import Outbox
 from runtime.progress import stored_progress
 from runtime.records import Record
@@ -41,9 +39,6 @@ if TYPE_CHECKING:
     from runtime.database import Connection
 
 TOPICS: Final = (PRICES, HUBS, DECISIONS)
-ATTEMPTS: Final = 15
-"""Should the broker be away for longer, the process ends, and its supervisor sees it."""
-RETRY_S: Final = 2
 
 _LINE: Final = msgspec.json.Decoder(PriceLine)
 _HUB: Final = msgspec.json.Decoder(HubRecord)
@@ -60,18 +55,12 @@ class Facts:
         self._cache = ReferenceCache()
 
     async def catch_up(self, kafka: Kafka, database: Database) -> None:
-        """Read what was published to its end; returns once all of it is in the database."""
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                for topics in ((PRICES, HUBS), (DECISIONS,)):
-                    await self._read(kafka, database, topics)
-            except Exception as error:
-                if not is_outage(error) or attempt == ATTEMPTS:
-                    raise
-                _log.warning("own facts not read yet", attempt=attempt, error=repr(error))
-                await asyncio.sleep(RETRY_S)
-            else:
-                return
+        """Read what was published to its end; returns once all of it is in the database.
+
+        An outage is raised. Whoever calls asks again: a service at its gate for as long as it runs.
+        """
+        for topics in ((PRICES, HUBS), (DECISIONS,)):
+            await self._read(kafka, database, topics)
 
     async def _read(self, kafka: Kafka, database: Database, topics: Sequence[str]) -> None:
         partitions = await kafka.partitions(topics)

@@ -19,7 +19,7 @@ from hisab_contracts.topics import hub_of_topic
 from metering.batches import meter_records
 from metering.core import engine
 from metering.core.batch import UsageRecord
-from metering.core.decisions import RecordName, cause_of_dismissal, name_of
+from metering.core.decisions import RecordName, cause_of_dismissal, decision_on, name_of
 from metering.core.quarantine import ESCAPED_HEADER, UNREAD_RECORD, undecodable_batch
 from metering.decisions import apply_to
 from metering.store import state
@@ -75,13 +75,14 @@ def _as_dismissed(
     records: Sequence[UsageRecord], decided: Sequence[QuarantineDecision]
 ) -> Sequence[UsageRecord]:
     """Mark those records that operators dismissed whole before the database was restored."""
-    causes = {name_of(decision): cause_of_dismissal(decision) for decision in decided}
-    places = {(name.topic, name.partition, name.offset) for name in causes}
+    known = {name_of(decision): decision for decision in decided}
+    places = {(name.topic, name.partition, name.offset) for name in known}
     marked = []
     for record in records:
-        cause = None
+        decision = None
         if (record.topic, record.partition, record.offset) in places:
-            cause = causes.get(_name_of_record(record))
+            decision = decision_on(_name_of_record(record), known)
+        cause = None if decision is None else cause_of_dismissal(decision)
         if cause is not None and cause.reason == UNREAD_RECORD.reason:
             # It killed processes: neither is it read now.
             marked.append(replace(record, cause=cause))
@@ -92,7 +93,14 @@ def _as_dismissed(
 
 def _name_of_record(record: UsageRecord) -> RecordName:
     value_sha256 = hashlib.sha256(record.value or b"").hexdigest()
-    return RecordName(record.hub, record.topic, record.partition, record.offset, value_sha256)
+    return RecordName(
+        record.hub,
+        record.topic,
+        record.partition,
+        record.offset,
+        value_sha256,
+        record.topic_id,
+    )
 
 
 def _is_among(

@@ -43,7 +43,7 @@ from metering.store import booked, hubs, quarantine
 from metering.store.booked import BookedCharges
 from metering.store.state import lock_nodes
 from runtime.clock import now_ms, ticks_ms
-from runtime.database import Database, transaction_on
+from runtime.database import ClockStep, Database, checked_now_ms, transaction_on
 from runtime.feed import OutOfRangeError
 from runtime.kafka import Kafka, Message
 from runtime.log_reader import LogReader
@@ -52,6 +52,7 @@ from runtime.outbox import Outbox
 from runtime.progress import PartitionRange, advance, claim, stored_progress
 
 if TYPE_CHECKING:
+    from runtime.clock import Clock
     from runtime.database import Connection
 
 PAGE: Final = 500
@@ -92,14 +93,24 @@ class Outcome:
 class Reconcile:
     """One run. `connection` is outside a transaction, and holds the lease."""
 
-    def __init__(self, kafka: Kafka, connection: Connection, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        kafka: Kafka,
+        connection: Connection,
+        say: Callable[[str], None],
+        *,
+        clock: Clock = now_ms,
+    ) -> None:
         """Print what is found by `say`."""
+        self._clock = clock
         self._kafka = kafka
         self._connection = connection
         self._say = say
         self._outbox = Outbox((CHARGES,))
         self._reader: LogReader | None = None
         self._epochs: dict[Partition, int] = {}
+        # Of the partitions not yet read to where they ended as the run began, that end.
+        self._unread: dict[Partition, int] = {}
         self._repaired = 0
 
     async def run(self, *, since_ms: int, restate: bool) -> Outcome:
@@ -156,6 +167,8 @@ class Reconcile:
         """Have everything booked that was stated so far, and read all of it."""
         statement = await self._state_hub()
         if statement is None:
+            # No mark can be sent. What metering stated in a life that a restore forgot is booked.
+            await self._read_to_ends()
             return
         left = set(self._epochs)
         moved = _Moved(
@@ -168,8 +181,14 @@ class Reconcile:
                     left.discard(partition)
             moved.look(len(left) if not read else ticks_ms())
 
+    async def _read_to_ends(self) -> None:
+        """Read all entries that were there as the run began."""
+        moved = _Moved("entries do not come: does the broker answer?")
+        while self._unread:
+            moved.look(len(self._unread) if not await self._read_entries() else ticks_ms())
+
     async def _state_hub(self) -> HubWatermark | None:
-        """State a hub to every partition of the charges topic; None: nothing was ever stated."""
+        """State a hub to every partition of the charges topic; None: no hub has ever emitted."""
         views = [view for view in await hubs.view_hubs(self._connection) if view.emitted]
         if not views:
             return None
@@ -178,7 +197,7 @@ class Reconcile:
         async with transaction_on(self._connection):
             await hubs.lock_hub(self._connection, hub)
             [view] = await hubs.view_hubs(self._connection, hub)
-            present_ms = now_ms()
+            present_ms = await checked_now_ms(self._connection, self._clock)
             statement = statement_of(view, present_ms)
             await hubs.save_statement(self._connection, statement, present_ms)
             value = msgspec.json.encode(statement)
@@ -207,6 +226,11 @@ class Reconcile:
                     "entries were removed unread, or the topic was made anew"
                 )
         self._epochs = {found.partition: found.epoch for found in claims}
+        self._unread = {
+            found.partition: found.end_offset
+            for found in claims
+            if found.next_offset < found.end_offset
+        }
         if claims:
             self._reader = LogReader(
                 self._kafka, {found.partition: found.next_offset for found in claims}
@@ -234,6 +258,8 @@ class Reconcile:
             async with transaction_on(self._connection):
                 await advance(self._connection, [done])
                 await self._add([found for found in messages if isinstance(found, Entry)])
+            if piece.until >= self._unread.get(piece.partition, 0):
+                self._unread.pop(piece.partition, None)
             marks[piece.partition] = [m for m in messages if isinstance(m, EntryWatermark)]
         return marks
 
@@ -305,7 +331,7 @@ async def reconcile(database: Database, kafka: Kafka, *, since_ms: int, restate:
                 return 2
             run = Reconcile(kafka, connection, _say)
             outcome = await run.run(since_ms=since_ms, restate=restate)
-    except RunHalted as error:
+    except (RunHalted, ClockStep) as error:
         sys.stderr.write(f"cannot reconcile: {error}\n")
         return 2
     found, repaired = outcome.found_count, outcome.repaired_count

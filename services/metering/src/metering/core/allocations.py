@@ -5,9 +5,9 @@ that its hold may be released. Two things can show it: the GPU time billed is ex
 event says was reserved, or the hub is complete past the end, whatever was billed. Nothing is final
 for a tenant that nobody knows yet: its usage is in quarantine, and the ledger has no book of it.
 
-An allocation that is not final *rests*: nobody looks at it until something of it is billed, its
-hub is complete past its end, or its tenant becomes known. So those that never become final, of a
-hub that has stopped for weeks, cost nothing and delay no other.
+An allocation that is not final is looked at once more, and then *rests*: nobody looks at it until
+something of it is billed, its hub is complete past its end, or its tenant becomes known. So those
+that never become final, of a hub that has stopped for weeks, cost nothing and delay no other.
 
 Refuses nothing.
 """
@@ -22,6 +22,11 @@ from hisab_contracts.units import floor_gpu_ms
 UNKNOWN_TENANT_CHECK_MS: Final = 600_000
 """Its tenant wakes it as it arrives. Should that have been at the very moment of the look, each of
 the two could have missed the other: so it is looked at now and then."""
+
+
+SECOND_LOOK_MS: Final = 60_000
+"""Whoever bills wakes an allocation that has ended; what was billed while its end was not committed
+yet woke nobody, and the first look may have come before that billing was. A minute later it is."""
 
 
 class AllocationKey(NamedTuple):
@@ -43,6 +48,8 @@ class EndedAllocation(NamedTuple):
     """The sum of its buckets."""
     hub_watermark_ms: int | None
     tenant_is_known: bool
+    was_checked: bool
+    """Whether it was looked at since it ended."""
 
 
 class AllocationCheck(NamedTuple):
@@ -61,8 +68,14 @@ def check_allocation(allocation: EndedAllocation) -> AllocationCheck:
         key=allocation.key,
         ended_ms=allocation.ended_ms,
         is_final=_is_final(allocation),
-        check_after_ms=None if allocation.tenant_is_known else UNKNOWN_TENANT_CHECK_MS,
+        check_after_ms=_next_look_ms(allocation),
     )
+
+
+def _next_look_ms(allocation: EndedAllocation) -> int | None:
+    if not allocation.tenant_is_known:
+        return UNKNOWN_TENANT_CHECK_MS
+    return None if allocation.was_checked else SECOND_LOOK_MS
 
 
 def _is_final(allocation: EndedAllocation) -> bool:

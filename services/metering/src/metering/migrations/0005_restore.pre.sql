@@ -6,18 +6,21 @@ create table quarantine_decisions (
   partition         int    not null,
   record_offset     bigint not null,
   value_sha256      text   not null,
+  topic_id          text   not null default '',
   replayed_ms       bigint,
   replayed_because  text,
   dismissed_ms      bigint,
   dismissed_because text,
   dismissed_reason  text,
-  primary key (topic, partition, record_offset, value_sha256),
+  primary key (topic, partition, record_offset, value_sha256, topic_id),
   check ((replayed_ms is null) = (replayed_because is null)),
   check ((dismissed_ms is null) = (dismissed_because is null)),
   check (replayed_ms is not null or dismissed_ms is not null)
 );
 comment on table quarantine_decisions is
   'What operators decided on quarantined records: our copy of metering.decisions.v1.';
+comment on column quarantine_decisions.topic_id is
+  'The log the record was read from; empty: not known, so any.';
 
 -- A repair states a bucket that is not known here as 0, and must remember at which revision.
 alter table buckets drop constraint buckets_gpu_ns_check;

@@ -4,5 +4,3 @@
 alter table quarantine add column topic_id text not null default '';
 comment on column quarantine.topic_id is
   'The log the record was read from, by the id Kafka gives it; empty: not known.';
-create unique index quarantine_record
-  on quarantine (topic, partition, record_offset, topic_id, value_sha256);

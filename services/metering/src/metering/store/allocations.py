@@ -150,10 +150,10 @@ async def wake_tenants(connection: Connection, tenants: Collection[TenantId]) ->
 # are skipped: it decides about them.
 _DUE = (
     """
-select d.hub, d.allocation_id, d.tenant_id, d.ended_ms, d.reserved_gpu_ms
+select d.hub, d.allocation_id, d.tenant_id, d.ended_ms, d.reserved_gpu_ms, d.checks
   from unnest($1::text[]) as k (of_hub)
  cross join lateral (
-       select a.hub, a.allocation_id, a.tenant_id, a.ended_ms, a.reserved_gpu_ms
+       select a.hub, a.allocation_id, a.tenant_id, a.ended_ms, a.reserved_gpu_ms, a.checks
          from allocations a
         where a.hub = k.of_hub and a.check_at <= statement_timestamp() and"""
     + _WAITS
@@ -164,15 +164,18 @@ select d.hub, d.allocation_id, d.tenant_id, d.ended_ms, d.reserved_gpu_ms
 """
 )
 
-# At most so many of each hub that rest although the hub is complete past their end.
+# At most so many of each hub that rest, or wait for their second look, although the hub is complete
+# past their end.
 _PASSED = (
     """
-select d.hub, d.allocation_id, d.tenant_id, d.ended_ms, d.reserved_gpu_ms
+select d.hub, d.allocation_id, d.tenant_id, d.ended_ms, d.reserved_gpu_ms, d.checks
   from unnest($1::text[], $2::bigint[]) as k (of_hub, watermark_ms)
  cross join lateral (
-       select a.hub, a.allocation_id, a.tenant_id, a.ended_ms, a.reserved_gpu_ms
+       select a.hub, a.allocation_id, a.tenant_id, a.ended_ms, a.reserved_gpu_ms, a.checks
          from allocations a
-        where a.hub = k.of_hub and a.ended_ms <= k.watermark_ms and a.check_at = 'infinity' and"""
+        where a.hub = k.of_hub and a.ended_ms <= k.watermark_ms
+          and a.check_at > statement_timestamp()
+          and (a.check_at = 'infinity' or a.checks = 1) and"""
     + _WAITS
     + """
         order by a.ended_ms
@@ -230,6 +233,7 @@ def _ended_from_row(row: Row, deciding: Row, watermark_ms: int | None) -> EndedA
         billed_gpu_ns=int(deciding["billed_gpu_ns"]),
         hub_watermark_ms=watermark_ms,
         tenant_is_known=deciding["tenant_is_known"],
+        was_checked=row["checks"] > 0,
     )
 
 

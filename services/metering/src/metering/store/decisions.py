@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from hisab_contracts.ids import HubCode
+from hisab_contracts.ids import HubCode, TopicId
 from hisab_contracts.quarantine import QuarantineDecision
 from metering.core.decisions import RecordName, name_of
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from runtime.database import Connection
 
-_NAME: Final = "hub, topic, partition, record_offset, value_sha256"
+_NAME: Final = "hub, topic, partition, record_offset, value_sha256, topic_id"
 _DECIDED: Final = "replayed_ms, replayed_because, dismissed_ms, dismissed_because, dismissed_reason"
 
 # The name of a quarantined record.
@@ -40,17 +40,19 @@ def _name_from_row(row: Row) -> RecordName:
         partition=row["partition"],
         offset=row["record_offset"],
         value_sha256=row["value_sha256"],
+        topic_id=TopicId(row["topic_id"]),
     )
 
 
 # Quarantined records by their names, those that are still open, locked in the order of their ids.
+# A name without a log is that of a record in any.
 _LOCK_OPEN = """
-select q.quarantine_id, q.hub, q.topic, q.partition, q.record_offset, q.value_sha256
-  from unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::text[])
-       as k (hub, topic, partition, record_offset, value_sha256)
+select q.quarantine_id, k.hub, k.topic, k.partition, k.record_offset, k.value_sha256, k.topic_id
+  from unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::text[], $6::text[])
+       as k (hub, topic, partition, record_offset, value_sha256, topic_id)
   join quarantine q
     on q.topic = k.topic and q.partition = k.partition and q.record_offset = k.record_offset
-   and q.value_sha256 = k.value_sha256
+   and q.value_sha256 = k.value_sha256 and k.topic_id in (q.topic_id, '')
  where q.state = 'open'
  order by q.quarantine_id
    for update of q
@@ -68,14 +70,14 @@ async def lock_open(
 
 
 _KNOWN = (
-    "select d.hub, d.topic, d.partition, d.record_offset, d.value_sha256, "
+    "select d.hub, d.topic, d.partition, d.record_offset, d.value_sha256, d.topic_id, "
     + _DECIDED
     + """
-  from unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::text[])
-       as k (hub, topic, partition, record_offset, value_sha256)
+  from unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::text[], $6::text[])
+       as k (hub, topic, partition, record_offset, value_sha256, topic_id)
   join quarantine_decisions d
     on d.topic = k.topic and d.partition = k.partition and d.record_offset = k.record_offset
-   and d.value_sha256 = k.value_sha256
+   and d.value_sha256 = k.value_sha256 and d.topic_id = k.topic_id
 """
 )
 
@@ -93,7 +95,7 @@ async def known_decisions(
 
 # Records of these ranges of offsets that were dismissed whole.
 _DISMISSED_WHOLE = (
-    "select d.hub, d.topic, d.partition, d.record_offset, d.value_sha256, "
+    "select d.hub, d.topic, d.partition, d.record_offset, d.value_sha256, d.topic_id, "
     + _DECIDED
     + """
   from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[])
@@ -136,6 +138,7 @@ def _decision_from_row(row: Row) -> QuarantineDecision:
         dismissed_ms=row["dismissed_ms"],
         dismissed_because=row["dismissed_because"],
         dismissed_reason=row["dismissed_reason"],
+        topic_id=TopicId(row["topic_id"]) or None,
     )
 
 
@@ -145,9 +148,9 @@ _SAVE = (
     + ", "
     + _DECIDED
     + """)
-select * from unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::text[], $6::bigint[],
-                     $7::text[], $8::bigint[], $9::text[], $10::text[])
-on conflict (topic, partition, record_offset, value_sha256) do update
+select * from unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::text[], $6::text[],
+                     $7::bigint[], $8::text[], $9::bigint[], $10::text[], $11::text[])
+on conflict (topic, partition, record_offset, value_sha256, topic_id) do update
    set replayed_ms = excluded.replayed_ms, replayed_because = excluded.replayed_because,
        dismissed_ms = excluded.dismissed_ms, dismissed_because = excluded.dismissed_because,
        dismissed_reason = excluded.dismissed_reason

@@ -37,7 +37,8 @@ async def add_hub(connection: Connection, hub: HubCode, name: str, heartbeat_ms:
     return str(await connection.execute(_ADD_HUB, hub, name, heartbeat_ms)) == "INSERT 0 1"
 
 
-_LOCK_HUB = "select hub from hubs where hub = $1 for update"
+# Not `for update`: a new source or partition of the hub takes its key, and need not wait.
+_LOCK_HUB = "select hub from hubs where hub = $1 for no key update"
 
 
 async def lock_hub(connection: Connection, hub: HubCode) -> None:

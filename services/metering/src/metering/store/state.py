@@ -6,15 +6,17 @@ Theory. Whoever meters takes locks in one order, so that no two wait for each ot
    never takes one, because it leaves records alone that are in quarantine already (those it adds
    itself it may replay at once, where that was decided: nobody else sees them yet);
 2. the price lock: shared by all who rate, exclusive to whoever adds prices, so that no hour is
-   rated by a line that is being cut short; who adds prices holds nothing else;
+   rated by a line that is being cut short; who adds prices holds nothing else, and who takes up
+   published ones (`metering.facts`) holds at most quarantine rows;
 3. ingest: the rows of `hub_partitions` (`note_seen`), in the order of their keys;
 4. the nodes of the batch, in the order of their keys;
 5. its sources, in the order of theirs;
 6. what is saved: coverage, buckets, tallies, duplicates, allocations, new quarantine rows.
 
 Whoever holds a node's lock may change its coverage and buckets: what was loaded under it stays true
-until the commit. A batch too large for one `MeteringBatch` takes nodes again after sources; should
-that ever meet a replay the other way round, PostgreSQL ends one of the two, and it is tried again.
+until the commit. Two take nodes again after sources: a batch too large for one `MeteringBatch`, and
+whoever applies decisions, once per record (`metering.decisions`). Should that ever meet a replay
+the other way round, PostgreSQL ends one of the two, and it is tried again.
 
 Everything is read and written by sets, so that a batch needs a fixed number of statements.
 
