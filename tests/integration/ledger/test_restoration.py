@@ -164,6 +164,21 @@ async def test_what_is_entered_after_a_recovery_follows_what_was_taken_back(
     assert [] == await copy.audit()
 
 
+async def test_a_document_that_is_asked_for_again_after_a_recovery_gets_its_entry(
+    restored: Restored,
+) -> None:
+    """Its answer was lost and its key is forgotten; entered it is, once."""
+    await restored.now.tenant("billed", "commercial", 1_000)
+    await restored.now.book(total(300, tenant_id="billed"))
+    copy = await restored.copy()
+    first = await restored.now.invoiced("billed", "d-1", 200)
+    await restored.now.book(total(301, tenant_id="billed"))
+    await restored.publish(restored.now)
+    await restored.recovery(copy).run(accepted_by="ops", reason="disk lost")
+    assert first == await copy.invoiced("billed", "d-1", 200)
+    assert await books_of(restored.now) == await books_of(copy)
+
+
 async def test_a_database_that_was_served_after_its_restore_is_named_as_forked(
     restored: Restored,
 ) -> None:
