@@ -19,7 +19,7 @@ from infrastructure import Infrastructure
 from integration.ledger.real import RealLedger, opened
 from ledger.core.book import Book
 from ledger.recovery import NotRecovered, Recovery
-from ledger.restoration import LedgerTopics, PublishedGuard
+from ledger.restoration import LedgerTopics, PublishedGuard, offsets_to_compare
 from ledger.sequencer import Sequencer
 from ledger.store import sequence
 from ledger.store.queries import book_ids_after, projected_book
@@ -27,6 +27,7 @@ from runtime.gate import Gate
 from runtime.kafka import Kafka, Message, Topic
 from runtime.machine import Partition
 from runtime.progress import ProgressOverride, override_progress
+from runtime.readback import OffsetRange
 from unit.ledger.values import total, watermark
 
 TENANT = "acme"
@@ -112,6 +113,21 @@ async def test_a_ledger_that_has_all_it_published_is_served(restored: Restored) 
     async with restored.now.admin.connection() as connection:
         await connection.execute("delete from published_positions")
     assert None is await restored.refusal(restored.now)
+
+
+async def test_a_partition_without_a_position_is_compared_at_its_end_and_recovered_whole(
+    restored: Restored,
+) -> None:
+    """Each by itself: after an upgrade, some partitions have a position and others none."""
+    topic = restored.published.entries
+    ranges = {0: OffsetRange(100, 50_000), 1: OffsetRange(100, 50_000), 2: OffsetRange(100, 200)}
+    async with restored.now.admin.connection() as connection:
+        await connection.execute("delete from published_positions")
+        await sequence.keep_positions(connection, topic, {0: 49_000})
+        compared = await offsets_to_compare(connection, topic, ranges)
+        taken = await offsets_to_compare(connection, topic, ranges, before_positions=None)
+    assert {0: 49_000, 1: 40_000, 2: 100} == compared
+    assert {0: 49_000, 1: 100, 2: 100} == taken
 
 
 async def test_a_copy_that_lacks_a_published_entry_is_refused_and_recovered(

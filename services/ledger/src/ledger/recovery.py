@@ -143,7 +143,10 @@ class Recovery:
     async def _take_entries(self, connection: Connection) -> tuple[int, list[str]]:
         """Take back every entry that is lacking; say how many, and which holds were placed."""
         ranges = await self._entries.ranges()
-        begin = await offsets_to_compare(connection, self._entries.topic, ranges)
+        # All that is lacking is needed, however far back the first of it lies.
+        begin = await offsets_to_compare(
+            connection, self._entries.topic, ranges, before_positions=None
+        )
         if isinstance(begin, str):
             raise NotRecovered(begin)
         taken, holds = 0, list[str]()
