@@ -7,7 +7,8 @@ apart; but a bill never changes what it is computed by, so what it lacks must be
 same command that closed the month does so, and what it did is one *resumption* on the record:
 
 * Without an override, tax rows that were recorded since the close are taken up for the hubs that
-  had none, and for no other; whatever failed is tried again at once.
+  had none, and for no other; whatever failed is tried again at once. What was taken up for a hub
+  stands, whatever is recorded and taken up after: a month has one rate per hub.
 * With an override, finance goes on without what failed: bills that cannot be computed are *set
   aside* (their charges show in the reconciliation under that name, no number is burnt), and steps
   of numbered invoices are *waived*: the month does not wait for them any more, while they are still
@@ -45,6 +46,8 @@ class ParkedClosing:
     """Hubs of the bills that are still to compute."""
     tax_rows: tuple[TaxRow, ...]
     """The whole tax table."""
+    taken_up_versions: tuple[int, ...]
+    """Versions of it that earlier resumptions took up, ascending: the rows of their hubs stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ def resume_closing(parked: ParkedClosing, request: CloseRequest) -> Resumption |
         return PeriodClosed(closing.period)
     failed = tuple(unfinished(bill) for bill in parked.failed)
     at_on = tax_point_on(closing.period)
-    had = rows_in_force(parked.tax_rows, at_on, closing.tax_version)
+    had = rows_in_force(parked.tax_rows, at_on, closing.tax_version, parked.taken_up_versions)
     has = rows_in_force(parked.tax_rows, at_on, version_of(parked.tax_rows))
     lacking = sorted(set(parked.pending_hubs) - set(had))
     taken_up = tuple(has[hub] for hub in lacking if hub in has)

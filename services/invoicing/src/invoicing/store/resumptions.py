@@ -45,6 +45,14 @@ select distinct m.hub
 """
 
 
+# A resumption that took nothing up has no version.
+_TAKEN_UP_VERSIONS = """
+select tax_version from closing_resumptions
+ where period = $1 and tax_version is not null
+ order by tax_version
+"""
+
+
 async def parked_closing(connection: Connection, recorded: RecordedClosing) -> ParkedClosing:
     """Read what of a closing has failed, and what its pending bills could take up."""
     period = recorded.closing.period
@@ -55,6 +63,9 @@ async def parked_closing(connection: Connection, recorded: RecordedClosing) -> P
             HubCode(row["hub"]) for row in await connection.fetch(_PENDING_HUBS, period)
         ),
         tax_rows=tuple(await tax_rates.tax_rows(connection)),
+        taken_up_versions=tuple(
+            row["tax_version"] for row in await connection.fetch(_TAKEN_UP_VERSIONS, period)
+        ),
     )
 
 
