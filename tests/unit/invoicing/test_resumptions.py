@@ -49,6 +49,7 @@ FAILED = PeriodBlocker(
 PARKED = ParkedClosing(
     recorded=RecordedClosing(CLOSING, ASKED_AT, None),
     failed=(UNTAXED,),
+    failed_count=1,
     pending_hubs=(LHR, PEW),
     tax_rows=(PRA, NEW_PRA, KPRA),
     taken_up_versions=(),
@@ -61,6 +62,7 @@ RESUMED = Resumption(
     tax_version=3,
     taken_up=(KPRA,),
     failed=(FAILED,),
+    failed_count=1,
     actor="key:finance-2",
 )
 

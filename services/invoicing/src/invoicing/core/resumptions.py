@@ -42,6 +42,8 @@ class ParkedClosing:
     recorded: RecordedClosing
     failed: tuple[OutstandingBill, ...]
     """What has failed at least once and is not done; the first thousand."""
+    failed_count: int
+    """All of it, however many."""
     pending_hubs: tuple[HubCode, ...]
     """Hubs of the bills that are still to compute."""
     tax_rows: tuple[TaxRow, ...]
@@ -62,7 +64,9 @@ class Resumption:
     taken_up: tuple[TaxRow, ...]
     """The rows of it that count: those of hubs that had none."""
     failed: tuple[PeriodBlocker, ...]
-    """What had failed; by an override, what the month goes on without."""
+    """What had failed, the first thousand; by an override, what the month goes on without."""
+    failed_count: int
+    """All that had."""
     actor: str
 
 
@@ -99,5 +103,6 @@ def resume_closing(parked: ParkedClosing, request: CloseRequest) -> Resumption |
         tax_version=version_of(parked.tax_rows) if taken_up else None,
         taken_up=taken_up,
         failed=failed,
+        failed_count=parked.failed_count,
         actor=request.actor,
     )
