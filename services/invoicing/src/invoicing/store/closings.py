@@ -216,7 +216,8 @@ def facts_from_row(row: asyncpg.Record) -> InvoiceFacts:
     )
 
 
-# Bills whose turn has come: not computed yet, or tried in vain and due again.
+# Bills whose turn has come: not computed yet, or tried in vain and due again. Who waits longest is
+# first, so that many that fail keep nobody out.
 _PENDING_BILLS = (
     """
 select b.legal_entity_id, b.tenant_id, b.period, b.last_seq, l.name, l.series, t.currency,
@@ -230,7 +231,7 @@ select b.legal_entity_id, b.tenant_id, b.period, b.last_seq, l.name, l.series, t
   join tenants t on t.tenant_id = b.tenant_id
   join entries e on e.tenant_id = b.tenant_id and e.seq = b.last_seq
  where b.period = $1 and b.state = 'pending' and b.retry_at <= clock_timestamp()
- order by b.legal_entity_id, b.tenant_id
+ order by b.retry_at, b.tenant_id
  limit $2
 """
 )
