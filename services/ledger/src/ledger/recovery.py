@@ -111,11 +111,13 @@ class Recovery:
             if connection is None:
                 raise NotRecovered("a ledger serves this database: there is nothing to recover")
             tenants = await self._take_directory(connection)
+            async with transaction_on(connection):
+                # Its consumers were further than this database is, and would refuse to go back. Not
+                # after the entries: a ledger that waits may find the last of them, and open before.
+                await accept_progress(connection, accepted_by, reason)
             taken, holds = await self._take_entries(connection)
             done = Recovered(entries=taken, tenants=tenants, holds=holds)
             async with transaction_on(connection):
-                # Its consumers were further than this database is, and would refuse to go back.
-                await accept_progress(connection, accepted_by, reason)
                 await recoveries.record_recovery(
                     connection, accepted_by, reason, taken, tenants, holds
                 )
