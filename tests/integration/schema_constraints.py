@@ -140,6 +140,7 @@ INVOICING: Final[Reasons] = MappingProxyType(
             "invoiced_is_whole"
         ),
         "numbered under the lock of their month; an override has a reason or is none": (
+            "closing_resumptions_failed_count_check "
             "closing_resumptions_override_reason_check closing_resumptions_period_fkey "
             "closing_resumptions_pkey closing_resumptions_resumption_check"
         ),

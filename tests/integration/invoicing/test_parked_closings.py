@@ -13,7 +13,7 @@ import pytest
 import infrastructure
 from hisab_contracts.units import month_bounds_ms
 from integration.invoicing.months import MONTH, Served, charge, served
-from invoicing.closing import InvoiceRenderer
+from invoicing.closing import ROUNDS_AT_ONCE, InvoiceRenderer
 from invoicing.core.document import InvoiceStep
 from invoicing.ledger_client import InvoicedRefused
 from invoicing.pdf import TypesetterProcess
@@ -194,6 +194,52 @@ async def test_an_override_sets_aside_what_cannot_be_computed_and_numbers_the_re
         told = (await service.get(f"{PERIOD}/reconciliation", "auditor")).json()
         steps = {step["step"]: step["micro"] for step in told["steps"]}
         assert ("-6000000", "0") == (steps["set-aside"], told["difference_micro"])
+
+
+async def test_an_override_counts_all_that_it_sets_aside(migrated: Migrated, broker: str) -> None:
+    """Of more than the record shows."""
+    database = migrated("invoicing")
+    async with served(database, broker) as service:
+        await park_at_pew(service, database)
+        owner = await asyncpg.connect(database.admin)
+        try:
+            # A bill needs a book of its tenant: not here, where nothing of them is computed.
+            await owner.execute("set session_replication_role = replica")
+            await owner.execute(
+                "insert into bills (period, legal_entity_id, tenant_id, last_seq, reason,"
+                " reason_kind) select period, legal_entity_id, 'z' || n, 1, 'spoilt', 'compute'"
+                " from bills, generate_series(1, 1000) n where tenant_id = 'a'"
+            )
+            forced = await service.post(f"{PERIOD}/close", "finance", FORCED, "forced")
+            aside = await owner.fetchval("select count(*) from bills where state = 'set_aside'")
+        finally:
+            await owner.close()
+        (resumption,) = forced.json()["closing"]["resumptions"]
+        assert (1001, 1001) == (resumption["failed_count"], aside)
+
+
+async def test_a_bill_that_is_always_due_again_does_not_keep_the_job_from_other_months(
+    migrated: Migrated, broker: str
+) -> None:
+    """As where a pass over all that fail takes longer than they wait: the run ends all the same."""
+    database = migrated("invoicing")
+    async with served(database, broker) as service:
+        await park_at_pew(service, database)
+        owner = await asyncpg.connect(database.admin)
+        try:
+            await owner.execute(
+                "create function due_again() returns trigger language plpgsql as"
+                " $$ begin new.retry_at := '-infinity'; return new; end $$;"
+                "create trigger due_again before update on bills"
+                " for each row execute function due_again();"
+                "update bills set retry_at = retry_at where state = 'pending'"
+            )
+            async with service.books.writer.connection() as connection, asyncio.timeout(120):
+                await service.books.closer.run(connection)
+            attempts = await owner.fetchval("select attempts from bills where state = 'pending'")
+        finally:
+            await owner.close()
+        assert ROUNDS_AT_ONCE <= attempts
 
 
 async def test_a_currency_without_a_minor_unit_holds_up_nobody_else(

@@ -253,3 +253,14 @@ async def test_a_key_that_is_none_is_malformed(api: Api, key: str) -> None:
     """`idempotency_idempotency_key_check`."""
     answer = await api.post("/v1/holds", hold_of("con", "1"), "scheduler", key=key)
     assert (422, "malformed") == (answer.status_code, answer.json()["code"])
+
+
+async def test_every_constraint_was_held_against_the_rows_that_were_there(
+    ledger: RealLedger,
+) -> None:
+    """One that a `pre` file adds without looking is looked at by a `post` file."""
+    async with ledger.admin.connection() as connection:
+        unchecked = await connection.fetch(
+            "select conname from pg_constraint where not convalidated order by conname"
+        )
+    assert [] == [row["conname"] for row in unchecked]

@@ -19,7 +19,7 @@ from infrastructure import Infrastructure
 from integration.ledger.real import RealLedger, opened
 from ledger.core.book import Book
 from ledger.recovery import NotRecovered, Recovery
-from ledger.restoration import LedgerTopics, PublishedGuard
+from ledger.restoration import LedgerTopics, PublishedGuard, offsets_to_compare
 from ledger.sequencer import Sequencer
 from ledger.store import sequence
 from ledger.store.queries import book_ids_after, projected_book
@@ -33,6 +33,7 @@ from runtime.progress import (
     claim,
     override_progress,
 )
+from runtime.readback import OffsetRange
 from unit.ledger.values import total, watermark
 
 TENANT = "acme"
@@ -120,6 +121,21 @@ async def test_a_ledger_that_has_all_it_published_is_served(restored: Restored) 
     assert None is await restored.refusal(restored.now)
 
 
+async def test_a_partition_without_a_position_is_compared_at_its_end_and_recovered_whole(
+    restored: Restored,
+) -> None:
+    """Each by itself: after an upgrade, some partitions have a position and others none."""
+    topic = restored.published.entries
+    ranges = {0: OffsetRange(100, 50_000), 1: OffsetRange(100, 50_000), 2: OffsetRange(100, 200)}
+    async with restored.now.admin.connection() as connection:
+        await connection.execute("delete from published_positions")
+        await sequence.keep_positions(connection, topic, {0: 49_000})
+        compared = await offsets_to_compare(connection, topic, ranges)
+        taken = await offsets_to_compare(connection, topic, ranges, before_positions=None)
+    assert {0: 49_000, 1: 40_000, 2: 100} == compared
+    assert {0: 49_000, 1: 100, 2: 100} == taken
+
+
 async def test_a_copy_that_lacks_a_published_entry_is_refused_and_recovered(
     restored: Restored,
 ) -> None:
@@ -190,6 +206,21 @@ async def test_charges_are_read_on_from_where_the_copy_stands_also_where_it_had_
     assert [(known, 4, None), (new, 0, None)] == [
         (found.partition, found.next_offset, found.hint_offset) for found in claims
     ]
+
+
+async def test_a_document_that_is_asked_for_again_after_a_recovery_gets_its_entry(
+    restored: Restored,
+) -> None:
+    """Its answer was lost and its key is forgotten; entered it is, once."""
+    await restored.now.tenant("billed", "commercial", 1_000)
+    await restored.now.book(total(300, tenant_id="billed"))
+    copy = await restored.copy()
+    first = await restored.now.invoiced("billed", "d-1", 200)
+    await restored.now.book(total(301, tenant_id="billed"))
+    await restored.publish(restored.now)
+    await restored.recovery(copy).run(accepted_by="ops", reason="disk lost")
+    assert first == await copy.invoiced("billed", "d-1", 200)
+    assert await books_of(restored.now) == await books_of(copy)
 
 
 async def test_a_database_that_was_served_after_its_restore_is_named_as_forked(

@@ -33,7 +33,7 @@ FACTS = InvoiceFacts(
     currency="PKR",
     issued_on=dt.date(2025, 8, 1),
     tax_version=2,
-    taken_up_tax_version=None,
+    taken_up_versions=(),
     last_seq=3,
     last_hash="ab" * 32,
 )

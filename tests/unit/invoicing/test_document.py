@@ -266,7 +266,7 @@ def test_a_number_of_another_year_than_its_date_is_a_defect() -> None:
 
 def test_a_bill_says_that_it_rests_on_a_row_taken_up_later_only_where_it_does() -> None:
     """The other bills of the month keep the bytes that they would have had."""
-    facts = replace(FACTS, tax_version=1, taken_up_tax_version=2)
+    facts = replace(FACTS, tax_version=1, taken_up_versions=(2,))
     content = drafted(facts).content
     assert 2 == content.versions.taken_up_tax_version
     assert "pipeline 1, tax table 1, later rows taken up from 2" == shown(content)["versions"]

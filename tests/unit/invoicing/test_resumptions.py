@@ -49,8 +49,10 @@ FAILED = PeriodBlocker(
 PARKED = ParkedClosing(
     recorded=RecordedClosing(CLOSING, ASKED_AT, None),
     failed=(UNTAXED,),
+    failed_count=1,
     pending_hubs=(LHR, PEW),
     tax_rows=(PRA, NEW_PRA, KPRA),
+    taken_up_versions=(),
 )
 REQUEST = CloseRequest("2025-07", None, None, "key:finance-2")
 FORCED = replace(REQUEST, override_reason="the hub is abroad")
@@ -60,6 +62,7 @@ RESUMED = Resumption(
     tax_version=3,
     taken_up=(KPRA,),
     failed=(FAILED,),
+    failed_count=1,
     actor="key:finance-2",
 )
 
@@ -67,6 +70,19 @@ RESUMED = Resumption(
 def test_a_row_recorded_since_the_close_is_taken_up_for_the_hub_that_had_none() -> None:
     """On the record with who asked; the new rate of a hub that had one is not."""
     assert RESUMED == resume_closing(PARKED, REQUEST)
+
+
+def test_a_row_that_was_taken_up_before_is_not_taken_up_anew() -> None:
+    """A newer one of its hub has no effect, and only what lacks one is on the record."""
+    newer = TaxRow(4, PEW, "KPRA", 1600, dt.date(2025, 7, 1), "cited")
+    ict = TaxRow(5, ISB, "ICT", 1500, dt.date(2025, 1, 1), "cited")
+    parked = replace(
+        PARKED,
+        pending_hubs=(ISB, PEW),
+        tax_rows=(PRA, NEW_PRA, KPRA, newer, ict),
+        taken_up_versions=(3,),
+    )
+    assert replace(RESUMED, tax_version=5, taken_up=(ict,)) == resume_closing(parked, REQUEST)
 
 
 def test_while_the_row_is_missing_the_hubs_are_named() -> None:

@@ -103,6 +103,15 @@ def test_a_row_taken_up_counts_only_for_a_hub_that_had_none() -> None:
     missing = TaxRow(3, KHI, "SRB", 1500, dt.date(2025, 1, 1), "cited")
     after = TaxRow(4, KHI, "SRB", 1300, dt.date(2025, 7, 1), "cited")
     rows = [known, newer, missing, after]
-    assert {LHR: known, KHI: missing} == rows_in_force(rows, at_on, 1, 3)
-    assert {LHR: known, KHI: after} == rows_in_force(rows, at_on, 1, 4)
-    assert {LHR: known} == rows_in_force(rows, at_on, 1, 2)
+    assert {LHR: known, KHI: missing} == rows_in_force(rows, at_on, 1, [3])
+    assert {LHR: known, KHI: after} == rows_in_force(rows, at_on, 1, [4])
+    assert {LHR: known} == rows_in_force(rows, at_on, 1, [2])
+
+
+def test_what_was_taken_up_for_a_hub_stands_when_more_is_taken_up() -> None:
+    """One rate per hub in a month: bills of the first taking up may be out."""
+    at_on = dt.date(2025, 7, 31)
+    first = TaxRow(2, LHR, "PRA", 1500, dt.date(2025, 1, 1), "cited")
+    newer = TaxRow(3, LHR, "PRA", 1600, dt.date(2025, 7, 1), "cited")
+    other = TaxRow(4, KHI, "SRB", 1500, dt.date(2025, 1, 1), "cited")
+    assert {LHR: first, KHI: other} == rows_in_force([first, newer, other], at_on, 1, [2, 4])

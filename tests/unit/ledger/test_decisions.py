@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 from msgspec.structs import replace
 
@@ -22,7 +24,7 @@ from ledger.core.decisions import (
     footprint_of,
 )
 from ledger.core.grants import BudgetExceeded, GrantNotProposed, MakerIsChecker
-from ledger.core.holds import HoldClosed, HoldOver, InsufficientCredit
+from ledger.core.holds import Hold, HoldClosed, HoldOver, InsufficientCredit
 from ledger.core.movements import AlreadyInvoiced, NotReceivable, SetBudget
 from unit.ledger.values import (
     DAY_MS,
@@ -306,7 +308,7 @@ def test_a_release_names_a_hold_of_its_book() -> None:
 
 
 def test_an_invoice_moves_receivable_to_its_own_account_once() -> None:
-    """The limit still counts it."""
+    """The limit still counts it. Asked again, its key forgotten, it is entered: nothing to do."""
     ledger = CoreLedger(book(limit_micro=1000))
     ledger.do(total(980))
     entry = only(ledger.do(invoiced("d", 980)))
@@ -316,7 +318,8 @@ def test_an_invoice_moves_receivable_to_its_own_account_once() -> None:
         ledger.book.invoiced_micro,
         ledger.available(),
     )
-    assert AlreadyInvoiced(980) == ledger.do(invoiced("d", 980))
+    assert () == ledger.do(invoiced("d", 980))
+    assert AlreadyInvoiced(980) == ledger.do(invoiced("d", 979))
     assert NotReceivable(0) == ledger.do(invoiced("e", 1))
 
 
@@ -467,6 +470,39 @@ def test_a_unit_ends_what_is_due_once_and_only_in_books_that_it_writes_to() -> N
     assert [None, "f" * 32, "f" * 32] == list(changes.traces)
     assert ["expired", None] == [unit.hold(name, f"due-{name}").ended_by for name in "tu"]
     assert [("t", "due-t")] == [(tenant_id, hold.hold_id) for tenant_id, hold in changes.holds]
+
+
+class CountedHold(Hold, frozen=True, kw_only=True):
+    """A hold that counts how often it is asked whether it is over."""
+
+    asked: ClassVar[list[str]] = []
+
+    def is_over(self, now_ms: int) -> bool:
+        """Say so, and count."""
+        self.asked.append(self.hold_id)
+        return Hold.is_over(self, now_ms)
+
+
+def test_what_is_due_is_looked_at_once_however_many_commands_enter_nothing() -> None:
+    """A batch that comes again, or is refused, costs no more with many holds due than with none."""
+    due = [
+        (
+            "t",
+            CountedHold(
+                hold_id=HoldId(str(number)), hold_micro=0, allocation_id=None, expires_ms=at(9)
+            ),
+        )
+        for number in range(5)
+    ]
+    bucket = BookedBucket(bucket_id=total(9).bucket_id, hour_ms=DAY_MS, gpu_ns=9, charged_micro=9)
+    opened = {"t": book(limit_micro=10)}
+    unit = UnitOfWork(opened, at(10), buckets={("t", bucket.bucket_id): bucket}, due=due)
+    for _ in range(3):
+        assert () == unit.enter("t", total(9))
+        assert InsufficientCredit(available_micro=10, shortfall_micro=1) == unit.enter(
+            "t", hold("new", 11)
+        )
+    assert [str(number) for number in range(5)] == sorted(CountedHold.asked)
 
 
 def test_a_unit_names_everything_that_it_changed_and_nothing_else() -> None:

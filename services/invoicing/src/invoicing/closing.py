@@ -72,6 +72,8 @@ if TYPE_CHECKING:
     from runtime.database import Connection
 
 BILLS_AT_ONCE: Final = 200
+ROUNDS_AT_ONCE: Final = 50
+"""How often a month's bills are taken up before other months have their turn."""
 NUMBERS_AT_ONCE: Final = 50
 STEPS_AT_ONCE: Final = 32
 LEDGER_CALLS_AT_ONCE: Final = 8
@@ -88,8 +90,11 @@ class Closer:
     async def run(self, connection: Connection) -> None:
         """Take every open closing as far as it goes."""
         for period in await closings.open_periods(connection):
-            while await compute_some(connection, period):
-                pass
+            # Bills that fail may be due again before the last of them was tried: without a bound no
+            # other month would ever have its turn.
+            for _ in range(ROUNDS_AT_ONCE):
+                if not await compute_some(connection, period):
+                    break
             while await self.number_some(connection, period):
                 pass
             async with transaction_on(connection):

@@ -41,7 +41,7 @@ from ledger.core.holds import (
     price_hold,
 )
 from ledger.core.movements import RecordInvoiced, SetBudget
-from ledger.store import books, directory
+from ledger.store import books, directory, entries
 from ledger.store.queries import hold_of
 from runtime.auth import AccessKey, MintedKey, access_message, mint, store_keys
 from runtime.clock import now_ms
@@ -188,8 +188,8 @@ class Commands:
         entered = await self._enter(connection, tenant_id, command)
         if not isinstance(entered, tuple):
             return entered
-        unit, entries = entered
-        if not entries:
+        unit, made = entered
+        if not made:
             placed = await hold_of(connection, command.hold_id, unit.now_ms)
             if placed is None:
                 raise InvariantBroken("a hold that is not placed again is there")
@@ -200,12 +200,14 @@ class Commands:
     async def record_invoiced(
         self, connection: Connection, tenant_id: str, command: RecordInvoiced
     ) -> Entry | BookRefusal:
-        """Move what a finalised document bills out of receivable."""
+        """Move what a finalised document bills out of receivable; the entry made then or before."""
         entered = await self._enter(connection, tenant_id, command)
         if not isinstance(entered, tuple):
             return entered
-        _, (*_, entry) = entered
-        return entry
+        _, made = entered
+        if made:
+            return made[-1]
+        return await entries.invoiced_entry(connection, tenant_id, command.document_id)
 
     async def _enter(
         self, connection: Connection, book_id: str, command: BookCommand

@@ -115,13 +115,15 @@ class Recovery:
             if connection is None:
                 raise NotRecovered("a ledger serves this database: there is nothing to recover")
             tenants = await self._take_directory(connection)
-            taken, holds = await self._take_entries(connection)
-            done = Recovered(entries=taken, tenants=tenants, holds=holds)
             partitions = await self._kafka.partitions([self._charges])
             async with transaction_on(connection):
                 # Its consumer was further than this database is, and would refuse to go back; also
                 # in partitions of which this database, older than their first charge, has no row.
+                # Not after the entries: a ledger that waits may find the last, and open before.
                 await accept_stored_progress(connection, partitions, accepted_by, reason)
+            taken, holds = await self._take_entries(connection)
+            done = Recovered(entries=taken, tenants=tenants, holds=holds)
+            async with transaction_on(connection):
                 await recoveries.record_recovery(
                     connection, accepted_by, reason, taken, tenants, holds
                 )
@@ -149,7 +151,10 @@ class Recovery:
     async def _take_entries(self, connection: Connection) -> tuple[int, list[str]]:
         """Take back every entry that is lacking; say how many, and which holds were placed."""
         ranges = await self._entries.ranges()
-        begin = await offsets_to_compare(connection, self._entries.topic, ranges)
+        # All that is lacking is needed, however far back the first of it lies.
+        begin = await offsets_to_compare(
+            connection, self._entries.topic, ranges, before_positions=None
+        )
         if isinstance(begin, str):
             raise NotRecovered(begin)
         taken, holds = 0, list[str]()

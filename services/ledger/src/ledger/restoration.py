@@ -7,8 +7,10 @@ entry behind it is looked up here by its hash: an older copy lacks the first of 
 is nothing, or one window. Tenants and keys are on compacted topics, and are compared whole: a
 restored database would otherwise accept a key that was revoked since.
 
-A database that a release published from before positions were noted begins at the last 10 000
-records of a partition: more than one window, and so always enough to meet an entry of a later one.
+A partition without a noted position, in a database that has published (by a release from before
+positions were noted, or nothing of this partition), begins at its last 10 000 records: more than
+one window, and so always enough to meet an entry of a later one. A recovery, which needs all that
+is lacking and not one of it, begins such a partition at its first record.
 
 Refusals come as a text that says where, what, and what to do: it is shown to whoever calls, so it
 names no tenant; the log names the entry. Besides those of `core.restoration`: a database that was
@@ -135,18 +137,26 @@ class PublishedGuard:
 
 
 async def offsets_to_compare(
-    connection: Connection, topic: str, ranges: Mapping[int, OffsetRange]
+    connection: Connection,
+    topic: str,
+    ranges: Mapping[int, OffsetRange],
+    *,
+    before_positions: int | None = BEFORE_POSITIONS,
 ) -> dict[int, int] | str:
-    """Say from where each partition is compared, or why that cannot be known any more."""
+    """Say from where each partition is compared, or why that cannot be known any more.
+
+    `before_positions`: so many records where a partition has no position noted; None: all it has.
+    """
     known = await sequence.published_positions(connection, topic)
     accepted = await accepted_offsets(connection, topic)
-    # Numbered and without a position: published by a release that did not note any.
-    is_older = not known and await sequence.last_window(connection) is not None
+    has_published = await sequence.last_window(connection) is not None
     begin: dict[int, int] = {}
     for number, found in ranges.items():
         known_offset = known.get(number)
-        if is_older:
-            known_offset = max(found.first_offset, found.end_offset - BEFORE_POSITIONS)
+        # Asked per partition: after an upgrade the first window notes positions of some only.
+        if known_offset is None and has_published:
+            least = 0 if before_positions is None else found.end_offset - before_positions
+            known_offset = max(found.first_offset, least)
         offset = first_to_compare(
             known_offset, found.first_offset, found.end_offset, accepted.get(number)
         )

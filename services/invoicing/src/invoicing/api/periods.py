@@ -336,7 +336,7 @@ def _resumption(recorded: RecordedResumption) -> ResumptionAnswer:
             TakenUpTaxRow(row.tax_version, row.hub, row.authority, row.tax_bps, row.valid_from)
             for row in resumption.taken_up
         ],
-        failed_count=len(resumption.failed),
+        failed_count=resumption.failed_count,
         failed=_blocked_by(resumption.failed, SHOWN_FAILED),
     )
 

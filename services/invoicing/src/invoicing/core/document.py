@@ -128,7 +128,8 @@ class Versions(Struct, frozen=True, kw_only=True, omit_defaults=True):
     pipeline_version: int
     tax_version: int
     taken_up_tax_version: int | None = None
-    """Where a hub had no row at `tax_version`: the later version from which its row was taken."""
+    """Where a hub had no row at `tax_version`: the later version that its row was taken from, the
+    last where rows were taken up more than once."""
 
 
 class Content(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -230,7 +231,8 @@ class InvoiceFacts:
     currency: str
     issued_on: dt.date
     tax_version: int
-    taken_up_tax_version: int | None
+    taken_up_versions: tuple[int, ...]
+    """Later versions of the tax table that the bill has taken up, ascending."""
     last_seq: int
     last_hash: str
 
@@ -310,7 +312,7 @@ def draft_of(
     month was closed, or taken up later, and are in force on its tax point. Refusals as `bill`.
     """
     at_on = tax_point_on(facts.period)
-    in_force = rows_in_force(tax_rows, at_on, facts.tax_version, facts.taken_up_tax_version)
+    in_force = rows_in_force(tax_rows, at_on, facts.tax_version, facts.taken_up_versions)
     billed = bill(usage, in_force, at_on, facts.currency)
     if not isinstance(billed, Bill):
         return billed
@@ -415,9 +417,9 @@ def _content(facts: InvoiceFacts, first_seq: int, billed: Bill, at_on: dt.date) 
 
 
 def _taken_up(facts: InvoiceFacts, billed: Bill) -> int | None:
-    """Return the version that was taken up, where any line rests on it."""
+    """Return the last version that was taken up, where any line rests on a row of later."""
     rests_on = any(line.tax_row.tax_version > facts.tax_version for line in billed.lines)
-    return facts.taken_up_tax_version if rests_on else None
+    return facts.taken_up_versions[-1] if rests_on else None
 
 
 def content_bytes(content: Content) -> bytes:

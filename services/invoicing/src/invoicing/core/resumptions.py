@@ -7,7 +7,8 @@ apart; but a bill never changes what it is computed by, so what it lacks must be
 same command that closed the month does so, and what it did is one *resumption* on the record:
 
 * Without an override, tax rows that were recorded since the close are taken up for the hubs that
-  had none, and for no other; whatever failed is tried again at once.
+  had none, and for no other; whatever failed is tried again at once. What was taken up for a hub
+  stands, whatever is recorded and taken up after: a month has one rate per hub.
 * With an override, finance goes on without what failed: bills that cannot be computed are *set
   aside* (their charges show in the reconciliation under that name, no number is burnt), and steps
   of numbered invoices are *waived*: the month does not wait for them any more, while they are still
@@ -41,10 +42,14 @@ class ParkedClosing:
     recorded: RecordedClosing
     failed: tuple[OutstandingBill, ...]
     """What has failed at least once and is not done; the first thousand."""
+    failed_count: int
+    """All of it, however many."""
     pending_hubs: tuple[HubCode, ...]
     """Hubs of the bills that are still to compute."""
     tax_rows: tuple[TaxRow, ...]
     """The whole tax table."""
+    taken_up_versions: tuple[int, ...]
+    """Versions of it that earlier resumptions took up, ascending: the rows of their hubs stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,9 @@ class Resumption:
     taken_up: tuple[TaxRow, ...]
     """The rows of it that count: those of hubs that had none."""
     failed: tuple[PeriodBlocker, ...]
-    """What had failed; by an override, what the month goes on without."""
+    """What had failed, the first thousand; by an override, what the month goes on without."""
+    failed_count: int
+    """All that had."""
     actor: str
 
 
@@ -83,7 +90,7 @@ def resume_closing(parked: ParkedClosing, request: CloseRequest) -> Resumption |
         return PeriodClosed(closing.period)
     failed = tuple(unfinished(bill) for bill in parked.failed)
     at_on = tax_point_on(closing.period)
-    had = rows_in_force(parked.tax_rows, at_on, closing.tax_version)
+    had = rows_in_force(parked.tax_rows, at_on, closing.tax_version, parked.taken_up_versions)
     has = rows_in_force(parked.tax_rows, at_on, version_of(parked.tax_rows))
     lacking = sorted(set(parked.pending_hubs) - set(had))
     taken_up = tuple(has[hub] for hub in lacking if hub in has)
@@ -96,5 +103,6 @@ def resume_closing(parked: ParkedClosing, request: CloseRequest) -> Resumption |
         tax_version=version_of(parked.tax_rows) if taken_up else None,
         taken_up=taken_up,
         failed=failed,
+        failed_count=parked.failed_count,
         actor=request.actor,
     )

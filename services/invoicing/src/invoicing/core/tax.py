@@ -85,18 +85,22 @@ def tax_point_on(month: str) -> dt.date:
 
 
 def rows_in_force(
-    rows: Collection[TaxRow], at_on: dt.date, tax_version: int, taken_up_version: int | None = None
+    rows: Collection[TaxRow],
+    at_on: dt.date,
+    tax_version: int,
+    taken_up_versions: Iterable[int] = (),
 ) -> Mapping[HubCode, TaxRow]:
     """Return each hub's row in force on a date, as the table stood at a version.
 
     The newest `valid_from` not after the date wins. Two rows of one hub never begin on one day (a
     constraint of the table), so the order in which rows arrive cannot matter. A hub that had no row
-    in force gets the one that the table had at `taken_up_version`; no other hub's row changes.
+    in force gets the one it had at the first of `taken_up_versions` (ascending) at which it had
+    any; once a hub has a row, that never changes: bills that rest on it may be out.
     """
     chosen = _in_force(rows, at_on, tax_version)
-    if taken_up_version is None:
-        return chosen
-    return {**_in_force(rows, at_on, taken_up_version), **chosen}
+    for version in taken_up_versions:
+        chosen = {**_in_force(rows, at_on, version), **chosen}
+    return chosen
 
 
 def _in_force(rows: Iterable[TaxRow], at_on: dt.date, tax_version: int) -> dict[HubCode, TaxRow]:

@@ -111,6 +111,7 @@ create table closing_resumptions (
   tax_version     bigint,
   taken_up        jsonb  not null,
   failed          jsonb  not null,
+  failed_count    bigint not null check (failed_count >= 0),
   actor           text   not null,
   recorded_at     timestamptz not null default clock_timestamp(),
   primary key (period, resumption)

@@ -33,6 +33,7 @@ from invoicing.core.document import (
     steps_of,
 )
 from invoicing.core.periods import Closing, OutstandingBill, PeriodBlocker, RecordedClosing
+from invoicing.store.tax_rates import TAKEN_UP_VERSIONS
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -209,25 +210,31 @@ def facts_from_row(row: asyncpg.Record) -> InvoiceFacts:
         currency=row["currency"],
         issued_on=row["issued_on"],
         tax_version=row["tax_version"],
-        taken_up_tax_version=row["taken_up_tax_version"],
+        taken_up_versions=tuple(row["taken_up_versions"]),
         last_seq=row["last_seq"],
         last_hash=row["last_hash"],
     )
 
 
-# Bills whose turn has come: not computed yet, or tried in vain and due again.
-_PENDING_BILLS = """
+# Bills whose turn has come: not computed yet, or tried in vain and due again. Who waits longest is
+# first, so that many that fail keep nobody out.
+_PENDING_BILLS = (
+    """
 select b.legal_entity_id, b.tenant_id, b.period, b.last_seq, l.name, l.series, t.currency,
-       c.issued_on, c.tax_version, b.taken_up_tax_version, encode(e.entry_hash, 'hex') as last_hash
+       c.issued_on, c.tax_version, encode(e.entry_hash, 'hex') as last_hash,
+"""
+    + TAKEN_UP_VERSIONS
+    + """
   from bills b
   join closings c on c.period = b.period
   join legal_entities l on l.legal_entity_id = b.legal_entity_id
   join tenants t on t.tenant_id = b.tenant_id
   join entries e on e.tenant_id = b.tenant_id and e.seq = b.last_seq
  where b.period = $1 and b.state = 'pending' and b.retry_at <= clock_timestamp()
- order by b.legal_entity_id, b.tenant_id
+ order by b.retry_at, b.tenant_id
  limit $2
 """
+)
 
 
 async def pending_bills(connection: Connection, period: str, limit: int) -> list[InvoiceFacts]:

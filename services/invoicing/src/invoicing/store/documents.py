@@ -21,6 +21,7 @@ from invoicing.core.document import (
 )
 from invoicing.core.restoration import KeptDocument, SeriesYear
 from invoicing.store.closings import facts_from_row
+from invoicing.store.tax_rates import TAKEN_UP_VERSIONS
 
 if TYPE_CHECKING:
     import asyncpg
@@ -137,15 +138,19 @@ class InvoiceBasis:
 # Nothing that is computed from is taken from the invoice's content: a content that was changed
 # behind us must not be compared with itself. What is gone from the entries is read as nothing, so
 # that it shows as a difference.
-_BASIS = """
+_BASIS = (
+    """
 select i.legal_entity_id, i.series, i.tenant_id, i.period, i.issued_on, i.position, i.content,
-       i.content_sha256, l.name, t.currency, c.tax_version, b.taken_up_tax_version, b.last_seq,
+       i.content_sha256, l.name, t.currency, c.tax_version, b.last_seq,
        p.pdf_sha256, encode(sha256(p.pdf), 'hex') as stored_pdf_sha256,
        coalesce((select encode(e.entry_hash, 'hex') from entries e
                   where e.tenant_id = b.tenant_id and e.seq = b.last_seq), '') as last_hash,
        coalesce((select min(e.seq) from entries e
                   where e.tenant_id = b.tenant_id and e.kind = 'charge' and e.period = b.period
-                    and e.seq <= b.last_seq), 0) as first_seq
+                    and e.seq <= b.last_seq), 0) as first_seq,
+"""
+    + TAKEN_UP_VERSIONS
+    + """
   from invoices i
   join legal_entities l on l.legal_entity_id = i.legal_entity_id
   join tenants t on t.tenant_id = i.tenant_id
@@ -155,6 +160,7 @@ select i.legal_entity_id, i.series, i.tenant_id, i.period, i.issued_on, i.positi
   left join invoice_pdfs p on p.invoice_id = i.invoice_id
  where i.invoice_id = $1
 """
+)
 
 
 async def invoice_basis(connection: Connection, invoice_id: str) -> InvoiceBasis | None:

@@ -1,7 +1,9 @@
 """SQL of parked closings: what of them failed, and how they go on, on the record.
 
-It runs in the snapshot that the resumption was decided on. A bill that the closing job computes at
-the same moment is in conflict with it, and the command is run again on what is there then.
+It runs in the snapshot that the resumption was decided on. Where the closing job stores a bill at
+the same moment and commits first, the two are in conflict, and the command is run again on what is
+there then. Where the command commits first, what the job stores of a bill that was set aside is
+dropped, and one that failed for what it lacked before is tried again by itself.
 """
 
 from __future__ import annotations
@@ -45,25 +47,46 @@ select distinct m.hub
 """
 
 
+# The condition of `closings.outstanding_bills`, which shows the first thousand of these.
+_FAILED_COUNT = """
+select (select count(*) from bills
+         where period = $1 and state in ('pending', 'computed') and reason is not null)
+       + (select count(*)
+            from invoices i
+            join invoice_steps s on s.invoice_id = i.invoice_id
+           where i.period = $1 and s.done_at is null and not s.waived and s.reason is not null)
+"""
+# A resumption that took nothing up has no version.
+_TAKEN_UP_VERSIONS = """
+select tax_version from closing_resumptions
+ where period = $1 and tax_version is not null
+ order by tax_version
+"""
+
+
 async def parked_closing(connection: Connection, recorded: RecordedClosing) -> ParkedClosing:
     """Read what of a closing has failed, and what its pending bills could take up."""
     period = recorded.closing.period
     return ParkedClosing(
         recorded=recorded,
         failed=await closings.outstanding_bills(connection, period, failed_only=True),
+        failed_count=await connection.fetchval(_FAILED_COUNT, period),
         pending_hubs=tuple(
             HubCode(row["hub"]) for row in await connection.fetch(_PENDING_HUBS, period)
         ),
         tax_rows=tuple(await tax_rates.tax_rows(connection)),
+        taken_up_versions=tuple(
+            row["tax_version"] for row in await connection.fetch(_TAKEN_UP_VERSIONS, period)
+        ),
     )
 
 
 # `do nothing` never does: of two at once the second is refused its snapshot, and is run again.
 _RECORD = """
 insert into closing_resumptions (period, resumption, override_reason, tax_version, taken_up, failed,
-                                 actor)
+                                 failed_count, actor)
 select $1::text, coalesce(max(resumption), 0) + 1, $2::text, $3::bigint, $4::jsonb, $5::jsonb,
-       $6::text
+       $6::bigint, $7::text
   from closing_resumptions
  where period = $1
 on conflict (period, resumption) do nothing
@@ -97,6 +120,7 @@ async def record_resumption(connection: Connection, resumption: Resumption) -> N
         resumption.tax_version,
         msgspec.json.encode(resumption.taken_up).decode(),
         msgspec.json.encode(resumption.failed).decode(),
+        resumption.failed_count,
         resumption.actor,
     )
     if overrides:
@@ -112,13 +136,14 @@ def _resumption_from_row(row: asyncpg.Record) -> RecordedResumption:
         tax_version=row["tax_version"],
         taken_up=msgspec.json.decode(row["taken_up"], type=tuple[TaxRow, ...]),
         failed=msgspec.json.decode(row["failed"], type=tuple[PeriodBlocker, ...]),
+        failed_count=row["failed_count"],
         actor=row["actor"],
     )
     return RecordedResumption(resumption, row["recorded_at"])
 
 
 _RESUMPTIONS = """
-select period, override_reason, tax_version, taken_up, failed, actor, recorded_at
+select period, override_reason, tax_version, taken_up, failed, failed_count, actor, recorded_at
   from closing_resumptions
  where period = $1
  order by resumption desc

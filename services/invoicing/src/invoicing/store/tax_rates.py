@@ -6,7 +6,7 @@ closing pins its version.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from invoicing.core.tax import TaxRow
 
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from runtime.database import Connection
 
 _TAX_COLUMNS = "tax_version, hub, authority, tax_bps, valid_from, citation"
+
+# The versions of the tax table that a bill `b` has taken up: its own, and those of the resumptions
+# before.
+TAKEN_UP_VERSIONS: Final = """
+       array(select r.tax_version from closing_resumptions r
+              where r.period = b.period and r.tax_version <= b.taken_up_tax_version
+              order by r.tax_version) as taken_up_versions
+"""
 
 
 def _tax_row_from_row(row: asyncpg.Record) -> TaxRow:

@@ -137,18 +137,27 @@ class BookedBucket(Struct, frozen=True, kw_only=True):
     draws: tuple[Draw, ...] = ()
 
 
+class DueHolds(Struct, frozen=True):
+    """Open holds of a book whose time has come, though no entry says so yet (`expiry`)."""
+
+    holds: tuple[Hold, ...]
+    """In the order in which their time came."""
+    book: Book
+    """The book as it stands now: what they still reserve is free."""
+
+
 class Books(Struct, frozen=True):
     """All that one command can touch: a book, the bucket and the hold it speaks of, and more.
 
-    `programme` is the second book of a command that moves something between two. `due` are the
-    book's open holds whose time has come, though no entry says so yet (`expiry`).
+    `programme` is the second book of a command that moves something between two. `due` is what is
+    over in the book and not ended on the record; None: nothing is.
     """
 
     book: Book
     bucket: BookedBucket | None = None
     hold: Hold | None = None
     programme: Book | None = None
-    due: tuple[Hold, ...] = ()
+    due: DueHolds | None = None
 
 
 def available_micro(book: Book, now_ms: int) -> int:

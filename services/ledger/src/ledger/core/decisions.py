@@ -57,7 +57,7 @@ from ledger.core.book import (
     postings_of,
     take_from_lots,
 )
-from ledger.core.expiry import books_at, expire, expiry_of, release_entry
+from ledger.core.expiry import books_at, due_of, expire, expiry_of, release_entry
 from ledger.core.grants import ApprovalRefusal, ApproveGrant
 from ledger.core.holds import (
     LIMIT,
@@ -198,10 +198,16 @@ class UnitOfWork:
         self._books = dict(books)
         self._buckets = dict(buckets or {})
         self._holds = dict(holds or {})
-        self._due: dict[str, list[str]] = {}
+        over: dict[str, list[Hold]] = {}
         for tenant_id, hold in due:
             self._holds[tenant_id, hold.hold_id] = hold
-            self._due.setdefault(tenant_id, []).append(hold.hold_id)
+            over.setdefault(tenant_id, []).append(hold)
+        # Once for all commands: thousands may be due, and a batch may have as many messages that
+        # enter nothing. Until something is folded into its book this stands.
+        self._due = {
+            tenant_id: due_of(self._books[tenant_id], found, now_ms)
+            for tenant_id, found in over.items()
+        }
         self._holds_of_allocations = dict(holds_of_allocations or {})
         self._lots_before = {book_id: book.lots for book_id, book in books.items()}
         self._entries: list[Entry] = []
@@ -290,7 +296,7 @@ class UnitOfWork:
         # A programme's book takes its budget and nothing else; a tenant's never takes one.
         if book is None or (book.kind == "fund") != isinstance(command, SetBudget):
             return None
-        due = tuple(self._holds[book_id, hold_id] for hold_id in self._due.get(book_id, ()))
+        due = self._due.get(book_id)
         if isinstance(command, BucketTotal):
             bucket = self._buckets.get((book_id, command.bucket_id))
             return Books(book, bucket, self._hold_or_none(book_id, command.hold_id), due=due)
@@ -351,13 +357,14 @@ def decide(
     No entries: there is nothing to book (a total not newer than the booked one). Entries of holds
     that are over come first, the command's own last. Conserves: every entry's postings sum to zero.
     """
-    if not any(hold.is_over(now_ms) for hold in books.due):
+    due = books.due
+    if due is None:
         return _decide(books, command, now_ms)
     # First as of now, without making an entry: a refusal needs none, and thousands may be over.
-    decided = _decide(books_at(books, now_ms), command, now_ms)
+    decided = _decide(books_at(books, due, now_ms), command, now_ms)
     if not isinstance(decided, tuple) or not decided:
         return decided
-    expiries, after = expire(books, now_ms)
+    expiries, after = expire(books, due, now_ms)
     decided = _decide(after, command, now_ms)
     return (*expiries, *decided) if isinstance(decided, tuple) else decided
 

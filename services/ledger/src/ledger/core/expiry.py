@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from hisab_contracts.entries import Entry
-from ledger.core.book import Book, Books, evolve, next_entry, with_reservations
+from ledger.core.book import Book, Books, DueHolds, evolve, next_entry, with_reservations
 from ledger.core.holds import Draw, Hold, ReleaseHold, ended_detail
 
 
@@ -51,17 +51,23 @@ def book_at(book: Book, over: Iterable[Draw]) -> Book:
     return with_reservations(book, sums.items(), sign=-1) if sums else book
 
 
-def books_at(books: Books, now_ms: int) -> Books:
+def due_of(book: Book, holds: Iterable[Hold], now_ms: int) -> DueHolds:
+    """Return what is over in a book, and the book as it stands now, for many commands to ask."""
+    over = holds_over(holds, now_ms)
+    reserved = (draw for hold in over for draw in hold.reserved)
+    return DueHolds(tuple(over), book_at(book, reserved))
+
+
+def books_at(books: Books, due: DueHolds, now_ms: int) -> Books:
     """Return what a command touches as it stands now, without what is due."""
-    reserved = (draw for hold in holds_over(books.due, now_ms) for draw in hold.reserved)
-    return _without_due(books, book_at(books.book, reserved), now_ms)
+    return _without_due(books, due.book, now_ms)
 
 
-def expire(books: Books, now_ms: int) -> tuple[tuple[Entry, ...], Books]:
+def expire(books: Books, due: DueHolds, now_ms: int) -> tuple[tuple[Entry, ...], Books]:
     """End on the record all that is over; return the entries, and the books that they leave."""
     book = books.book
     entries: list[Entry] = []
-    for hold in holds_over(books.due, now_ms):
+    for hold in due.holds:
         entry = release_entry(book, hold, expiry_of(hold), now_ms)
         book = evolve(Books(book, hold=hold), entry).book
         entries.append(entry)
@@ -89,4 +95,4 @@ def release_entry(book: Book, hold: Hold, command: ReleaseHold, now_ms: int) -> 
 def _without_due(books: Books, book: Book, now_ms: int) -> Books:
     """Return the same books around a book in which nothing that is over reserves anything."""
     hold = None if books.hold is None else hold_at(books.hold, now_ms)
-    return replace(books, book=book, hold=hold, due=())
+    return replace(books, book=book, hold=hold, due=None)

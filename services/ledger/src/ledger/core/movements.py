@@ -44,7 +44,7 @@ class RecordInvoiced(Struct, frozen=True, kw_only=True):
 
 
 class AlreadyInvoiced(Struct, frozen=True):
-    """The book has entered this document under another command."""
+    """The book has entered this document with another amount."""
 
     invoiced_micro: int
 
@@ -116,12 +116,16 @@ def granted_account(grant: Grant) -> str:
 def record_invoiced(
     book: Book, command: RecordInvoiced, now_ms: int
 ) -> tuple[Entry, ...] | AlreadyInvoiced | NotReceivable:
-    """Move what a finalised document bills from receivable to the document's own account."""
+    """Move what a finalised document bills from receivable to the document's own account.
+
+    No entry where it was moved already: its key is forgotten by a restore, and the entry is not.
+    """
     account = INVOICED + command.document_id
     # Asked first: once it is entered nothing may be receivable any more, and that is no reason to
     # say anything else than that the document is entered.
     if account in book.accounts:
-        return AlreadyInvoiced(-book.accounts[account])
+        entered_micro = -book.accounts[account]
+        return () if entered_micro == command.invoiced_micro else AlreadyInvoiced(entered_micro)
     if command.invoiced_micro > book.receivable_micro:
         return NotReceivable(book.receivable_micro)
     movements = [("receivable", command.invoiced_micro), (account, -command.invoiced_micro)]

@@ -7,7 +7,9 @@ published entries can be taken back as they were: the hash is computed again, th
 the book's head, and its effects follow from it (`book.evolve`).
 
 Two things a tenant's entry does not say. A grant has its counterpart in the programme's book, which
-is not published: it is made again out of the grant's entry, and is what it was. What a scheduler
+is not published: it is made again out of the grant's entry, with its amounts. Grants come back
+partition by partition, so where a programme gave to several tenants, `seq`, hash and `recorded_at`
+in its own book may differ from what they were; nobody outside was told those. What a scheduler
 said of a job when it placed a hold (project, job, hub, SKU) is gone: the hold stands, is drawn on
 and ends by release or expiry, but no final of a run ends it.
 

@@ -465,7 +465,8 @@ select tenant_id, hold_id from holds where ended is null and expires_at <= $1
  order by expires_at limit $2
 """
 # The server's clock, and the open holds of these books that are over. One row without a hold where
-# there is none: the clock is always answered.
+# there is none: the clock is always answered. All of them, as no entry may stand on what one of
+# them still reserves; what bounds them is the sweep (`jobs`).
 _LOAD_DUE = (
     "select clock_at, "
     + _HOLD_COLUMNS

@@ -139,6 +139,22 @@ async def entries_after(
     return [entry_from_row(row) for row in rows if row["seq"] > after_seq][:limit]
 
 
+# Backwards: it is asked for again soon after it was entered, and a book may be long.
+_INVOICED_SEQ = """
+select seq from entries
+ where tenant_id = $1 and kind = 'invoiced' and caused_by = 'document:' || $2::text
+ order by seq desc
+ limit 1
+"""
+
+
+async def invoiced_entry(connection: Connection, tenant_id: str, document_id: str) -> Entry:
+    """Find the entry that moved what a document bills; there is one."""
+    seq = await connection.fetchval(_INVOICED_SEQ, tenant_id, document_id)
+    (entry,) = await entries_after(connection, tenant_id, seq - 1, 1)
+    return entry
+
+
 # Which entries are here, by place, and what they are.
 _HASHES_OF = """
 select e.tenant_id, e.seq, e.hash
