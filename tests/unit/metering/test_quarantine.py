@@ -9,6 +9,7 @@ from metering.core.quarantine import (
     QuarantineState,
     failed_release,
     refuse_closed,
+    undecodable_batch,
 )
 
 
@@ -23,3 +24,9 @@ def test_record_that_we_fail_to_release_is_left_to_an_operator() -> None:
     """Under a reason that no tenant and no price releases, with what went wrong."""
     cause = failed_release("ValueError('boom')")
     assert ("killed-process", "judging it again failed: ValueError('boom')") == cause
+
+
+def test_batch_that_cannot_be_taken_apart_is_undecodable_and_says_why() -> None:
+    """Its bytes wait whole; the detail says which records they hold."""
+    cause = undecodable_batch("offsets 3 to 9: too large")
+    assert ("undecodable", "offsets 3 to 9: too large") == cause
