@@ -43,15 +43,9 @@ class ReconciledStatus(StatusResource):
         answer = await super().look()
         async with self._database.connection() as connection:
             last = await booked.last_run(connection)
-        return MeteringStatus(
-            service=answer.service,
-            version=answer.version,
-            ready=answer.ready,
-            lag_records=answer.lag_records,
-            outbox_depth=answer.outbox_depth,
-            blocked_by=answer.blocked_by,
-            complete_until=answer.complete_until,
-            reconcile=None
+        reconcile = (
+            None
             if last is None
-            else ReconcileView(instant_text(last.finished_ms), last.difference_count),
+            else ReconcileView(instant_text(last.finished_ms), last.difference_count)
         )
+        return MeteringStatus(**msgspec.structs.asdict(answer), reconcile=reconcile)

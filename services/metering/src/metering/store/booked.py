@@ -33,6 +33,7 @@ from hisab_contracts.ids import (
 from hisab_contracts.units import ms_of
 from metering.core.pricing import rate_line_id
 from metering.core.repair import BucketState, ComparedBucket
+from metering.store.state import BUCKET_COLUMNS, bucket_row
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
@@ -226,36 +227,24 @@ def _compared_from_row(row: Row) -> ComparedBucket:
 # Repairing.
 
 # A bucket that is not known here is kept as 0, so that its revision is remembered.
-_SAVE_REPAIRED = """
-insert into buckets (bucket_id, revision, gpu_ns, charge_micro, hold_id, tenant_id, project_id,
-                     allocation_id, hub, node_id, rate_line_id, price_version, sku, price_class,
-                     hour_ms)
-select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::text[],
+_SAVE_REPAIRED = (
+    "insert into buckets ("
+    + BUCKET_COLUMNS
+    + """, revision)
+select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[],
                      $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
-                     $13::text[], $14::text[], $15::bigint[])
+                     $13::text[], $14::bigint[], $15::bigint[])
 on conflict (bucket_id) do update set revision = excluded.revision
 """
+)
 
 
 async def save_repaired(connection: Connection, totals: Sequence[BucketTotal]) -> None:
     """Store the revisions at which buckets are stated anew; their nodes are locked."""
     rows = [
         (
-            total.bucket_id,
+            *bucket_row(total, rate_line_id(total.price_version, total.sku, total.price_class)),
             total.revision,
-            total.total_gpu_ns,
-            total.total_micro,
-            total.hold_id,
-            total.tenant_id,
-            total.project_id,
-            total.allocation_id,
-            total.hub,
-            total.node_id,
-            rate_line_id(total.price_version, total.sku, total.price_class),
-            total.price_version,
-            total.sku,
-            total.price_class,
-            total.hour_ms,
         )
         for total in totals
     ]

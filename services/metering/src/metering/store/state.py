@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from hisab_contracts.charges import BucketTotal
 from hisab_contracts.ids import (
     AllocationId,
     BucketId,
@@ -466,6 +467,8 @@ _BUCKET_NAMES: Final = (
     "price_class, hour_ms"
 )
 """What a bucket is named by: it never changes."""
+BUCKET_COLUMNS: Final = _BUCKET_TOTALS + ", " + _BUCKET_NAMES
+"""In the order of `bucket_row`; what else a bucket has is its revision."""
 
 # New totals of buckets of which something was stored.
 _UPDATE_BUCKETS = (
@@ -481,9 +484,7 @@ update buckets b set gpu_ns = k.gpu_ns, charge_micro = k.charge_micro, hold_id =
 # Buckets of which nothing was stored.
 _ADD_BUCKETS = (
     "insert into buckets ("
-    + _BUCKET_TOTALS
-    + ", "
-    + _BUCKET_NAMES
+    + BUCKET_COLUMNS
     + """)
 select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[],
                      $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
@@ -494,7 +495,7 @@ select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::tex
 
 async def _save_buckets(connection: Connection, buckets: Sequence[MeteredBucket]) -> None:
     """Write the new totals of buckets: what changes in one comes first in its row."""
-    rows = [(bucket.is_new, _bucket_row(bucket)) for bucket in buckets]
+    rows = [(bucket.is_new, bucket_row(bucket.total, bucket.rate_line_id)) for bucket in buckets]
     updated = [row[:4] for is_new, row in rows if not is_new]
     added = [row for is_new, row in rows if is_new]
     if updated:
@@ -503,8 +504,8 @@ async def _save_buckets(connection: Connection, buckets: Sequence[MeteredBucket]
         await connection.execute(_ADD_BUCKETS, *zip(*added, strict=True))
 
 
-def _bucket_row(bucket: MeteredBucket) -> tuple[object, ...]:
-    total = bucket.total
+def bucket_row(total: BucketTotal, rate_line_id: str) -> tuple[object, ...]:
+    """Return a bucket's row, rated by this line; what changes in one comes first."""
     return (
         total.bucket_id,
         total.total_gpu_ns,
@@ -515,7 +516,7 @@ def _bucket_row(bucket: MeteredBucket) -> tuple[object, ...]:
         total.allocation_id,
         total.hub,
         total.node_id,
-        bucket.rate_line_id,
+        rate_line_id,
         total.price_version,
         total.sku,
         total.price_class,
