@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from hisab_contracts.quarantine import QuarantineDecision, decision_key
 from hisab_contracts.topics import DECISIONS
+from metering.core.batch import UsageRecord
 from metering.core.decisions import (
     RecordName,
     added_up,
@@ -123,14 +124,7 @@ async def apply_to(
     `replays`: whether those decided on may be read at all.
     """
     numbers = {
-        RecordName(
-            new.quarantined.record.hub,
-            new.quarantined.record.topic,
-            new.quarantined.record.partition,
-            new.quarantined.record.offset,
-            new.value_sha256,
-            new.quarantined.record.topic_id,
-        ): new.quarantine_id
+        record_name_of(new.quarantined.record, new.value_sha256): new.quarantine_id
         for new in opened
     }
     known = await known_decisions(connection, {*numbers, *map(in_any_log, numbers)})
@@ -140,6 +134,13 @@ async def apply_to(
         if decision is not None:
             kept = decision if replays else replace(decision, replayed_ms=None)
             await _apply(connection, outbox, cache, number, kept)
+
+
+def record_name_of(record: UsageRecord, value_sha256: str) -> RecordName:
+    """Return what names a record, whose value has this hash: whoever calls may know it already."""
+    return RecordName(
+        record.hub, record.topic, record.partition, record.offset, value_sha256, record.topic_id
+    )
 
 
 async def _apply(

@@ -32,7 +32,7 @@ from runtime.database import Database
 from runtime.kafka import Kafka
 from runtime.log_reader import read_to_ends
 from runtime.outbox import Outbox
-from runtime.progress import stored_progress
+from runtime.progress import offsets_in_logs, stored_progress
 from runtime.records import Record
 
 if TYPE_CHECKING:
@@ -70,12 +70,8 @@ class Facts:
         async with database.connection() as connection:
             stored = await stored_progress(connection, topics)
         # From where following goes on: in a restored database that lies before what it forgot.
-        offsets = {
-            part: max(first[part], stored[part].offset_in(logs[part.topic].topic_id))
-            if part in stored and part.topic in logs
-            else first[part]
-            for part in partitions
-        }
+        taken = offsets_in_logs(stored, logs)
+        offsets = {part: max(first[part], taken.get(part, 0)) for part in partitions}
         async for records in read_to_ends(kafka, offsets, ends):
             async with database.transaction() as connection:
                 await self.take(connection, records)

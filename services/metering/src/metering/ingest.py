@@ -7,7 +7,6 @@ comes to quarantine again, and what operators had decided on it is applied again
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,9 +18,9 @@ from hisab_contracts.topics import hub_of_topic
 from metering.batches import meter_records
 from metering.core import engine
 from metering.core.batch import UsageRecord
-from metering.core.decisions import RecordName, cause_of_dismissal, decision_on, name_of
+from metering.core.decisions import cause_of_dismissal, decision_on, name_of
 from metering.core.quarantine import ESCAPED_HEADER, UNREAD_RECORD, undecodable_batch
-from metering.decisions import apply_to
+from metering.decisions import apply_to, record_name_of
 from metering.store import state
 from metering.store.decisions import dismissed_whole
 from metering.store.state import ReferenceCache
@@ -81,7 +80,7 @@ def _as_dismissed(
     for record in records:
         decision = None
         if (record.topic, record.partition, record.offset) in places:
-            decision = decision_on(_name_of_record(record), known)
+            decision = decision_on(record_name_of(record, record.value_sha256()), known)
         cause = None if decision is None else cause_of_dismissal(decision)
         if cause is not None and cause.reason == UNREAD_RECORD.reason:
             # It killed processes: neither is it read now.
@@ -91,18 +90,6 @@ def _as_dismissed(
     return marked
 
 
-def _name_of_record(record: UsageRecord) -> RecordName:
-    value_sha256 = hashlib.sha256(record.value or b"").hexdigest()
-    return RecordName(
-        record.hub,
-        record.topic,
-        record.partition,
-        record.offset,
-        value_sha256,
-        record.topic_id,
-    )
-
-
 def _is_among(
     record: UsageRecord, before: Mapping[tuple[str, int, int], Sequence[tuple[str, str]]]
 ) -> bool:
@@ -110,7 +97,7 @@ def _is_among(
     same_place = before.get((record.topic, record.partition, record.offset), ())
     if not same_place:
         return False
-    value_sha256 = hashlib.sha256(record.value or b"").hexdigest()
+    value_sha256 = record.value_sha256()
     return any(
         value_sha256 == other_sha256 and (record.topic_id == topic_id or not topic_id)
         for topic_id, other_sha256 in same_place

@@ -49,7 +49,13 @@ from runtime.kafka import Kafka, Message
 from runtime.log_reader import LogReader
 from runtime.machine import Partition, Slice
 from runtime.outbox import Outbox
-from runtime.progress import PartitionRange, advance, claim, stored_progress
+from runtime.progress import (
+    PartitionRange,
+    advance,
+    claim,
+    offsets_in_logs,
+    stored_progress,
+)
 
 if TYPE_CHECKING:
     from runtime.clock import Clock
@@ -149,11 +155,7 @@ class Reconcile:
         moved = _Moved("hubs' records stay unread: is metering running, and what does its log say?")
         while True:
             stored = await stored_progress(self._connection, topics)
-            taken = {
-                part: progress.offset_in(logs[part.topic].topic_id)
-                for part, progress in stored.items()
-                if part.topic in logs
-            }
+            taken = offsets_in_logs(stored, logs)
             waiting = sum(max(0, end - taken.get(part, 0)) for part, end in ends.items())
             releasable = await quarantine.releasable(self._connection, 1)
             if not waiting and not releasable:

@@ -14,11 +14,10 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from hisab_contracts.ids import UNKNOWN_TOPIC
 from runtime.clock import ticks_ms
 from runtime.kafka import Kafka
 from runtime.machine import Partition
-from runtime.progress import StoredProgress
+from runtime.progress import StoredProgress, offsets_in_logs
 
 LAG_FRESH_MS: Final = 250
 
@@ -96,11 +95,10 @@ class Lag:
         ends = await self._kafka.end_offsets(topics)
         known = await self._kafka.topics(topics)
         rows = await self._stored(topics)
-        ids = {name: topic.topic_id for name, topic in known.items()}
         # A topic that was made anew with fewer partitions leaves rows that no claim will ever mend.
         stored = {
-            partition: row.offset_in(ids.get(partition.topic, UNKNOWN_TOPIC))
-            for partition, row in rows.items()
+            partition: offset
+            for partition, offset in offsets_in_logs(rows, known).items()
             if partition in ends
         }
         self.is_of_other_logs = any(

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from hisab_contracts.ids import UNKNOWN_TOPIC, TopicId
 from runtime.database import Unavailable
 from runtime.machine import Partition, PartitionClaim, Slice
+from runtime.topics import ExistingTopic
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -174,6 +175,19 @@ class StoredProgress:
         """Return how far this log has been taken in: not at all, when the stored one is another."""
         is_other = topic_id != self.topic_id and "" not in {topic_id, self.topic_id}
         return 0 if is_other else self.next_offset
+
+
+def offsets_in_logs(
+    stored: Mapping[Partition, StoredProgress], logs: Mapping[str, ExistingTopic]
+) -> dict[Partition, int]:
+    """Return how far each partition has been taken in, of the log that its topic is now.
+
+    A topic that the broker does not know at this moment is taken for the one that was stored.
+    """
+    return {
+        place: row.offset_in(logs[place.topic].topic_id if place.topic in logs else UNKNOWN_TOPIC)
+        for place, row in stored.items()
+    }
 
 
 _STORED_PROGRESS = """

@@ -11,6 +11,7 @@ tens of thousands of records a second. They never form cycles, so the garbage co
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -99,6 +100,10 @@ class UsageRecord(Struct, frozen=True, gc=False):
     """When an operator has it judged again: up to then it may speak, too. None otherwise."""
     topic_id: TopicId = UNKNOWN_TOPIC
     """The log it was read from; "" where that is not known."""
+
+    def value_sha256(self) -> str:
+        """Return the SHA-256 of its value, in hexadecimal; without a value that of no bytes."""
+        return hashlib.sha256(self.value or b"").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

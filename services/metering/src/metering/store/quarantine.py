@@ -16,7 +16,6 @@ The tables call GPU time in quarantine `waiting_gpu_ns`; everywhere else it is `
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -140,7 +139,7 @@ async def _open_quarantine(
     connection: Connection, records: Sequence[QuarantinedRecord], generation: int
 ) -> list[OpenedQuarantine]:
     """Store records that are new in quarantine, with their bytes; number them in order."""
-    digests = [hashlib.sha256(new.record.value or b"").hexdigest() for new in records]
+    digests = [new.record.value_sha256() for new in records]
     rows = [
         (*_record_row(new.record), value_sha256, new.record.topic_id, *_verdict_row(new))
         for new, value_sha256 in zip(records, digests, strict=True)
