@@ -32,7 +32,7 @@ from invoicing.core.document import (
     content_bytes,
     steps_of,
 )
-from invoicing.core.periods import Closing, OutstandingBill, PeriodBlocker, RecordedClosing
+from invoicing.core.periods import Closing, PeriodBlocker, RecordedClosing
 from invoicing.store.tax_rates import TAKEN_UP_VERSIONS
 
 if TYPE_CHECKING:
@@ -158,42 +158,6 @@ update closings c set closed_at = clock_timestamp()
 async def close_if_done(connection: Connection, period: str) -> bool:
     """Close a month once each of its bills is skipped or complete; says whether it did."""
     return await connection.execute(_CLOSE_IF_DONE, period) == "UPDATE 1"
-
-
-# What bills, not yet numbered, and numbered invoices still need: what has failed comes first, and
-# at most so many are shown.
-_OUTSTANDING = """
-select o.kind, o.hub, o.tenant_id, o.attempts, o.reason
-  from (select case when b.state = 'computed' then 'number'
-                    else coalesce(b.reason_kind, 'compute') end as kind,
-               b.reason_hub as hub, b.tenant_id, b.attempts, b.reason
-          from bills b
-         where b.period = $1 and b.state in ('pending', 'computed')
-        union all
-        select s.step, null, s.tenant_id, s.attempts, s.reason
-          from invoices i
-          join invoice_steps s on s.invoice_id = i.invoice_id
-         where i.period = $1 and s.done_at is null and not s.waived) as o
- where not $2 or o.reason is not null
- order by o.reason is null, o.kind, o.tenant_id
- limit 1000
-"""
-
-
-async def outstanding_bills(
-    connection: Connection, period: str, *, failed_only: bool = False
-) -> tuple[OutstandingBill, ...]:
-    """Return what the bills of a month that is being closed still need, and why."""
-    return tuple(
-        OutstandingBill(
-            tenant_id=row["tenant_id"],
-            kind=row["kind"],
-            hub=row["hub"],
-            attempts=row["attempts"],
-            reason=row["reason"],
-        )
-        for row in await connection.fetch(_OUTSTANDING, period, failed_only)
-    )
 
 
 # Computing.

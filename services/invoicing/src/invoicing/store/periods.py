@@ -7,11 +7,11 @@ trust the sums it is to check, reads the month's entries themselves.
 from __future__ import annotations
 
 import datetime as dt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from hisab_contracts.currencies import EXPONENTS
 from hisab_contracts.ids import HubCode, LegalEntityId, TenantId
-from invoicing.core.periods import PeriodState, TenantCurrency
+from invoicing.core.periods import OutstandingBill, PeriodState, TenantCurrency
 from invoicing.core.reconciliation import (
     ChargeSums,
     DocumentSums,
@@ -39,6 +39,53 @@ async def unknown_tenants(connection: Connection, period: str) -> tuple[TenantId
     """Return tenants with charges in a month of whom nothing has been said."""
     rows = await connection.fetch(_UNKNOWN_TENANTS, period)
     return tuple(row["tenant_id"] for row in rows)
+
+
+_OF_MONTH: Final = """
+  from (select case when b.state = 'computed' then 'number'
+                    else coalesce(b.reason_kind, 'compute') end as kind,
+               b.reason_hub as hub, b.tenant_id, b.attempts, b.reason
+          from bills b
+         where b.period = $1 and b.state in ('pending', 'computed')
+        union all
+        select s.step, null, s.tenant_id, s.attempts, s.reason
+          from invoices i
+          join invoice_steps s on s.invoice_id = i.invoice_id
+         where i.period = $1 and s.done_at is null and not s.waived) as o
+"""
+"""What bills, not yet numbered, and numbered invoices of a month still need."""
+
+# What has failed comes first, and at most so many are shown.
+_OUTSTANDING = (
+    "select o.kind, o.hub, o.tenant_id, o.attempts, o.reason"
+    + _OF_MONTH
+    + """ where not $2 or o.reason is not null
+ order by o.reason is null, o.kind, o.tenant_id
+ limit 1000
+"""
+)
+_FAILED_COUNT = "select count(*)" + _OF_MONTH + " where o.reason is not null"
+
+
+async def outstanding_bills(
+    connection: Connection, period: str, *, failed_only: bool = False
+) -> tuple[OutstandingBill, ...]:
+    """Return what the bills of a month that is being closed still need, and why."""
+    return tuple(
+        OutstandingBill(
+            tenant_id=row["tenant_id"],
+            kind=row["kind"],
+            hub=row["hub"],
+            attempts=row["attempts"],
+            reason=row["reason"],
+        )
+        for row in await connection.fetch(_OUTSTANDING, period, failed_only)
+    )
+
+
+async def count_failed_bills(connection: Connection, period: str) -> int:
+    """Count what of a month has failed: all of it, also where fewer are shown."""
+    return int(await connection.fetchval(_FAILED_COUNT, period))
 
 
 # Only commercial tenants are ever billed (`tenant_kind` in `core/reconciliation.py` says the same):
@@ -122,7 +169,7 @@ async def period_state(connection: Connection, period: str, partitions: int) -> 
         recorded=recorded,
         outstanding=()
         if recorded is None or recorded.closed_at is not None
-        else await closings.outstanding_bills(connection, period),
+        else await outstanding_bills(connection, period),
     )
 
 

@@ -18,7 +18,7 @@ from hisab_contracts.ids import HubCode
 from invoicing.core.periods import PeriodBlocker, RecordedClosing
 from invoicing.core.resumptions import ParkedClosing, Resumption
 from invoicing.core.tax import TaxRow
-from invoicing.store import closings, tax_rates
+from invoicing.store import periods, tax_rates
 
 if TYPE_CHECKING:
     import asyncpg
@@ -47,15 +47,6 @@ select distinct m.hub
 """
 
 
-# The condition of `closings.outstanding_bills`, which shows the first thousand of these.
-_FAILED_COUNT = """
-select (select count(*) from bills
-         where period = $1 and state in ('pending', 'computed') and reason is not null)
-       + (select count(*)
-            from invoices i
-            join invoice_steps s on s.invoice_id = i.invoice_id
-           where i.period = $1 and s.done_at is null and not s.waived and s.reason is not null)
-"""
 # A resumption that took nothing up has no version.
 _TAKEN_UP_VERSIONS = """
 select tax_version from closing_resumptions
@@ -69,8 +60,8 @@ async def parked_closing(connection: Connection, recorded: RecordedClosing) -> P
     period = recorded.closing.period
     return ParkedClosing(
         recorded=recorded,
-        failed=await closings.outstanding_bills(connection, period, failed_only=True),
-        failed_count=await connection.fetchval(_FAILED_COUNT, period),
+        failed=await periods.outstanding_bills(connection, period, failed_only=True),
+        failed_count=await periods.count_failed_bills(connection, period),
         pending_hubs=tuple(
             HubCode(row["hub"]) for row in await connection.fetch(_PENDING_HUBS, period)
         ),
