@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import msgspec
 
@@ -105,6 +106,18 @@ async def _parked(connection: Connection) -> list[str]:
     if count > len(shown):
         shown.append(f"parked charges: {count - len(shown)} more")
     return shown
+
+
+@dataclass(frozen=True, slots=True)
+class _Projection(Generic[State]):
+    """How the live states of a kind are read, of one book."""
+
+    name: str
+    after: Callable[[Connection, State | None], Awaitable[list[State]]]
+    """The next page behind a state, in order; the first page behind None."""
+    load: Callable[[Connection, Sequence[State]], Awaitable[Mapping[tuple[str, str], State]]]
+    """Those of these that there are, by (tenant, id)."""
+    id_of: Callable[[State], str]
 
 
 class _BookAudit:
@@ -205,51 +218,56 @@ class _BookAudit:
             self._differing.add(TOTALS)
 
     async def _compare_buckets(self) -> None:
-        after: BookedBucket | None = None
-        while True:
-            async with self._database.transaction() as connection:
-                await self._live(connection)
-                found = await buckets_after(connection, self._tenant_id, after, self._page)
-            self._hold_against("buckets", self._buckets, {b.bucket_id: b for b in found})
-            if len(found) < self._page:
-                break
-            after = found[-1]
-        # What has no projection, or one that was written behind the slice that passed it.
-        self._buckets.next_lap()
-        last = ""
-        while unmarked := self._buckets.unmarked(last):
-            last = unmarked[-1].bucket_id
-            async with self._database.transaction() as connection:
-                await self._live(connection)
-                wanted: dict[tuple[str, str], int] = {
-                    (self._tenant_id, bucket.bucket_id): bucket.hour_ms for bucket in unmarked
-                }
-                live = await load_buckets(connection, wanted)
-            states = self._buckets.load([bucket.bucket_id for bucket in unmarked])
-            if states != {bucket_id: bucket for (_, bucket_id), bucket in live.items()}:
-                self._differing.add("buckets")
+        async def after(connection: Connection, last: BookedBucket | None) -> list[BookedBucket]:
+            return await buckets_after(connection, self._tenant_id, last, self._page)
+
+        async def load(
+            connection: Connection, wanted: Sequence[BookedBucket]
+        ) -> dict[tuple[str, str], BookedBucket]:
+            hours_ms: dict[tuple[str, str], int] = {
+                (self._tenant_id, bucket.bucket_id): bucket.hour_ms for bucket in wanted
+            }
+            return await load_buckets(connection, hours_ms)
+
+        live = _Projection("buckets", after, load, lambda bucket: bucket.bucket_id)
+        await self._compare(self._buckets, live)
 
     async def _compare_holds(self) -> None:
-        after = ""
+        async def after(connection: Connection, last: Hold | None) -> list[Hold]:
+            hold_id = "" if last is None else last.hold_id
+            return await holds_after(connection, self._tenant_id, hold_id, self._page)
+
+        async def load(
+            connection: Connection, wanted: Sequence[Hold]
+        ) -> dict[tuple[str, str], Hold]:
+            places = [(self._tenant_id, hold.hold_id) for hold in wanted]
+            return await load_holds(connection, places)
+
+        await self._compare(self._holds, _Projection("holds", after, load, lambda h: h.hold_id))
+
+    async def _compare(self, rebuilt: RebuiltStates[State], projection: _Projection[State]) -> None:
+        """Compare slice by slice; then what has no projection, or one that a slice passed by."""
+        last: State | None = None
         while True:
             async with self._database.transaction() as connection:
                 await self._live(connection)
-                found = await holds_after(connection, self._tenant_id, after, self._page)
-            self._hold_against("holds", self._holds, {hold.hold_id: hold for hold in found})
+                found = await projection.after(connection, last)
+            live = {projection.id_of(state): state for state in found}
+            self._hold_against(projection.name, rebuilt, live)
             if len(found) < self._page:
                 break
-            after = found[-1].hold_id
-        self._holds.next_lap()
-        last = ""
-        while unmarked := self._holds.unmarked(last):
-            last = unmarked[-1].hold_id
+            last = found[-1]
+        # What has no projection, or one that was written behind the slice that passed it.
+        rebuilt.next_lap()
+        last_id = ""
+        while unmarked := rebuilt.unmarked(last_id):
+            last_id = projection.id_of(unmarked[-1])
             async with self._database.transaction() as connection:
                 await self._live(connection)
-                wanted = [(self._tenant_id, hold.hold_id) for hold in unmarked]
-                live = await load_holds(connection, wanted)
-            states = self._holds.load([hold.hold_id for hold in unmarked])
-            if states != {hold_id: hold for (_, hold_id), hold in live.items()}:
-                self._differing.add("holds")
+                loaded = await projection.load(connection, unmarked)
+            states = rebuilt.load([projection.id_of(state) for state in unmarked])
+            if states != {state_id: state for (_, state_id), state in loaded.items()}:
+                self._differing.add(projection.name)
 
     def _hold_against(
         self, what: str, rebuilt: RebuiltStates[State], live: Mapping[str, State]
