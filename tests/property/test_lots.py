@@ -7,11 +7,21 @@ from random import Random
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hisab_contracts.ids import GrantId, ProgrammeId
-from ledger.core.book import Lot, draw_order, in_draw_order, open_lots, take_from_lots
+from hisab_contracts.ids import GrantId, HubCode, ProgrammeId, ProjectId, Sku
+from ledger.core.lots import (
+    Lot,
+    UsageTerms,
+    draw_order,
+    fitting_lots,
+    in_draw_order,
+    take_from_lots,
+)
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 HOURS = st.integers(0, 6)
+TERMS = UsageTerms(
+    hub=HubCode("lhr"), sku=Sku("h100"), project_id=ProjectId("main"), price_class=None
+)
 
 
 @st.composite
@@ -45,7 +55,7 @@ def test_the_draw_order_depends_on_the_terms_alone(some: list[Lot], seed: int) -
     Random(seed).shuffle(shuffled)
     assert in_draw_order(some) == in_draw_order(shuffled)
     assert len(some) == len({draw_order(lot) for lot in some})
-    assert open_lots(some, 3) == open_lots(shuffled, 3)
+    assert fitting_lots(some, 3, TERMS) == fitting_lots(shuffled, 3, TERMS)
 
 
 @PATIENT
@@ -54,14 +64,14 @@ def test_the_waterfall_conserves_and_leaves_no_earlier_lot_with_anything_to_give
     some: list[Lot], instant_ms: int, wanted_micro: int
 ) -> None:
     """Taken + left = wanted; no lot gives more than is free; a later pays after an earlier."""
-    taken, left_micro = take_from_lots(some, instant_ms, wanted_micro, {})
+    opened = fitting_lots(some, instant_ms, TERMS)
+    taken, left_micro = take_from_lots(opened, wanted_micro, total_micro=wanted_micro)
     assert wanted_micro == sum(micro for _, micro in taken) + left_micro
     given_by = dict(taken)
     assert len(given_by) == len(taken)
     for lot in some:
         given_micro = given_by.get(lot.account, 0)
         assert 0 <= given_micro <= (lot.free_micro if lot.is_open(instant_ms) else 0)
-    opened = open_lots(some, instant_ms)
     for place, lot in enumerate(opened):
         later_pay = any(after.account in given_by for after in opened[place + 1 :])
         if later_pay or left_micro:

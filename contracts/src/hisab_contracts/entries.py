@@ -9,8 +9,12 @@ Entries are kept for ever and grow only by optional members. So every member tha
 of an older release, read by newer types, is encoded to the bytes it was hashed from.
 
 Signs are the tenant's view, and an entry's postings sum to zero: a grant is `funding -g, lot +g`, a
-charge `lot -d, usage +d` with what no lot covers on `receivable` (or `unfunded`) as `-r`, and
-finalising an invoice is `receivable +x, invoiced:<document> -x`.
+charge `lot -d, usage +d` with what no lot covers on `receivable` (or `unfunded`) as `-r`,
+finalising an invoice is `receivable +x, invoiced:<document> -x`, and what is left of a lot that has
+expired goes `lot -r, breakage +r`.
+
+An entry says all that a fold of it needs: a grant's its terms, a hold's what it reserves where, and
+a charge's by how much the reservations of its hold changed.
 """
 
 from __future__ import annotations
@@ -65,21 +69,42 @@ class ChargeDetail(Struct, frozen=True, kw_only=True, omit_defaults=True):
     gpu_ns: int
     charge_micro: int
     over_limit: bool
+    refunded_micro: int | None = None
+    """What more of the bucket was refunded: `charge_micro` is less by it. None: nothing."""
+    reserved: tuple[tuple[str, int], ...] | None = None
+    """By how much the reservations of its open hold changed: (`lot:<grant>` or `limit`, micro).
+
+    None: it has no open hold; or it is an entry of release 1, and it follows from the postings.
+    """
 
 
 class HoldDetail(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A hold placed or released: how much, and on which lots it was reserved at that moment."""
+    """A hold placed, moved or released: how much, and where it was reserved at that moment."""
 
     hold_id: HoldId
     hold_micro: int
     open_micro: int
     reserved: list[tuple[str, int]]
-    """(`lot:<grant>` or `limit`, reserved_micro) in draw order."""
+    """(`lot:<grant>` or `limit`, reserved_micro) in draw order.
+
+    Of an end, what was still reserved and is free again; else what is reserved from now on.
+    """
     cause: str
-    """`placed`, or why it was released: `final`, `released`, `expired`."""
+    """`placed`; `moved` off a lot that expired; or why it ended: `final`, `released`, `expired`."""
     allocation_id: AllocationId | None = None
     """The run whose final ends it; None: only a release or its expiry does."""
     expires_ms: int
+    short_micro: int | None = None
+    """What it lost, in all, with lots that expired under it. None: nothing."""
+
+
+class GrantScope(Struct, frozen=True, omit_defaults=True):
+    """What a grant may be used for: None is everything, and a charge must match every member."""
+
+    hubs: tuple[HubCode, ...] | None = None
+    skus: tuple[Sku, ...] | None = None
+    projects: tuple[ProjectId, ...] | None = None
+    price_classes: tuple[PriceClass, ...] | None = None
 
 
 class GrantDetail(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -91,12 +116,18 @@ class GrantDetail(Struct, frozen=True, kw_only=True, omit_defaults=True):
     priority: int
     effective_ms: int
     expires_ms: int | None = None
+    scope: GrantScope | None = None
+    """None: it may be used for everything."""
+    coverage_bps: int | None = None
+    """Which part of each bucket it pays, in 1/100 %; None: all of it."""
+    tax_effect: str | None = None
+    """`reduces_base`, or None: `tender`. What it means for bills; the ledger only says it."""
 
 
 class Entry(
     Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="message", tag="entry"
 ):
-    """One row of a book. `kind`: grant, charge, hold_placed, hold_released, invoiced, ..."""
+    """One row of a book. `kind`: grant, charge, hold_placed, hold_released, expiry, ..."""
 
     tenant_id: TenantId
     seq: int
@@ -113,6 +144,10 @@ class Entry(
     charge: ChargeDetail | None = None
     hold: HoldDetail | None = None
     grant: GrantDetail | None = None
+    reverses: EntryId | None = None
+    """The entry that this one negates."""
+    reason: str | None = None
+    """Why, where a person had to say it."""
 
 
 class EntryWatermark(Struct, frozen=True, tag_field="message", tag="watermark"):

@@ -32,6 +32,7 @@ from ledger.core.decisions import NotFound
 from ledger.core.grants import Grant
 from ledger.core.holds import HoldState, PlaceHold, ReleaseHold
 from ledger.core.movements import RecordInvoiced, SetBudget
+from ledger.placement import TenantPartitions
 from ledger.store.directory import tenant_of_hold
 from ledger.store.queries import balance_of
 from runtime.clock import now_ms
@@ -66,7 +67,8 @@ class RealLedger:
         self.reader = Database(addresses.reader, name="test-reader")
         self.admin = Database(addresses.admin, name="test-admin")
         self.commits = 0
-        self.commands = Commands(Outbox((TENANTS, ACCESS)), self._committed)
+        self.partitions = TenantPartitions(lambda: 1)
+        self.commands = Commands(Outbox((TENANTS, ACCESS)), self._committed, self.partitions)
         self.consumer = ChargeConsumer(self._committed)
         self._offsets: Iterator[int] = itertools.count()
 

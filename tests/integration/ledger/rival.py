@@ -13,6 +13,7 @@ import sys
 from integration.ledger.real import FAR_MS
 from ledger.commands import Commands
 from ledger.core.holds import HoldState, InsufficientCredit
+from ledger.placement import TenantPartitions
 from runtime.database import ALL_TENANTS, Database
 from runtime.outages import is_outage
 from runtime.outbox import Outbox
@@ -21,7 +22,7 @@ from unit.ledger.values import hold
 
 async def ask(database: Database, tenant_id: str, hold_id: str, hold_micro: int) -> bool:
     """Ask until there is an answer, as a client repeats what is retryable; True: admitted."""
-    commands = Commands(Outbox(()), lambda: None)
+    commands = Commands(Outbox(()), lambda: None, TenantPartitions(lambda: 1))
     command = hold(hold_id, hold_micro, expires_ms=FAR_MS)
     while True:
         try:

@@ -271,7 +271,7 @@ async def test_a_clock_that_jumps_a_day_ahead_for_one_reading_ends_nothing(
     def clock() -> int:
         return now_ms() + (steps_ms.pop() if steps_ms else 0)
 
-    commands = Commands(Outbox((TENANTS, ACCESS)), lambda: None, clock)
+    commands = Commands(Outbox((TENANTS, ACCESS)), lambda: None, ledger.partitions, clock)
     consumer = ChargeConsumer(lambda: None, clock)
 
     async def place() -> None:

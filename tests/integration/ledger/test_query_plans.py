@@ -10,19 +10,21 @@ from uuid import UUID
 import pytest
 
 from integration.ledger.real import RealLedger
-from ledger.store import books, directory, entries, queries, sequence
+from ledger.store import books, directory, entries, holds, queries, sequence
 
 NOW = dt.datetime(2025, 7, 31, tzinfo=dt.UTC)
 BUCKET = [UUID(int=1)]
 
 QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("lock books", books._LOCK_BOOKS, (["a"],)),
-    ("load lots", books._LOAD_LOTS, (["a"], False)),
+    ("load lots", books._LOAD_LOTS, (["a"], False, NOW)),
     ("load buckets", books._LOAD_BUCKETS, (["a"], [NOW], BUCKET)),
-    ("load holds", books._LOAD_HOLDS, (["a"], ["h"])),
-    ("holds of allocations", books._LOAD_HOLDS_OF_ALLOCATIONS, (["a"], ["lhr"], ["x"])),
-    ("holds that are over", books._FIND_DUE, (NOW, 10)),
-    ("holds of books that are over", books._LOAD_DUE, (["a"], NOW)),
+    ("load holds", holds._LOAD_HOLDS, (["a"], ["h"])),
+    ("holds of allocations", holds._LOAD_HOLDS_OF_ALLOCATIONS, (["a"], ["lhr"], ["x"])),
+    ("holds that are over", holds._FIND_DUE, (NOW, 10)),
+    ("holds of books that are over", holds._LOAD_DUE, (["a"], NOW)),
+    ("holds on lots", holds._LOAD_HOLDS_ON, (["a"], ["lot:g"])),
+    ("lots that are over", books._FIND_LOTS_OVER, (NOW, *books.FIRST_LOT, 10)),
     ("entries after", entries._ENTRIES_AFTER, ("a", 5, 100)),
     ("hashes", entries._HASHES_OF, (["a"], [1])),
     ("window end", sequence._WINDOW_END, ("1", "2", 100)),

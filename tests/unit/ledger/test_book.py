@@ -160,12 +160,24 @@ def test_what_a_hold_says_of_itself_is_what_its_tenant_has_beside_it() -> None:
     ledger.do(hold("h", 60))
     standing = hold_state(ledger.book, ledger.holds[HoldId("h")], DAY_MS)
     assert standing == HoldState(
-        hold_id=HoldId("h"), ended_by=None, hold_micro=60, open_micro=60, available_micro=40
+        hold_id=HoldId("h"),
+        ended_by=None,
+        hold_micro=60,
+        open_micro=60,
+        short_micro=0,
+        drawn_micro=0,
+        available_micro=40,
     )
     ledger.release("h")
     ended = hold_state(ledger.book, ledger.holds[HoldId("h")], DAY_MS)
     assert ended == HoldState(
-        hold_id=HoldId("h"), ended_by="released", hold_micro=60, open_micro=0, available_micro=100
+        hold_id=HoldId("h"),
+        ended_by="released",
+        hold_micro=60,
+        open_micro=0,
+        short_micro=0,
+        drawn_micro=0,
+        available_micro=100,
     )
 
 

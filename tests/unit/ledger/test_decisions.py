@@ -5,24 +5,23 @@ from __future__ import annotations
 from typing import ClassVar
 
 import pytest
-from msgspec.structs import replace
 
 from hisab_contracts.charges import AllocationFinal, BucketTotal
 from hisab_contracts.entries import GENESIS_HASH, Entry, entry_hash
 from hisab_contracts.ids import AllocationId, HoldId, HubCode, TenantId
 from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.units import MAX_MICRO
-from ledger.core.book import BookedBucket, BookKind, Books, is_newer, may_return_credit
+from ledger.core.book import BookedBucket, BookKind, Books
+from ledger.core.charges import RefundAboveTotal, TotalOutOfRange, is_newer, may_return_credit
 from ledger.core.decisions import (
     BookCommand,
     Footprint,
     NotFound,
-    RefundUnsupported,
-    TotalOutOfRange,
     UnitOfWork,
     decide,
     footprint_of,
 )
+from ledger.core.expiry import ExpireLots
 from ledger.core.grants import BudgetExceeded, GrantNotProposed, MakerIsChecker
 from ledger.core.holds import Hold, HoldClosed, HoldOver, InsufficientCredit
 from ledger.core.movements import AlreadyInvoiced, NotReceivable, SetBudget
@@ -391,12 +390,25 @@ def test_nothing_is_entered_into_a_book_that_is_not_open() -> None:
     assert [] == list(unit.changes().entries)
 
 
-def test_a_total_with_a_refund_is_refused_whole() -> None:
-    """Also one that would book nothing: what was given back must not be billed meanwhile."""
+def test_a_refund_above_the_total_is_refused_whole() -> None:
+    """Metering never states one; booked, the bucket would owe its tenant money."""
     ledger = funded(100)
-    refunded = replace(total(10), refunded_micro=4)
-    assert RefundUnsupported(4) == ledger.do(refunded)
+    assert RefundAboveTotal(11) == ledger.do(total(10, refunded_micro=11))
     assert 0 == ledger.book.charged_micro
+
+
+def test_a_refund_is_entered_as_what_the_bucket_costs_less() -> None:
+    """Also where nothing else changed; stated again it books nothing, and less of it is old."""
+    ledger = funded(100)
+    first = only(ledger.do(total(10, refunded_micro=4)))
+    assert first.charge is not None
+    assert (6, 4) == (first.charge.charge_micro, first.charge.refunded_micro)
+    assert () == ledger.do(total(10, refunded_micro=4))
+    assert () == ledger.do(total(10, refunded_micro=3))
+    more = only(ledger.do(total(10, refunded_micro=10)))
+    assert more.charge is not None
+    assert (-6, 6) == (more.charge.charge_micro, more.charge.refunded_micro)
+    assert (0, 0) == (ledger.book.charged_micro, ledger.book.funded_micro)
 
 
 def test_only_a_correction_may_return_credit() -> None:
@@ -489,7 +501,11 @@ def test_what_is_due_is_looked_at_once_however_many_commands_enter_nothing() -> 
         (
             "t",
             CountedHold(
-                hold_id=HoldId(str(number)), hold_micro=0, allocation_id=None, expires_ms=at(9)
+                hold_id=HoldId(str(number)),
+                hold_micro=0,
+                allocation_id=None,
+                expires_ms=at(9),
+                placed_seq=number,
             ),
         )
         for number in range(5)
@@ -542,8 +558,10 @@ def test_a_unit_names_everything_that_it_changed_and_nothing_else() -> None:
             Footprint(
                 programme_book_id=TenantId("/programmes/p"),
                 accounts=("funding:p", "budget", "granted:t"),
+                needs_completeness=True,
             ),
         ),
+        (ExpireLots(), Footprint()),
     ],
 )
 def test_a_command_says_what_has_to_be_opened_for_it(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hisab_contracts.ids import KeyId
+from hisab_contracts.entries import GrantScope
+from hisab_contracts.ids import HubCode, KeyId
 from ledger.core.grants import (
     BudgetExceeded,
     CurrencyDiffers,
@@ -15,7 +16,7 @@ from ledger.core.grants import (
     refuse_approval,
     refuse_maker,
     refuse_proposal,
-    unsupported_terms,
+    scope_of,
 )
 from unit.ledger.values import approve, at, grant
 
@@ -23,7 +24,7 @@ from unit.ledger.values import approve, at, grant
 def test_an_approval_needs_a_second_key() -> None:
     """Maker is not checker, whatever else is wrong."""
     own = approve(grant("g", 9, state="approved", expires_ms=at(11)), by="officer")
-    assert MakerIsChecker() == refuse_approval(own, budget_left_micro=0, now_ms=at(12))
+    assert MakerIsChecker() == refuse_approval(own, budget_left_micro=0, complete_until_ms=at(12))
     asked = [refuse_maker(own.grant, KeyId(key_id)) for key_id in ("officer", "approver")]
     assert [MakerIsChecker(), None] == asked
 
@@ -31,31 +32,41 @@ def test_an_approval_needs_a_second_key() -> None:
 def test_a_grant_is_approved_once() -> None:
     """The second approval is refused, also of a grant that is over and beyond the budget."""
     decided = approve(grant("g", 9, state="approved", expires_ms=at(11)))
-    refused = refuse_approval(decided, budget_left_micro=0, now_ms=at(12))
+    refused = refuse_approval(decided, budget_left_micro=0, complete_until_ms=at(12))
     assert GrantNotProposed("approved") == refused
 
 
 def test_a_grant_whose_window_has_ended_is_not_approved() -> None:
-    """It would grant nothing, whatever the budget."""
+    """It would grant nothing; but only once all usage of its window has been heard of."""
     over = approve(grant("g", 9, expires_ms=at(11)))
-    assert GrantExpired(at(11)) == refuse_approval(over, budget_left_micro=0, now_ms=at(11))
-    assert None is refuse_approval(over, budget_left_micro=9, now_ms=at(11) - 1)
+    assert GrantExpired(at(11)) == refuse_approval(
+        over, budget_left_micro=0, complete_until_ms=at(11)
+    )
+    for until_ms in (at(11) - 1, None):
+        assert None is refuse_approval(over, budget_left_micro=9, complete_until_ms=until_ms)
+    for_ever = approve(grant("g", 9))
+    assert None is refuse_approval(for_ever, budget_left_micro=9, complete_until_ms=at(11))
 
 
 def test_a_grant_fits_a_budget_to_the_last_micro_unit() -> None:
     """The programme can never promise more than it has."""
     proposed = approve(grant("g", 6))
-    assert None is refuse_approval(proposed, budget_left_micro=6, now_ms=0)
+    assert None is refuse_approval(proposed, budget_left_micro=6, complete_until_ms=0)
     exceeded = BudgetExceeded(budget_left_micro=5, shortfall_micro=1)
-    assert exceeded == refuse_approval(proposed, budget_left_micro=5, now_ms=0)
+    assert exceeded == refuse_approval(proposed, budget_left_micro=5, complete_until_ms=0)
 
 
 def test_a_grant_is_proposed_in_the_programmes_currency_before_its_window_ends() -> None:
     """The currency is compared first."""
     proposed = grant("g", 1, expires_ms=at(11))
     actual = [
-        refuse_proposal(proposed, tenant_currency=currency, programme_currency="PKR", now_ms=now_ms)
-        for currency, now_ms in (("USD", at(11)), ("PKR", at(11)), ("PKR", at(11) - 1))
+        refuse_proposal(
+            proposed,
+            tenant_currency=currency,
+            programme_currency="PKR",
+            complete_until_ms=until_ms,
+        )
+        for currency, until_ms in (("USD", at(11)), ("PKR", at(11)), ("PKR", at(11) - 1))
     ]
     assert [CurrencyDiffers("PKR"), GrantExpired(at(11)), None] == actual
 
@@ -78,9 +89,8 @@ def test_windows_lie_on_whole_hours_and_are_not_empty(
     assert fault is None if word is None else word in (fault or "")
 
 
-def test_terms_of_later_issues_are_refused_never_ignored() -> None:
-    """Scope, coverage and tax effect have one value each for now."""
-    assert unsupported_terms({}, 10_000, "tender") is None
-    assert "scope" in (unsupported_terms({"skus": ["x"]}, 10_000, "tender") or "")
-    assert "coverage_bps" in (unsupported_terms({}, 4_000, "tender") or "")
-    assert "tax_effect" in (unsupported_terms({}, 10_000, "reduces_base") or "")
+def test_a_scope_is_kept_with_each_name_once_and_in_order() -> None:
+    """So two scopes that mean the same are the same; one that names nothing is none."""
+    said = GrantScope(hubs=(HubCode("lhr"), HubCode("isb"), HubCode("lhr")))
+    assert GrantScope(hubs=(HubCode("isb"), HubCode("lhr"))) == scope_of(said)
+    assert None is scope_of(GrantScope())

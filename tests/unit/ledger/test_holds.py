@@ -16,7 +16,10 @@ from ledger.core.holds import (
     NoPrice,
     PriceOutOfRange,
     ended_detail,
+    grow_hold,
     hold_after,
+    hold_after_charge,
+    moved_detail,
     placed_detail,
     price_hold,
     shrink_hold,
@@ -33,43 +36,68 @@ def hold(*reserved: tuple[str, int]) -> Hold:
 
 def test_a_draw_shrinks_the_reservation_where_it_drew() -> None:
     """Same lot first."""
-    after, given_up = shrink_hold(hold(("lot:a", 4), ("lot:b", 4)), [("lot:a", 3)])
-    assert (("lot:a", 1), ("lot:b", 4)) == after.reserved
-    assert [("lot:a", 3)] == given_up
+    changes = shrink_hold(hold(("lot:a", 4), ("lot:b", 4)), [("lot:a", 3)])
+    assert [("lot:a", -3)] == changes
 
 
 def test_a_draw_elsewhere_shrinks_the_last_reservations_the_limit_first() -> None:
     """Then the last in order: the limit, then the last lot."""
     before = hold(("lot:a", 4), ("lot:b", 4), (LIMIT, 4))
-    after, given_up = shrink_hold(before, [("lot:c", 6)])
+    changes = shrink_hold(before, [("lot:c", 6)])
+    assert [("lot:b", -2), (LIMIT, -4)] == changes
+    after = hold_after_charge(before, 6, changes, {"lot:a": 0, "lot:b": 1})
     assert (("lot:a", 4), ("lot:b", 2)) == after.reserved
-    assert [("lot:b", 2), (LIMIT, 4)] == given_up
+    assert 6 == after.drawn_micro
 
 
 def test_a_draw_beyond_the_hold_leaves_it_empty_and_open() -> None:
     """It gives up what it has; only an end closes it."""
-    after, given_up = shrink_hold(hold(("lot:a", 4)), [("lot:a", 9)])
-    assert ((), 0, None) == (after.reserved, after.open_micro, after.ended_by)
-    assert [("lot:a", 4)] == given_up
+    before = hold(("lot:a", 4))
+    changes = shrink_hold(before, [("lot:a", 9)])
+    assert [("lot:a", -4)] == changes
+    after = hold_after_charge(before, 9, changes, {"lot:a": 0})
+    assert ((), 0, None, 9) == (after.reserved, after.open_micro, after.ended_by, after.drawn_micro)
+
+
+def test_what_returns_makes_good_what_was_drawn_past_a_hold_and_then_grows_it_there() -> None:
+    """Of 12 drawn under a hold of 10 that is empty, 2 lay past it; it grows by no more than 10."""
+    empty = held("h", 10, drawn_micro=12)
+    assert [] == grow_hold(empty, [(LIMIT, 2)])
+    assert [("lot:a", 3)] == grow_hold(empty, [(LIMIT, 2), ("lot:a", 3)])
+    assert [("lot:a", 10)] == grow_hold(empty, [("lot:a", 9), ("lot:a", 9)])
+    after = hold_after_charge(empty, -5, [("lot:b", 1), ("lot:a", 2)], {"lot:a": 0, "lot:b": 1})
+    assert (("lot:a", 2), ("lot:b", 1)) == after.reserved
+    assert 7 == after.drawn_micro
 
 
 def test_entries_describe_a_hold_and_its_end() -> None:
     """Placed and ended holds are read back from their entries."""
     asked = ask("h", 5, allocation_id="a", expires_ms=9)
-    standing = hold_after(placed_detail(asked, [("lot:a", 4), (LIMIT, 1)]))
-    opened = held("h", 5, ("lot:a", 4), (LIMIT, 1), allocation_id="a", expires_ms=9)
+    standing = hold_after(placed_detail(asked, [("lot:a", 4), (LIMIT, 1)]), None, 7)
+    opened = held("h", 5, ("lot:a", 4), (LIMIT, 1), allocation_id="a", expires_ms=9, placed_seq=7)
     assert opened == standing
     detail = ended_detail(standing, release("h", "final"))
     assert (5, [("lot:a", 4), (LIMIT, 1)]) == (detail.open_micro, detail.reserved)
-    ended = held("h", 5, allocation_id="a", expires_ms=9, ended_by="final")
-    assert ended == hold_after(detail)
+    ended = held("h", 5, allocation_id="a", expires_ms=9, ended_by="final", placed_seq=7)
+    assert ended == hold_after(detail, standing, 8)
+
+
+def test_a_moved_hold_is_read_back_with_what_it_lost() -> None:
+    """Where it reserves from now on, and what nothing guarantees any more."""
+    before = held("h", 5, ("lot:a", 4), (LIMIT, 1), placed_seq=7)
+    moved = held("h", 5, ("lot:b", 2), (LIMIT, 1), placed_seq=7, short_micro=2)
+    detail = moved_detail(moved)
+    assert ("moved", 3, 2) == (detail.cause, detail.open_micro, detail.short_micro)
+    assert moved == hold_after(detail, before, 9)
+    with pytest.raises(InvariantBroken, match="not placed"):
+        hold_after(detail, None, 9)
 
 
 def test_a_cause_that_is_neither_placing_nor_an_end_is_a_defect_of_ours() -> None:
     """Taken for open, the hold would reserve for ever."""
     placed = placed_detail(ask("h", 5), [(LIMIT, 5)])
     with pytest.raises(InvariantBroken, match="mislaid"):
-        hold_after(replace(placed, cause="mislaid"))
+        hold_after(replace(placed, cause="mislaid"), held("h", 5), 2)
 
 
 def line(name: str, price: int, valid_from_ms: int, valid_until_ms: int | None) -> PriceLine:

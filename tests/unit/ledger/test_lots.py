@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hisab_contracts.ids import GrantId, ProgrammeId
-from ledger.core.book import Lot, in_draw_order, take_from_lots
+from ledger.core.lots import Lot, in_draw_order, take_from_lots
 from unit.ledger.values import HOUR_MS, at
 
 
@@ -52,11 +52,11 @@ def test_a_lot_is_open_from_its_effective_instant_until_just_before_it_expires()
 def test_a_taker_gets_what_is_free_and_what_it_reserved_itself() -> None:
     """What others reserved stays theirs; what no lot gives is left."""
     lots = [lot("a", 10, reserved_micro=8), lot("b", 5, reserved_micro=5), lot("c", 1)]
-    taken, left_micro = take_from_lots(lots, 0, 20, {"lot:a": 3})
+    taken, left_micro = take_from_lots(lots, 20, total_micro=20, own={"lot:a": 3})
     assert [("lot:a", 5), ("lot:c", 1)] == taken
     assert 14 == left_micro
 
 
 def test_a_taker_leaves_the_later_lots_alone_once_it_has_enough() -> None:
     """Draw order is strict: a later lot pays nothing before an earlier one is empty."""
-    assert ([("lot:a", 4)], 0) == take_from_lots([lot("a"), lot("b")], 0, 4, {})
+    assert ([("lot:a", 4)], 0) == take_from_lots([lot("a"), lot("b")], 4, total_micro=4)

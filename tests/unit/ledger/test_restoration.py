@@ -22,6 +22,7 @@ from ledger.core.restoration import (
     ProgrammeUnknown,
     RecordsRemoved,
     RestoredBooks,
+    budget_change_of,
     compare_published,
     counterpart_of,
     first_to_compare,
@@ -98,9 +99,10 @@ def test_taking_back_ends_where_the_lost_book_ended() -> None:
     entered(unit, SetBudget(budget_micro=1_000, actor="key:operator"), IGNITE.tenant_id)
     for entry in entries:
         assert None is refuse_taking_back(entry, unit.book_or_none(entry.tenant_id))
-        if entry.grant is not None:
-            programme = unit.book_or_none(programme_book_of(entry.grant))
-            counterpart = counterpart_of(entry, entry.grant, programme)
+        change = budget_change_of(entry)
+        if change is not None:
+            programme = unit.book_or_none(programme_book_of(change[0]))
+            counterpart = counterpart_of(entry, change, programme)
             assert isinstance(counterpart, Entry)
             unit.take_back(counterpart, None)
         unit.take_back(entry, placing_of(entry))
@@ -125,10 +127,10 @@ def test_what_does_not_follow_is_not_taken_back() -> None:
 def test_a_grant_is_not_taken_back_without_its_programme() -> None:
     """Whose budget is in no topic, and must cover what it granted."""
     _, (granted, *_) = history()
-    detail = granted.grant
-    assert detail is not None
-    assert ProgrammeUnknown(detail.programme_id) == counterpart_of(granted, detail, None)
-    assert BudgetTooSmall(detail.programme_id, 0) == counterpart_of(granted, detail, IGNITE)
+    change = budget_change_of(granted)
+    assert change is not None
+    assert ProgrammeUnknown(change[0]) == counterpart_of(granted, change, None)
+    assert BudgetTooSmall(change[0], 0) == counterpart_of(granted, change, IGNITE)
 
 
 def test_only_an_entry_that_placed_a_hold_places_one() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hisab_contracts.charges import BucketTotal, HubWatermark
-from hisab_contracts.entries import Entry
+from hisab_contracts.entries import Entry, GrantScope
 from hisab_contracts.ids import (
     AllocationId,
     BucketId,
@@ -28,10 +28,11 @@ from ledger.core.book import (
     available_micro,
 )
 from ledger.core.decisions import BookChanges, BookCommand, BookRefusal, UnitOfWork
-from ledger.core.expiry import book_at, holds_over
+from ledger.core.expiry import ExpireLots, book_at, holds_over
 from ledger.core.grants import ApproveGrant, Grant, GrantState
 from ledger.core.holds import Hold, HoldEnd, PlaceHold, ReleaseHold
-from ledger.core.movements import RecordInvoiced
+from ledger.core.lots import WHOLE_BPS, UsageTerms
+from ledger.core.movements import RecordInvoiced, ReverseEntry
 
 HOUR_MS = 3_600_000
 DAY_MS = 1_753_920_000_000
@@ -61,6 +62,8 @@ def grant(
     priority: int = 0,
     effective_ms: int = 0,
     expires_ms: int | None = None,
+    scope: GrantScope | None = None,
+    coverage_bps: int = WHOLE_BPS,
     tenant_id: str = "t",
     proposed_by: str = "officer",
     state: GrantState = "proposed",
@@ -74,6 +77,8 @@ def grant(
         priority=priority,
         effective_ms=effective_ms,
         expires_ms=expires_ms,
+        scope=scope,
+        coverage_bps=coverage_bps,
         state=state,
         proposed_by=KeyId(proposed_by),
         approved_by=None,
@@ -91,23 +96,28 @@ def total(
     allocation_id: str = "a",
     tenant_id: str = "t",
     hub: str = "lhr",
+    sku: str = "h100-sxm-80",
+    project_id: str = "main",
+    price_class: str = "on_demand",
+    refunded_micro: int = 0,
 ) -> BucketTotal:
     """The new total of one bucket; a micro-unit is a GPU-ns unless said otherwise."""
     return BucketTotal(
         tenant_id=TenantId(tenant_id),
         bucket_id=BucketId(bucket.rjust(32, "0")),
-        project_id=ProjectId("main"),
+        project_id=ProjectId(project_id),
         allocation_id=AllocationId(allocation_id),
         hold_id=None if hold_id is None else HoldId(hold_id),
         hub=HubCode(hub),
         node_id=NodeId("n1"),
-        sku=Sku("h100-sxm-80"),
-        price_class=PriceClass("on_demand"),
+        sku=Sku(sku),
+        price_class=PriceClass(price_class),
         price_version=PriceVersion("v1"),
         hour_ms=hour_ms,
         revision=revision,
         total_gpu_ns=charge_micro if gpu_ns is None else gpu_ns,
         total_micro=charge_micro,
+        refunded_micro=refunded_micro,
     )
 
 
@@ -129,17 +139,21 @@ def hold(
     *,
     allocation_id: str | None = None,
     hub: str = "lhr",
+    sku: str = "h100-sxm-80",
+    project_id: str = "main",
+    price_class: str | None = None,
     expires_ms: int = 2**60,
 ) -> PlaceHold:
     """A hold asked for by a scheduler."""
     return PlaceHold(
         hold_id=HoldId(hold_id),
         hold_micro=hold_micro,
-        project_id=ProjectId("main"),
+        project_id=ProjectId(project_id),
         job_ref="job",
         allocation_id=None if allocation_id is None else AllocationId(allocation_id),
         hub=HubCode(hub),
-        sku=Sku("h100-sxm-80"),
+        sku=Sku(sku),
+        price_class=None if price_class is None else PriceClass(price_class),
         expires_ms=expires_ms,
         actor="key:scheduler",
     )
@@ -152,6 +166,9 @@ def held(
     allocation_id: str | None = None,
     expires_ms: int = 2**60,
     ended_by: HoldEnd | None = None,
+    placed_seq: int = 1,
+    short_micro: int = 0,
+    drawn_micro: int = 0,
 ) -> Hold:
     """A hold as it stands, or as it has ended."""
     return Hold(
@@ -161,6 +178,9 @@ def held(
         expires_ms=expires_ms,
         ended_by=ended_by,
         reserved=reserved,
+        placed_seq=placed_seq,
+        short_micro=short_micro,
+        drawn_micro=drawn_micro,
     )
 
 
@@ -206,8 +226,11 @@ class CoreLedger:
         self.programme_id = programme.tenant_id
         self.buckets: dict[BucketId, BookedBucket] = {}
         self.holds: dict[HoldId, Hold] = {}
+        self.terms: dict[HoldId, UsageTerms] = {}
         self.entries: list[Entry] = []
         """Those of the tenant's book."""
+        self.complete_until_ms: int | None = None
+        """Until when the tenant's usage has been heard of: as far as the hubs' watermarks are."""
 
     @property
     def book(self) -> Book:
@@ -230,10 +253,25 @@ class CoreLedger:
             buckets={(tenant_id, bucket_id): bucket for bucket_id, bucket in self.buckets.items()},
             holds={(tenant_id, hold_id): hold for hold_id, hold in self.holds.items()},
             due=[(tenant_id, hold) for hold in holds_over(self.holds.values(), now_ms)],
+            terms={(tenant_id, hold_id): terms for hold_id, terms in self.terms.items()},
+            complete_until_ms={tenant_id: self.complete_until_ms},
         )
         decided = unit.enter(tenant_id, command)
+        if isinstance(command, PlaceHold) and isinstance(decided, tuple) and decided:
+            self.terms[command.hold_id] = command.terms
         self._keep(unit.changes())
         return decided
+
+    def expire_lots(
+        self, complete_until_ms: int, now_ms: int = DAY_MS
+    ) -> tuple[Entry, ...] | BookRefusal:
+        """Hear from every hub that nothing before an instant is missing; lots expire by it."""
+        self.complete_until_ms = complete_until_ms
+        return self.do(ExpireLots(), now_ms)
+
+    def reverse(self, entry: Entry, now_ms: int = DAY_MS) -> tuple[Entry, ...] | BookRefusal:
+        """Negate an entry."""
+        return self.do(ReverseEntry(entry=entry, actor="key:approver", reason="wrong"), now_ms)
 
     def sweep(self, now_ms: int = DAY_MS) -> None:
         """Put on the record what is over, as the ledger does by itself."""

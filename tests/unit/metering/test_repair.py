@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.core.book import BookedBucket, is_newer
+from ledger.core.book import BookedBucket
+from ledger.core.charges import is_newer
 from metering.core.repair import BucketState, ComparedBucket, is_difference, repair
 from unit.ledger.values import CoreLedger, book, total
 

@@ -18,9 +18,11 @@ from ledger import api, audit, jobs, recovery
 from ledger.commands import Commands
 from ledger.consumer import ChargeConsumer, keep_prices
 from ledger.core.balance import complete_until
+from ledger.placement import TenantPartitions
 from ledger.restoration import PublishedGuard
 from ledger.sequencer import Sequencer
-from ledger.store.sequence import count_unpublished, watermarks_by_hub
+from ledger.store.completeness import watermarks_by_hub
+from ledger.store.sequence import count_unpublished
 from runtime.auth import key_of
 from runtime.consumer import Consumer, Subscription
 from runtime.kafka import Topic
@@ -42,7 +44,6 @@ def build(kit: Kit) -> Parts:
     """Wire the parts; connects to nothing."""
     outbox = Outbox((topics.TENANTS, topics.ACCESS))
     sequencer = Sequencer(kit.kafka)
-    commands = Commands(outbox, sequencer.wake)
     charges = Subscription(
         "ledger",
         (topics.CHARGES,),
@@ -51,10 +52,15 @@ def build(kit: Kit) -> Parts:
         max_records=CHARGES_PER_TRANSACTION,
     )
     booking = Consumer(kit.kafka, kit.writer, charges)
+    partitions = TenantPartitions(lambda: booking.partition_count(topics.CHARGES))
+    commands = Commands(outbox, sequencer.wake, partitions)
     prices = Subscription("ledger.reference", (topics.PRICES,), keep_prices, compacted=True)
 
     async def end_expired_holds(connection: Connection) -> None:
         await jobs.end_expired_holds(connection, sequencer.wake)
+
+    async def expire_lots(connection: Connection) -> None:
+        await jobs.expire_lots(connection, partitions, sequencer.wake)
 
     async def make_first_operator() -> None:
         secret = kit.settings.extra.get(BOOTSTRAP_KEY)
@@ -74,7 +80,7 @@ def build(kit: Kit) -> Parts:
         )
 
     return Parts(
-        resources=api.resources(kit, commands, booking),
+        resources=api.resources(kit, commands, partitions),
         topics=(
             Topic(topics.ENTRIES, kit.settings.partitions, kept_for_ever=True),
             Topic(topics.TENANTS, 1, compacted=True),
@@ -88,6 +94,7 @@ def build(kit: Kit) -> Parts:
         tasks=(
             Task("sequencer", 1, sequencer.run),
             Task("expired-holds", 1_000, end_expired_holds),
+            Task("expired-lots", 1_000, expire_lots),
         ),
         status=status,
         start=make_first_operator,

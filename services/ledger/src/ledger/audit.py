@@ -33,8 +33,9 @@ from hisab_contracts.ids import TenantId
 from hisab_contracts.invariants import InvariantBroken
 from ledger.core.book import Book, BookedBucket, RebuiltBook, fold, hold_id_of
 from ledger.core.holds import Hold
-from ledger.store.books import load_buckets, load_holds
+from ledger.store.books import load_buckets
 from ledger.store.entries import entries_after, first_parked, parked_count
+from ledger.store.holds import load_holds
 from ledger.store.queries import (
     book_ids_after,
     buckets_after,

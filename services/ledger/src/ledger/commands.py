@@ -40,8 +40,10 @@ from ledger.core.holds import (
     ReleaseHold,
     price_hold,
 )
-from ledger.core.movements import RecordInvoiced, SetBudget
+from ledger.core.movements import RecordInvoiced, ReverseEntry, SetBudget
+from ledger.placement import TenantPartitions
 from ledger.store import books, directory, entries
+from ledger.store.completeness import complete_until_of
 from ledger.store.queries import hold_of
 from runtime.auth import AccessKey, MintedKey, access_message, mint, store_keys
 from runtime.clock import now_ms
@@ -66,10 +68,16 @@ class Commands:
     """The commands of this process; `committed` is called once an entry is durable."""
 
     def __init__(
-        self, outbox: Outbox, committed: Callable[[], None], clock: Clock = now_ms
+        self,
+        outbox: Outbox,
+        committed: Callable[[], None],
+        partitions: TenantPartitions,
+        clock: Clock = now_ms,
     ) -> None:
+        """`partitions` says whose usage is complete until when: a grant that is over is refused."""
         self._outbox = outbox
         self._committed = committed
+        self._partitions = partitions
         self._clock = clock
 
     async def open_tenant(
@@ -132,13 +140,12 @@ class Commands:
         programme_currency = await directory.programme_currency(connection, grant.programme_id)
         if tenant is None or programme_currency is None:
             return NotFound("tenant or programme")
-        # A refusal is remembered under its key, so a clock that jumped must not give one.
-        present_ms = await checked_now_ms(connection, self._clock)
+        complete_until_ms = await self._complete_until_ms(connection, grant.tenant_id)
         refused = refuse_proposal(
             grant,
             tenant_currency=tenant.currency,
             programme_currency=programme_currency,
-            now_ms=present_ms,
+            complete_until_ms=complete_until_ms,
         )
         if refused is not None:
             return refused
@@ -158,6 +165,19 @@ class Commands:
         if not isinstance(entered, tuple):
             return entered
         return await directory.mark_approved(connection, grant.grant_id, approver)
+
+    async def reverse_entry(
+        self, connection: Connection, entry: Entry, *, actor: str, reason: str
+    ) -> Entry | BookRefusal:
+        """Negate an entry that should not have been made: two books, one transaction."""
+        command = ReverseEntry(entry=entry, actor=actor, reason=reason)
+        entered = await self._enter(connection, entry.tenant_id, command)
+        if not isinstance(entered, tuple):
+            return entered
+        if entry.grant is not None:
+            await directory.mark_reversed(connection, entry.grant.grant_id)
+        _, made = entered
+        return made[-1]
 
     async def price_hold(
         self,
@@ -209,18 +229,29 @@ class Commands:
             return made[-1]
         return await entries.invoiced_entry(connection, tenant_id, command.document_id)
 
+    async def _complete_until_ms(self, connection: Connection, tenant_id: str) -> int | None:
+        """Say until when the tenant's usage has been heard of; None: nothing is complete."""
+        partition = self._partitions.of(tenant_id)
+        found = await complete_until_of(connection, (partition,))
+        return found[partition]
+
     async def _enter(
         self, connection: Connection, book_id: str, command: BookCommand
     ) -> tuple[UnitOfWork, tuple[Entry, ...]] | BookRefusal:
         """Open what a command touches, have it decided, save; return the books and what is new."""
         footprint = footprint_of(command)
         hold_id, second_book_id = footprint.hold_id, footprint.programme_book_id
+        complete_until_ms: dict[str, int | None] = {}
+        if footprint.needs_completeness:
+            complete_until_ms[book_id] = await self._complete_until_ms(connection, book_id)
         unit = await books.open_books(
             connection,
             [book_id] if second_book_id is None else [book_id, second_book_id],
             self._clock,
             accounts=footprint.accounts,
             hold_ids=[] if hold_id is None else [(book_id, hold_id)],
+            spent_lots=footprint.spent_lots,
+            complete_until_ms=complete_until_ms,
         )
         decided = unit.enter(book_id, command)
         if not isinstance(decided, tuple):

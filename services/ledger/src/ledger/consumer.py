@@ -7,8 +7,9 @@ newer enter nothing; progress is advanced in the same transaction.
 
 A message that cannot be booked stops nobody: it is parked with its bytes and the reason, shown in
 the log and by `python -m ledger audit`. Reasons: `unknown-tenant` (the ledger owns the tenants, so
-metering cannot rate another), `refund` (not booked yet), `out-of-range` (the book would pass 64
-bits). A message that cannot be read is a defect between our own services: the consumer stops there.
+metering cannot rate another), `refund` (more than the bucket costs), `out-of-range` (the book would
+pass 64 bits). A message that cannot be read is a defect between our own services: the consumer
+stops there.
 
 The trace that a message carries is kept beside its entry as telemetry and leaves with it again.
 """
@@ -25,7 +26,8 @@ from hisab_contracts.charges import AllocationFinal, BucketTotal, HubWatermark, 
 from hisab_contracts.entries import EntryWatermark
 from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.reference import PriceLine
-from ledger.core.decisions import BookRefusal, NotFound, RefundUnsupported, TotalOutOfRange
+from ledger.core.charges import RefundAboveTotal, TotalOutOfRange
+from ledger.core.decisions import BookRefusal, NotFound
 from ledger.store import books, directory, entries, sequence
 from ledger.store.entries import ParkedCharge
 from runtime import telemetry
@@ -55,7 +57,13 @@ class ChargeConsumer:
         messages = [(record, read_charge(record.value or b"")) for record in batch.records]
         totals = [message for _, message in messages if isinstance(message, BucketTotal)]
         finals = [message for _, message in messages if isinstance(message, AllocationFinal)]
-        unit = await books.open_for_charges(connection, totals, finals, self._clock)
+        # Placed by key: a tenant's messages come through one partition.
+        partitions: dict[str, int] = {
+            message.tenant_id: record.partition
+            for record, message in messages
+            if not isinstance(message, HubWatermark)
+        }
+        unit = await books.open_for_charges(connection, totals, finals, self._clock, partitions)
         parked: list[ParkedCharge] = []
         watermarks: dict[tuple[int, str], EntryWatermark] = {}
         for record, message in messages:
@@ -114,7 +122,7 @@ def _reason_of(refusal: BookRefusal) -> str:
     match refusal:
         case NotFound():
             return "unknown-tenant"
-        case RefundUnsupported():
+        case RefundAboveTotal():
             return "refund"
         case TotalOutOfRange():
             return "out-of-range"

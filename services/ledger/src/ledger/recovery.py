@@ -49,11 +49,13 @@ from ledger.core.restoration import (
     ProgrammeUnknown,
     RestoredBooks,
     TakingBackRefusal,
+    budget_change_of,
     compare_published,
     counterpart_of,
     placing_of,
     programme_book_of,
     refuse_taking_back,
+    reversed_grant_of,
 )
 from ledger.restoration import LedgerTopics, entries_in, everything_in, keys_in, offsets_to_compare
 from ledger.store import books, directory, entries, recoveries
@@ -202,17 +204,20 @@ class Recovery:
         refused = refuse_taking_back(entry, unit.book_or_none(entry.tenant_id))
         if refused is not None:
             raise NotRecovered(reason_of(refused))
-        grant = entry.grant
-        if grant is not None:
-            programme = unit.book_or_none(programme_book_of(grant))
-            counterpart = counterpart_of(entry, grant, programme)
+        change = budget_change_of(entry)
+        if change is not None:
+            programme = unit.book_or_none(programme_book_of(change[0]))
+            counterpart = counterpart_of(entry, change, programme)
             if not isinstance(counterpart, Entry):
                 raise NotRecovered(reason_of(counterpart))
             unit.take_back(counterpart, None)
+        if entry.grant is not None:
             approver = KeyId(entry.actor.removeprefix("key:"))
             await recoveries.take_back_grant(
-                connection, entry.tenant_id, grant, UNKNOWN, approver, entry.recorded_ms
+                connection, entry.tenant_id, entry.grant, UNKNOWN, approver, entry.recorded_ms
             )
+        elif entry.kind == "reversal":
+            await directory.mark_reversed(connection, reversed_grant_of(entry))
         unit.take_back(entry, placing_of(entry))
 
     async def _open_programmes(self, connection: Connection, batch: Sequence[Entry]) -> None:

@@ -16,20 +16,20 @@ from ledger.api.keys import Keys
 from ledger.api.programmes import Programmes
 from ledger.api.tenants import Tenants
 from ledger.commands import Commands
-from runtime.consumer import Consumer
+from ledger.placement import TenantPartitions
 from runtime.http import Resource
 from runtime.service import Kit
 
 
-def resources(kit: Kit, commands: Commands, booking: Consumer) -> tuple[Resource, ...]:
-    """Wire every resource; the consumer is the one that reads charges in this process."""
+def resources(kit: Kit, commands: Commands, partitions: TenantPartitions) -> tuple[Resource, ...]:
+    """Wire every resource."""
     return (
         Tenants(kit, commands),
         Programmes(kit, commands),
         Keys(kit, commands),
         Grants(kit, commands),
         Holds(kit, commands),
-        Balances(kit, booking),
+        Balances(kit, partitions),
         Entries(kit),
         InvoicedDocuments(kit, commands),
     )

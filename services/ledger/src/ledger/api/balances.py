@@ -6,15 +6,14 @@ import hashlib
 
 from fastapi import Request, Response
 
-from hisab_contracts import topics
 from hisab_contracts.reference import Role
 from hisab_contracts.units import instant_text, optional_instant_text
 from ledger.api.requests import READERS, parse_instant
 from ledger.core.balance import Balance
+from ledger.placement import TenantPartitions
 from ledger.store.queries import TrialBalance, balance_of, trial_balance
 from runtime.auth import require_own_tenant
 from runtime.clock import now_ms
-from runtime.consumer import Consumer
 from runtime.http import Model, Problem, Resource, cached_response, encode, get, json_response
 from runtime.service import Kit
 
@@ -47,6 +46,8 @@ class BalanceAnswer(Model, frozen=True, kw_only=True):
     invoiced_micro: str
     settled_micro: str
     unfunded_micro: str
+    breakage_micro: str
+    """What expired of the tenant's lots and was not taken back."""
     credit_limit_micro: str
     lots: list[LotAnswer]
     as_of: AsOf
@@ -77,10 +78,9 @@ class TrialBalanceAnswer(Model, frozen=True, kw_only=True):
 class Balances(Resource):
     """A tenant's balance, and the trial balance of all books."""
 
-    def __init__(self, kit: Kit, booking: Consumer) -> None:
-        """`booking` knows how many partitions charges have."""
+    def __init__(self, kit: Kit, partitions: TenantPartitions) -> None:
         self._kit = kit
-        self._booking = booking
+        self._partitions = partitions
 
     @get(
         "/v1/tenants/{tenant_id}/balance",
@@ -94,10 +94,7 @@ class Balances(Resource):
         """What a tenant has, owes and has reserved, and how fresh that is."""
         principal = await self._kit.access.authorise(request)
         require_own_tenant(principal, tenant_id)
-        count = self._booking.partition_count(topics.CHARGES)
-        # Before the broker was asked for the first time nobody knows which partition is the
-        # tenant's: then nothing is complete, as in a partition that has no watermark.
-        partition = -1 if count is None else topics.partition_of(tenant_id.encode(), count)
+        partition = self._partitions.of(tenant_id)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             balance = await balance_of(connection, tenant_id, now_ms(), partition)
         if balance is None:
@@ -133,6 +130,7 @@ def _balance_answer(balance: Balance) -> BalanceAnswer:
         invoiced_micro=str(book.invoiced_micro),
         settled_micro=str(book.settled_micro),
         unfunded_micro=str(book.unfunded_micro),
+        breakage_micro=str(book.breakage_micro),
         credit_limit_micro=str(book.credit_limit_micro),
         lots=[
             LotAnswer(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from fastapi import Request, Response
 
-from hisab_contracts.entries import ChargeDetail, Entry, GrantDetail, HoldDetail
+from hisab_contracts.entries import ChargeDetail, Entry, GrantDetail, GrantScope, HoldDetail
 from hisab_contracts.reference import Role
 from hisab_contracts.units import MAX_MICRO, instant_text, optional_instant_text
 from ledger.api.requests import READERS
+from ledger.core.lots import Draw
 from ledger.store.directory import find_tenant
 from ledger.store.entries import entries_after
 from runtime.auth import require_own_tenant
@@ -32,7 +35,14 @@ class PostingAnswer(Model, frozen=True, kw_only=True):
     balance_micro: str
 
 
-class ChargeAnswer(Model, frozen=True, kw_only=True):
+class ReservedAnswer(Model, frozen=True, kw_only=True):
+    """An amount reserved on a lot (`lot:<grant>`) or on the credit limit (`limit`)."""
+
+    place: str
+    reserved_micro: str
+
+
+class ChargeAnswer(Model, frozen=True, kw_only=True, omit_defaults=True):
     """Which bucket a charge belongs to."""
 
     allocation_id: str
@@ -49,17 +59,14 @@ class ChargeAnswer(Model, frozen=True, kw_only=True):
     bucket_id: str
     revision: int
     over_limit: bool
+    refunded_micro: str | None = None
+    """What more of the bucket was refunded: `charge_micro` is less by it."""
+    reserved: list[ReservedAnswer] | None = None
+    """By how much the reservations of its open hold changed, place by place."""
 
 
-class ReservedAnswer(Model, frozen=True, kw_only=True):
-    """An amount reserved on a lot (`lot:<grant>`) or on the credit limit (`limit`)."""
-
-    place: str
-    reserved_micro: str
-
-
-class HoldEntryAnswer(Model, frozen=True, kw_only=True):
-    """A hold placed or released, and where it reserved at that moment."""
+class HoldEntryAnswer(Model, frozen=True, kw_only=True, omit_defaults=True):
+    """A hold placed, moved or released, and where it reserved at that moment."""
 
     hold_id: str
     hold_micro: str
@@ -68,9 +75,10 @@ class HoldEntryAnswer(Model, frozen=True, kw_only=True):
     cause: str
     allocation_id: str | None
     expires_at: str
+    short_micro: str | None = None
 
 
-class GrantEntryAnswer(Model, frozen=True, kw_only=True):
+class GrantEntryAnswer(Model, frozen=True, kw_only=True, omit_defaults=True):
     """The terms of a lot as granted."""
 
     grant_id: str
@@ -79,10 +87,16 @@ class GrantEntryAnswer(Model, frozen=True, kw_only=True):
     priority: int
     effective_at: str
     expires_at: str | None
+    scope: GrantScope | None = None
+    coverage_bps: int | None = None
+    tax_effect: str | None = None
 
 
 class EntryAnswer(Model, frozen=True, kw_only=True, omit_defaults=True):
-    """One entry of a book; `charge`, `hold` and `grant` stand in entries of that kind only."""
+    """One entry of a book; what only some kinds have stands in entries of those kinds only.
+
+    A member that may be left out is left out where it is null, as it is in what was hashed.
+    """
 
     seq: str
     entry_id: str
@@ -97,6 +111,8 @@ class EntryAnswer(Model, frozen=True, kw_only=True, omit_defaults=True):
     charge: ChargeAnswer | None = None
     hold: HoldEntryAnswer | None = None
     grant: GrantEntryAnswer | None = None
+    reverses: str | None = None
+    reason: str | None = None
 
 
 class Entries(Resource):
@@ -153,6 +169,8 @@ def _entry_answer(entry: Entry) -> EntryAnswer:
         charge=None if entry.charge is None else _charge_answer(entry.charge),
         hold=None if entry.hold is None else _hold_entry_answer(entry.hold),
         grant=None if entry.grant is None else _grant_entry_answer(entry.grant),
+        reverses=entry.reverses,
+        reason=entry.reason,
     )
 
 
@@ -172,6 +190,8 @@ def _charge_answer(charge: ChargeDetail) -> ChargeAnswer:
         bucket_id=charge.bucket_id,
         revision=charge.revision,
         over_limit=charge.over_limit,
+        refunded_micro=None if charge.refunded_micro is None else str(charge.refunded_micro),
+        reserved=None if charge.reserved is None else _reserved_answers(charge.reserved),
     )
 
 
@@ -180,13 +200,16 @@ def _hold_entry_answer(hold: HoldDetail) -> HoldEntryAnswer:
         hold_id=hold.hold_id,
         hold_micro=str(hold.hold_micro),
         open_micro=str(hold.open_micro),
-        reserved=[
-            ReservedAnswer(place=place, reserved_micro=str(micro)) for place, micro in hold.reserved
-        ],
-        cause=hold.cause,  # `placed`, or what a hold is `ended_by`
+        reserved=_reserved_answers(hold.reserved),
+        cause=hold.cause,  # `placed`, `moved`, or what a hold is `ended_by`
         allocation_id=hold.allocation_id,
         expires_at=instant_text(hold.expires_ms),
+        short_micro=None if hold.short_micro is None else str(hold.short_micro),
     )
+
+
+def _reserved_answers(reserved: Iterable[Draw]) -> list[ReservedAnswer]:
+    return [ReservedAnswer(place=place, reserved_micro=str(micro)) for place, micro in reserved]
 
 
 def _grant_entry_answer(grant: GrantDetail) -> GrantEntryAnswer:
@@ -197,4 +220,7 @@ def _grant_entry_answer(grant: GrantDetail) -> GrantEntryAnswer:
         priority=grant.priority,
         effective_at=instant_text(grant.effective_ms),
         expires_at=optional_instant_text(grant.expires_ms),
+        scope=grant.scope,
+        coverage_bps=grant.coverage_bps,
+        tax_effect=grant.tax_effect,
     )

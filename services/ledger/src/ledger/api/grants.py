@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import msgspec
 from fastapi import Request, Response
-from msgspec import Meta, Raw, field
+from msgspec import Meta, field
 
-from hisab_contracts.ids import GrantId, IdText, KeyId, ProgrammeId, TenantId
+from hisab_contracts.entries import GrantScope
+from hisab_contracts.ids import GrantId, HubText, IdText, KeyId, ProgrammeId, TenantId
 from hisab_contracts.reference import Role
 from ledger.api.problems import problem_of
 from ledger.api.requests import parse_instant, parse_micro
 from ledger.commands import Commands, id_from_command
-from ledger.core.grants import Grant, fault_of_terms, refuse_maker, unsupported_terms
+from ledger.core.grants import MOST_IN_SCOPE, Grant, fault_of_terms, refuse_maker, scope_of
 from ledger.store import directory
 from runtime.http import IntegerText, Model, NoBody, Problem, Resource, post
 from runtime.idempotency import Answer, read_command, run_command
@@ -20,6 +22,18 @@ from runtime.service import Kit
 
 if TYPE_CHECKING:
     from runtime.database import Connection
+
+
+_Names = Annotated[tuple[IdText, ...], Meta(min_length=1, max_length=MOST_IN_SCOPE)]
+
+
+class Scope(Model, frozen=True, kw_only=True, omit_defaults=True):
+    """What a grant may be used for: a member that is left out means all, an empty one nothing."""
+
+    hubs: Annotated[tuple[HubText, ...], Meta(min_length=1, max_length=MOST_IN_SCOPE)] | None = None
+    skus: _Names | None = None
+    projects: _Names | None = None
+    price_classes: _Names | None = None
 
 
 class ProposeGrant(Model, frozen=True, kw_only=True):
@@ -31,9 +45,10 @@ class ProposeGrant(Model, frozen=True, kw_only=True):
     priority: Annotated[int, Meta(ge=-1000, le=1000)]
     effective_at: str
     expires_at: str | None
-    scope: dict[str, Raw] = field(default_factory=dict)
-    coverage_bps: Annotated[int, Meta(ge=0, le=10_000)] = 10_000
-    tax_effect: str = "tender"
+    scope: Scope = field(default_factory=Scope)
+    coverage_bps: Annotated[int, Meta(ge=1, le=10_000)] = 10_000
+    """Which part of each bucket it pays, in 1/100 %."""
+    tax_effect: Literal["tender", "reduces_base"] = "tender"
 
 
 class GrantAnswer(Model, frozen=True, kw_only=True):
@@ -71,9 +86,6 @@ class Grants(Resource):
         fault = fault_of_terms(effective_ms, expires_ms)
         if fault is not None:
             raise Problem("malformed", fault)
-        unsupported = unsupported_terms(body.scope, body.coverage_bps, body.tax_effect)
-        if unsupported is not None:
-            raise Problem("unsupported", unsupported)
         grant = Grant(
             grant_id=GrantId(id_from_command("g", body.tenant_id, command.key)),
             tenant_id=TenantId(body.tenant_id),
@@ -82,6 +94,9 @@ class Grants(Resource):
             priority=body.priority,
             effective_ms=effective_ms,
             expires_ms=expires_ms,
+            scope=_scope_of(body.scope),
+            coverage_bps=body.coverage_bps,
+            tax_effect=body.tax_effect,
             proposed_by=KeyId(principal.key_id),
         )
 
@@ -131,6 +146,11 @@ class Grants(Resource):
         return await run_command(
             self._kit.api, command, run, scope=grant.tenant_id, tenant=principal.sees
         )
+
+
+def _scope_of(scope: Scope) -> GrantScope | None:
+    """Read a scope as it is kept: each name once and in order."""
+    return scope_of(msgspec.convert(msgspec.to_builtins(scope), GrantScope))
 
 
 def _grant_answer(grant: Grant) -> GrantAnswer:

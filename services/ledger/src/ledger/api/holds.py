@@ -66,8 +66,14 @@ class HoldAnswer(Model, frozen=True, kw_only=True):
     """`open` or `released`: here, as in the kind `hold_released`, that is a hold's every end."""
     ended_by: str | None
     """`final`, `released` (on request) or `expired`; null while it is open."""
+    end: str | None
+    """The same by its second name."""
     hold_micro: str
     open_micro: str
+    drawn_micro: str
+    """What its runs were charged while it was open, less what they got back."""
+    short_micro: str
+    """What it lost with lots that expired: nothing guarantees it any more."""
     available_micro: str
 
 
@@ -93,8 +99,13 @@ class Holds(Resource):
         command = await read_command(request, AskHold)
         body = command.body
         expires_ms = parse_instant(body.expires_at, "expires_at")
-        by_price = (body.price_class, body.gpus, body.duration_ms)
-        if (body.hold_micro is None) == any(part is None for part in by_price):
+        # A class beside an amount says what the hold is for: lots may be for some classes only.
+        by_price = (body.gpus, body.duration_ms)
+        if body.hold_micro is None:
+            is_whole = body.price_class is not None and None not in by_price
+        else:
+            is_whole = by_price == (None, None)
+        if not is_whole:
             raise Problem(
                 "malformed", "give hold_micro, or price_class, gpus and duration_ms: one of them"
             )
@@ -120,6 +131,7 @@ class Holds(Resource):
                     ),
                     hub=HubCode(body.hub),
                     sku=Sku(body.sku),
+                    price_class=None if body.price_class is None else PriceClass(body.price_class),
                     expires_ms=expires_ms,
                     actor=principal.actor,
                 ),
@@ -200,7 +212,10 @@ def _hold_answer(hold: HoldState) -> HoldAnswer:
         hold_id=hold.hold_id,
         state="open" if hold.ended_by is None else "released",
         ended_by=hold.ended_by,
+        end=hold.ended_by,
         hold_micro=str(hold.hold_micro),
         open_micro=str(hold.open_micro),
+        drawn_micro=str(hold.drawn_micro),
+        short_micro=str(hold.short_micro),
         available_micro=str(hold.available_micro),
     )

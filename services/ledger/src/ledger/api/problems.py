@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Final, assert_never
 
 from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.units import MAX_MICRO, instant_text
 from ledger.commands import AlreadyExists
-from ledger.core.decisions import BookRefusal, NotFound, RefundUnsupported, TotalOutOfRange
+from ledger.core.charges import RefundAboveTotal, TotalOutOfRange
+from ledger.core.decisions import BookRefusal, NotFound
 from ledger.core.grants import (
     BudgetExceeded,
     CurrencyDiffers,
@@ -23,8 +24,22 @@ from ledger.core.holds import (
     NoPrice,
     PriceOutOfRange,
 )
-from ledger.core.movements import AlreadyInvoiced, NotReceivable
+from ledger.core.movements import (
+    AlreadyDrawn,
+    AlreadyInvoiced,
+    AlreadyReversed,
+    NotReceivable,
+    NotReversible,
+    Reserved,
+)
 from runtime.http import Problem
+
+_NOT_REVERSIBLE: Final = {
+    "is-reversal": "a reversal is not reversed: make the entry anew",
+    "correct-in-metering": "a charge follows from usage: correct it in metering",
+    "correct-in-invoicing": "it follows from a document: correct it in invoicing",
+    "not-reversible": "entries of this kind are not reversed",
+}
 
 CommandRefusal = BookRefusal | ProposalRefusal | NoPrice | PriceOutOfRange | AlreadyExists
 """Why a command is refused, over HTTP."""
@@ -78,7 +93,19 @@ def problem_of(refusal: CommandRefusal) -> Problem:
             )
         case NotReceivable(receivable_micro):
             return Problem("not-receivable", receivable_micro=str(receivable_micro))
-        case RefundUnsupported() | TotalOutOfRange():
+        case NotReversible(code):
+            return Problem(code, _NOT_REVERSIBLE[code])
+        case AlreadyReversed():
+            return Problem("already-reversed", "this entry was negated before")
+        case AlreadyDrawn(drawn_micro):
+            return Problem(
+                "already-drawn", "usage has drawn on this lot", drawn_micro=str(drawn_micro)
+            )
+        case Reserved(reserved_micro):
+            return Problem(
+                "reserved", "open holds reserve on this lot", reserved_micro=str(reserved_micro)
+            )
+        case RefundAboveTotal() | TotalOutOfRange():
             # Charges come from metering, never over HTTP.
             raise InvariantBroken(f"only a charge is refused so: {refusal}")
         case _:

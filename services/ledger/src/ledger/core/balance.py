@@ -15,7 +15,8 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from ledger.core.book import Book, Lot, available_micro
+from ledger.core.book import Book, available_micro
+from ledger.core.lots import Lot
 
 
 class Balance(Struct, frozen=True, kw_only=True):
@@ -36,9 +37,14 @@ def balance_at(book: Book, now_ms: int, *, complete_until_ms: int | None) -> Bal
         book=book,
         available_micro=available_micro(book, now_ms),
         held_micro=book.reserved_micro + sum(lot.reserved_micro for lot in book.lots),
-        lots=tuple(lot for lot in book.lots if lot.expires_ms is None or now_ms < lot.expires_ms),
+        lots=tuple(lot for lot in book.lots if _is_listed(lot, now_ms)),
         complete_until_ms=complete_until_ms,
     )
+
+
+def _is_listed(lot: Lot, now_ms: int) -> bool:
+    """Say whether a balance names a lot: it has not expired, and its grant was not reversed."""
+    return lot.granted_micro > 0 and (lot.expires_ms is None or now_ms < lot.expires_ms)
 
 
 def complete_until(watermarks_ms: Iterable[int | None]) -> int | None:

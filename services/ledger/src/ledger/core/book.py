@@ -6,19 +6,13 @@ command can touch: a book opened at one bucket and one hold, and for an approval
 book too. Whoever loads them passes them in, so a book with a million buckets is as quick as a small
 one. What is entered next is decided from the same state in `decisions`.
 
-**Lots.** An approved grant is one `Lot`. There is one total order in which lots pay, reserve and
-are listed (`draw_order`): priority, then expiry (none is last), then effective instant, then grant
-id. It depends on the terms alone, so the order in which lots were loaded cannot change who pays.
-One waterfall (`take_from_lots`) serves holds and charges alike: what is free of each open lot, and
-what the taker itself has reserved there.
+**Signs.** Balances are the tenant's view and sum to zero over a book: `usage`, `lot:*` and
+`breakage` are >= 0; `funding:*`, `receivable`, `invoiced:*`, `settled`, `unfunded` are <= 0 and
+shown positive. In a programme's book: `authority` <= 0, `budget` and `granted:*` >= 0.
 
-**Signs.** Balances are the tenant's view and sum to zero over a book: `usage` and `lot:*` are >= 0;
-`funding:*`, `receivable`, `invoiced:*`, `settled`, `unfunded` are <= 0 and shown positive. In a
-programme's book: `authority` <= 0, `budget` and `granted:*` >= 0.
-
-A charge under an open hold shrinks the hold's reservations by what it drew on lots and on the
-credit limit, so drawing leaves `available_micro` as it was. What goes to `unfunded` draws on
-nothing and shrinks nothing.
+A charge under an open hold changes the hold's reservations, and says by how much: they shrink by
+what it drew on lots and on the credit limit, so that drawing leaves `available_micro` as it was,
+and grow by what returned. What goes to `unfunded` draws on nothing and shrinks nothing.
 
 There are no refusals here: an entry that does not follow from the state raises `InvariantBroken`,
 because then the stored past contradicts itself and nothing may be built on it.
@@ -33,7 +27,6 @@ from typing import Final, Literal
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from hisab_contracts.charges import BucketTotal
 from hisab_contracts.entries import (
     GENESIS_HASH,
     ChargeDetail,
@@ -43,13 +36,20 @@ from hisab_contracts.entries import (
     Posting,
     entry_hash,
 )
-from hisab_contracts.ids import BucketId, GrantId, HoldId, ProgrammeId, TenantId, entry_id
+from hisab_contracts.ids import BucketId, EntryId, HoldId, TenantId, entry_id
 from hisab_contracts.invariants import invariant
 from hisab_contracts.reference import TenantKind
-from ledger.core.holds import LIMIT, Draw, Hold, HoldState, hold_after, shrink_hold
+from ledger.core.holds import (
+    LIMIT,
+    Hold,
+    HoldState,
+    hold_after,
+    hold_after_charge,
+    order_of,
+    shrink_hold,
+)
+from ledger.core.lots import LOT, WHOLE_BPS, Draw, Lot, UsageTerms, in_draw_order
 
-LOT: Final = "lot:"
-"""Begins the account of a lot: `lot:<grant id>`."""
 INVOICED: Final = "invoiced:"
 PROGRAMME_BOOK: Final = "/programmes/"
 """Begins the id of a programme's book. No tenant's id has a slash, so none can be meant."""
@@ -58,38 +58,6 @@ BookKind = TenantKind | Literal["fund"]
 
 # One mapping serves as the default of every book, so nobody may be able to write into it.
 _NO_ACCOUNTS: Final[Mapping[str, int]] = MappingProxyType({})
-
-
-class Lot(Struct, frozen=True):
-    """What is left of one grant. `0 <= reserved_micro <= remaining_micro <= granted_micro`."""
-
-    grant_id: GrantId
-    programme_id: ProgrammeId
-    priority: int
-    """Lower pays first."""
-    effective_ms: int
-    expires_ms: int | None
-    """None: never."""
-    granted_micro: int
-    remaining_micro: int
-    reserved_micro: int = 0
-    """What open holds have reserved of the remainder: nobody else can take it."""
-
-    @property
-    def account(self) -> str:
-        """Its account in the tenant's book."""
-        return LOT + self.grant_id
-
-    @property
-    def free_micro(self) -> int:
-        """What no hold has reserved."""
-        return self.remaining_micro - self.reserved_micro
-
-    def is_open(self, instant_ms: int) -> bool:
-        """Say whether usage at this instant may draw on it: effective <= instant < expires."""
-        if instant_ms < self.effective_ms:
-            return False
-        return self.expires_ms is None or instant_ms < self.expires_ms
 
 
 class Book(Struct, frozen=True, kw_only=True):
@@ -114,6 +82,8 @@ class Book(Struct, frozen=True, kw_only=True):
     unfunded_micro: int = 0
     reserved_micro: int = 0
     """What open holds have reserved on the credit limit."""
+    breakage_micro: int = 0
+    """What expired of its lots and was not taken back."""
     lots: tuple[Lot, ...] = ()
     """Those with anything left; the spent ones too where credit may return to one of them."""
     accounts: Mapping[str, int] = _NO_ACCOUNTS
@@ -134,7 +104,16 @@ class BookedBucket(Struct, frozen=True, kw_only=True):
     revision: int = 0
     gpu_ns: int = 0
     charged_micro: int = 0
+    """What it costs, less what was refunded of it."""
+    refunded_micro: int = 0
     draws: tuple[Draw, ...] = ()
+
+    def drawn_from(self) -> dict[str, int]:
+        """Return what each account has paid of it."""
+        drawn: dict[str, int] = {}
+        for account, micro in self.draws:
+            drawn[account] = drawn.get(account, 0) + micro
+        return drawn
 
 
 class DueHolds(Struct, frozen=True):
@@ -144,6 +123,13 @@ class DueHolds(Struct, frozen=True):
     """In the order in which their time came."""
     book: Book
     """The book as it stands now: what they still reserve is free."""
+
+
+class PlacedHold(Struct, frozen=True):
+    """A hold, and what it is for: what decides to which lots its reservations may move."""
+
+    hold: Hold
+    terms: UsageTerms
 
 
 class Books(Struct, frozen=True):
@@ -158,6 +144,10 @@ class Books(Struct, frozen=True):
     hold: Hold | None = None
     programme: Book | None = None
     due: DueHolds | None = None
+    complete_until_ms: int | None = None
+    """All usage of this tenant before it has been heard of; None: nothing is complete."""
+    placed: tuple[PlacedHold, ...] = ()
+    """For lots to expire: the open holds that reserve on one of them."""
 
 
 def available_micro(book: Book, now_ms: int) -> int:
@@ -177,6 +167,8 @@ def hold_state(book: Book, hold: Hold, now_ms: int) -> HoldState:
         ended_by=hold.ended_by,
         hold_micro=hold.hold_micro,
         open_micro=hold.open_micro,
+        short_micro=hold.short_micro,
+        drawn_micro=hold.drawn_micro,
         available_micro=available_micro(book, now_ms),
     )
 
@@ -190,75 +182,14 @@ def balance_micro(book: Book, account: str) -> int:
             return -book.receivable_micro
         case "unfunded":
             return -book.unfunded_micro
+        case "breakage":
+            return book.breakage_micro
         case _ if account.startswith(LOT):
             return next(
                 (lot.remaining_micro for lot in book.lots if account[4:] == lot.grant_id), 0
             )
         case _:
             return book.accounts.get(account, 0)
-
-
-def is_newer(total: BucketTotal, bucket: BookedBucket) -> bool:
-    """Say whether a stated total is newer than what was booked.
-
-    A higher revision is. Within one revision totals only grow, so the greater one is.
-    """
-    if total.revision != bucket.revision:
-        return total.revision > bucket.revision
-    # A smaller total of the same revision is an old message that comes late, never a correction.
-    if total.total_gpu_ns == bucket.gpu_ns:
-        return total.total_micro > bucket.charged_micro
-    return total.total_gpu_ns > bucket.gpu_ns and total.total_micro >= bucket.charged_micro
-
-
-def may_return_credit(total: BucketTotal, bucket: BookedBucket | None) -> bool:
-    """Say whether a total may give credit back to lots that have nothing left.
-
-    Only a correction lowers a total, so the spent lots of a book need not be loaded for any other.
-    """
-    # Not needed either where a batch first books a bucket and then corrects it: that bucket drew on
-    # lots that were loaded because they had something left.
-    return bucket is not None and total.revision > bucket.revision
-
-
-def draw_order(lot: Lot) -> tuple[int, bool, int, int, str]:
-    """Sort key of the one order in which lots pay: priority, expiry, effective, grant id."""
-    never = lot.expires_ms is None
-    return (lot.priority, never, lot.expires_ms or 0, lot.effective_ms, lot.grant_id)
-
-
-def in_draw_order(lots: Iterable[Lot]) -> tuple[Lot, ...]:
-    """Sort lots into the order in which they pay."""
-    return tuple(sorted(lots, key=draw_order))
-
-
-def open_lots(lots: Iterable[Lot], instant_ms: int) -> list[Lot]:
-    """Return the lots open at an instant, in draw order, whatever order they came in."""
-    found = [lot for lot in lots if lot.is_open(instant_ms)]
-    if len(found) > 1:
-        # Sorted here although stores sort too: who pays must not hang on how lots were loaded.
-        found.sort(key=draw_order)
-    return found
-
-
-def take_from_lots(
-    lots: Iterable[Lot], instant_ms: int, wanted_micro: int, own: Mapping[str, int]
-) -> tuple[list[Draw], int]:
-    """Say what each lot open at an instant gives towards an amount, and what none gives.
-
-    `own` maps accounts to what the taker itself has reserved there: open to it, and to nobody else.
-    Conserves: what is taken and what is left add up to what was wanted.
-    """
-    left_micro = wanted_micro
-    taken: list[Draw] = []
-    for lot in open_lots(lots, instant_ms):
-        if not left_micro:
-            break
-        given_micro = min(left_micro, lot.free_micro + own.get(lot.account, 0))
-        if given_micro:
-            taken.append((lot.account, given_micro))
-            left_micro -= given_micro
-    return taken, left_micro
 
 
 def next_entry(
@@ -273,6 +204,8 @@ def next_entry(
     charge: ChargeDetail | None = None,
     hold: HoldDetail | None = None,
     grant: GrantDetail | None = None,
+    reverses: EntryId | None = None,
+    reason: str | None = None,
 ) -> Entry:
     """Make the book's next entry, chained to its last and hashed; it is not folded yet.
 
@@ -296,6 +229,8 @@ def next_entry(
         charge=charge,
         hold=hold,
         grant=grant,
+        reverses=reverses,
+        reason=reason,
     )
     return replace(entry, hash=entry_hash(entry))
 
@@ -330,12 +265,14 @@ def evolve(books: Books, entry: Entry) -> Books:
         if hold is not None and hold.ended_by is None:
             # After the postings: for a moment a lot reserves more than is left of it, and what the
             # hold gives up now mends that.
-            hold, given_up = shrink_hold(hold, _draws_of(entry.postings))
-            book = with_reservations(book, given_up, sign=-1)
+            changes, drawn_micro = _drawn_under(hold, entry.charge, entry.postings)
+            book = with_reservations(book, changes)
+            hold = hold_after_charge(hold, drawn_micro, changes, order_of(book.lots))
     elif entry.hold is not None:
-        hold = hold_after(entry.hold)
-        sign: Literal[1, -1] = 1 if hold.ended_by is None else -1
-        book = with_reservations(book, entry.hold.reserved, sign=sign)
+        before = () if hold is None else hold.reserved
+        hold = hold_after(entry.hold, hold, entry.seq)
+        freed = [(place, -micro) for place, micro in before]
+        book = with_reservations(book, [*freed, *hold.reserved])
     return Books(book, bucket, hold, programme)
 
 
@@ -393,7 +330,7 @@ def _with_postings(book: Book, entry: Entry) -> Book:
     """Apply an entry's postings to the book's totals, lots and accounts."""
     charged_micro, funded_micro = book.charged_micro, book.funded_micro
     receivable_micro, invoiced_micro = book.receivable_micro, book.invoiced_micro
-    unfunded_micro = book.unfunded_micro
+    unfunded_micro, breakage_micro = book.unfunded_micro, book.breakage_micro
     lots, accounts = book.lots, book.accounts
     for posting in entry.postings:
         # Each posting states the balance after it. Held against where the account stands, it shows
@@ -410,9 +347,12 @@ def _with_postings(book: Book, entry: Entry) -> Book:
             case "unfunded":
                 invariant(before_micro == -unfunded_micro, "unfunded moves from its balance")
                 unfunded_micro -= change_micro
+            case "breakage":
+                invariant(before_micro == breakage_micro, "breakage moves from its balance")
+                breakage_micro += change_micro
             case _ if account.startswith(LOT):
-                lots = _with_lot(lots, posting, entry.grant)
-                # Only a charge makes a lot pay; a grant's posting fills it.
+                lots = _with_lot(lots, posting, entry)
+                # Only a charge makes a lot pay; a grant fills it, and an expiry empties it.
                 funded_micro -= 0 if entry.charge is None else change_micro
             case _:
                 invariant(before_micro == accounts.get(account, 0), "an account moves from there")
@@ -431,62 +371,102 @@ def _with_postings(book: Book, entry: Entry) -> Book:
         receivable_micro=receivable_micro,
         invoiced_micro=invoiced_micro,
         unfunded_micro=unfunded_micro,
+        breakage_micro=breakage_micro,
         lots=lots,
         accounts=accounts,
     )
 
 
-def _with_lot(
-    lots: tuple[Lot, ...], posting: Posting, granted: GrantDetail | None
-) -> tuple[Lot, ...]:
+def _with_lot(lots: tuple[Lot, ...], posting: Posting, entry: Entry) -> tuple[Lot, ...]:
     """Move the remainder of one lot, or open the lot that a grant's entry describes."""
+    granted = entry.grant
     if granted is not None:
         invariant(posting.balance_micro == granted.grant_micro, "a grant opens a lot of its own")
-        lot = Lot(
-            grant_id=granted.grant_id,
-            programme_id=granted.programme_id,
-            priority=granted.priority,
-            effective_ms=granted.effective_ms,
-            expires_ms=granted.expires_ms,
-            granted_micro=granted.grant_micro,
-            remaining_micro=granted.grant_micro,
-        )
-        return in_draw_order((*lots, lot))
+        return in_draw_order((*lots, _lot_of(granted)))
     changed: list[Lot] = []
     found = False
     for lot in lots:
         if lot.grant_id == posting.account[len(LOT) :]:
             found = lot.remaining_micro + posting.posting_micro == posting.balance_micro
-            invariant(0 <= posting.balance_micro <= lot.granted_micro, "a lot is never overdrawn")
-            changed.append(replace(lot, remaining_micro=posting.balance_micro))
+            changed.append(_moved(lot, posting, entry.kind))
         else:
             changed.append(lot)
     invariant(found, "a lot moves from where it stood")
     return tuple(changed)
 
 
-def with_reservations(book: Book, places: Iterable[Draw], *, sign: Literal[1, -1]) -> Book:
-    """Return the book with reservations of holds added, or taken back: on lots and on the limit.
+def _lot_of(granted: GrantDetail) -> Lot:
+    return Lot(
+        grant_id=granted.grant_id,
+        programme_id=granted.programme_id,
+        priority=granted.priority,
+        effective_ms=granted.effective_ms,
+        expires_ms=granted.expires_ms,
+        granted_micro=granted.grant_micro,
+        remaining_micro=granted.grant_micro,
+        scope=granted.scope,
+        coverage_bps=WHOLE_BPS if granted.coverage_bps is None else granted.coverage_bps,
+    )
+
+
+def _moved(lot: Lot, posting: Posting, kind: str) -> Lot:
+    """Return a lot after a posting: what it moved against depends on the kind of entry."""
+    granted_micro, expired_micro = lot.granted_micro, lot.expired_micro
+    if kind in ("expiry", "expiry_reversed"):
+        expired_micro -= posting.posting_micro
+    elif kind == "reversal":
+        granted_micro += posting.posting_micro
+    invariant(expired_micro >= 0, "no more is taken back of a lot than expired")
+    kept_micro = posting.balance_micro + expired_micro
+    is_covered = posting.balance_micro >= 0 and kept_micro <= granted_micro
+    invariant(is_covered, "a lot is never overdrawn")
+    return replace(
+        lot,
+        granted_micro=granted_micro,
+        remaining_micro=posting.balance_micro,
+        expired_micro=expired_micro,
+    )
+
+
+def with_reservations(book: Book, changes: Iterable[Draw]) -> Book:
+    """Return the book with reservations of holds changed, on lots and on the limit, by so much.
 
     Raises `InvariantBroken` where what is taken back does not stand.
     """
-    changes = {place: sign * micro for place, micro in places}
-    reserved_micro = book.reserved_micro + changes.pop(LIMIT, 0)
+    by_place: dict[str, int] = {}
+    for place, change_micro in changes:
+        by_place[place] = by_place.get(place, 0) + change_micro
+    reserved_micro = book.reserved_micro + by_place.pop(LIMIT, 0)
     lots: list[Lot] = []
     for lot in book.lots:
-        change_micro = changes.pop(lot.account, 0)
+        change_micro = by_place.pop(lot.account, 0)
         if change_micro:
             lot_reserved_micro = lot.reserved_micro + change_micro
             invariant(0 <= lot_reserved_micro <= lot.remaining_micro, "a lot reserves what it has")
             lots.append(replace(lot, reserved_micro=lot_reserved_micro))
         else:
             lots.append(lot)
-    # What is left in `changes` is on lots that are not loaded: it would be lost without a word.
-    invariant(reserved_micro >= 0 and not changes, "reservations are taken back where they stand")
+    # What is left is on lots that are not loaded: it would be lost without a word.
+    is_whole = not any(by_place.values())
+    invariant(reserved_micro >= 0 and is_whole, "reservations are taken back where they stand")
     return replace(book, lots=tuple(lots), reserved_micro=reserved_micro)
 
 
-def _draws_of(postings: Iterable[Posting]) -> list[Draw]:
+def _drawn_under(
+    hold: Hold, charge: ChargeDetail, postings: Iterable[Posting]
+) -> tuple[list[Draw], int]:
+    """Say by how much a charge changed its hold's reservations, and what it drew under it.
+
+    Entries of release 1 do not say it. Then it follows: nothing came back to a hold, what a charge
+    drew on lots and on the limit shrank it, and what was drawn past it was not counted.
+    """
+    if charge.reserved is not None:
+        return list(charge.reserved), charge.charge_micro
+    changes = shrink_hold(hold, draws_of(postings))
+    return changes, -sum(micro for _, micro in changes)
+
+
+def draws_of(postings: Iterable[Posting]) -> list[Draw]:
     """List what a charge drew on lots and on the limit. `unfunded` is no draw: nothing gives it."""
     return [
         (LIMIT if posting.account == "receivable" else posting.account, -posting.posting_micro)
@@ -498,28 +478,41 @@ def _draws_of(postings: Iterable[Posting]) -> list[Draw]:
 def _with_charge(
     bucket: BookedBucket | None, charge: ChargeDetail, postings: Iterable[Posting]
 ) -> BookedBucket:
-    """Add a charge to what was booked of its bucket; what it gave back leaves the newest draws."""
+    """Add a charge to what was booked of its bucket; returns leave an account's newest draws."""
     before = bucket or BookedBucket(bucket_id=charge.bucket_id, hour_ms=charge.hour_ms)
     draws = list(before.draws)
     for posting in postings:
         if posting.account == "usage":
             continue
-        # A bucket that grows on one lot keeps one draw of it, however often it was charged. What
-        # comes back is posted newest draw first, so it always meets the last of the list.
-        drawn_micro = -posting.posting_micro
-        if drawn_micro < 0 or (draws and draws[-1][0] == posting.account):
-            account, last_micro = draws.pop()
-            invariant(account == posting.account, "credit returns to the newest draw")
-            drawn_micro += last_micro
-        if drawn_micro:
-            draws.append((posting.account, drawn_micro))
+        if posting.posting_micro > 0:
+            draws = without_newest(draws, posting.account, posting.posting_micro)
+        elif draws and draws[-1][0] == posting.account:
+            # A bucket that grows on one lot keeps one draw of it, however often it was charged.
+            draws[-1] = (posting.account, draws[-1][1] - posting.posting_micro)
+        else:
+            draws.append((posting.account, -posting.posting_micro))
     after = BookedBucket(
         bucket_id=before.bucket_id,
         hour_ms=before.hour_ms,
         revision=charge.revision,
         gpu_ns=before.gpu_ns + charge.gpu_ns,
         charged_micro=before.charged_micro + charge.charge_micro,
+        refunded_micro=before.refunded_micro + (charge.refunded_micro or 0),
         draws=tuple(draws),
     )
     invariant(sum(micro for _, micro in draws) == after.charged_micro, "draws are the bucket's sum")
     return after
+
+
+def without_newest(draws: Iterable[Draw], account: str, returned_micro: int) -> list[Draw]:
+    """Take what an account gets back off its draws, the newest first."""
+    left_micro = returned_micro
+    kept: list[Draw] = []
+    for place, drawn_micro in reversed(list(draws)):
+        back_micro = min(left_micro, drawn_micro) if place == account else 0
+        left_micro -= back_micro
+        if drawn_micro > back_micro:
+            kept.append((place, drawn_micro - back_micro))
+    invariant(left_micro == 0, "credit returns to what drew it")
+    kept.reverse()
+    return kept

@@ -11,22 +11,14 @@ written. It does no I/O: a store opens it and saves its changes (`store/books.py
 says so yet. A command that enters something enters the ends of those holds before it; one that is
 refused or books nothing leaves them to the next (see `expiry`).
 
-**Charges are differences.** A charge message states the new total of a bucket. What is newer than
-what was booked (`book.is_newer`) is entered as the difference; anything else books nothing. An
-entry is made also when only GPU time grew (a price of 0, or a fraction of a micro-unit) or only the
-revision rose: bills count GPU time by the entries, and an old revision must not come back. Such an
-entry may have no postings.
-
-**Who pays.** The difference is drawn from the lots open in the bucket's hour, in draw order, taking
-what is free or reserved by the charge's own hold; what no lot covers goes to `receivable`
-(commercial) or `unfunded` (all others). Beyond the credit limit it is booked all the same, and
-flagged: usage is a fact. A total that went down returns credit to what the bucket itself drew,
-newest first.
+What each command enters is decided in a module of its own subject: `charges`, `movements`,
+`expiry`, and of holds below.
 
 Refusals, in order of precedence; of any command first `NotFound` (no such book). Charge:
-`RefundUnsupported`, `TotalOutOfRange`. Hold placed: `HoldOver`, `InsufficientCredit`. Hold
-released: `NotFound` (no such hold), `HoldClosed`. Grant approved: `MakerIsChecker`,
-`GrantNotProposed`, `GrantExpired`, `BudgetExceeded`. Invoiced: `AlreadyInvoiced`, `NotReceivable`.
+`RefundAboveTotal`, `TotalOutOfRange`. Hold placed: `HoldOver`, `InsufficientCredit`. Hold released:
+`NotFound` (no such hold), `HoldClosed`. Grant approved: `MakerIsChecker`, `GrantNotProposed`,
+`GrantExpired`, `BudgetExceeded`. Invoiced: `AlreadyInvoiced`, `NotReceivable`. Entry reversed:
+`NotReversible`, `AlreadyReversed`, `AlreadyDrawn`, `Reserved`. Lots expired: none.
 """
 
 from __future__ import annotations
@@ -38,30 +30,32 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from hisab_contracts.charges import AllocationFinal, BucketTotal
-from hisab_contracts.entries import ChargeDetail, Entry
-from hisab_contracts.ids import HoldId, TenantId
-from hisab_contracts.invariants import invariant
-from hisab_contracts.units import MAX_MICRO
+from hisab_contracts.entries import Entry
+from hisab_contracts.ids import HoldId, ProgrammeId, TenantId
 from ledger.core.book import (
     INVOICED,
     PROGRAMME_BOOK,
     Book,
     BookedBucket,
     Books,
-    Lot,
-    available_micro,
+    PlacedHold,
     evolve,
     hold_id_of,
-    is_newer,
     next_entry,
-    postings_of,
-    take_from_lots,
 )
-from ledger.core.expiry import books_at, due_of, expire, expiry_of, release_entry
+from ledger.core.charges import ChargeRefusal, charge
+from ledger.core.expiry import (
+    ExpireLots,
+    books_at,
+    due_of,
+    expire,
+    expire_lots,
+    expiry_of,
+    release_entry,
+)
 from ledger.core.grants import ApprovalRefusal, ApproveGrant
 from ledger.core.holds import (
     LIMIT,
-    Draw,
     Hold,
     HoldClosed,
     HoldOver,
@@ -70,20 +64,26 @@ from ledger.core.holds import (
     ReleaseHold,
     placed_detail,
 )
+from ledger.core.lots import Lot, UsageTerms, fitting_lots, largest_hold, take_from_lots
 from ledger.core.movements import (
     AlreadyInvoiced,
     NotReceivable,
     RecordInvoiced,
+    ReversalRefusal,
+    ReverseEntry,
     SetBudget,
     approve_grant,
     funding_account,
     granted_account,
     record_invoiced,
+    reverse_entry,
     set_budget,
 )
 
-BookCommand = PlaceHold | ReleaseHold | ApproveGrant | RecordInvoiced | SetBudget
-"""The closed union of what somebody can ask of a book. Charges come from metering besides."""
+BookCommand = (
+    PlaceHold | ReleaseHold | ApproveGrant | RecordInvoiced | SetBudget | ReverseEntry | ExpireLots
+)
+"""The closed union of what is asked of a book. Charges come from metering besides."""
 
 
 class NotFound(Struct, frozen=True):
@@ -92,28 +92,16 @@ class NotFound(Struct, frozen=True):
     what: str
 
 
-class RefundUnsupported(Struct, frozen=True):
-    """The total has a refunded part, which is not booked yet."""
-
-    refunded_micro: int
-
-
-class TotalOutOfRange(Struct, frozen=True):
-    """The book's total would pass 64 bits; nothing of the charge is entered."""
-
-    charged_micro: int
-
-
 BookRefusal = (
     NotFound
-    | RefundUnsupported
-    | TotalOutOfRange
+    | ChargeRefusal
     | HoldOver
     | InsufficientCredit
     | HoldClosed
     | ApprovalRefusal
     | AlreadyInvoiced
     | NotReceivable
+    | ReversalRefusal
 )
 """The closed union of why a command is refused; precedence stands in the module's docstring."""
 
@@ -130,6 +118,10 @@ class Footprint(Struct, frozen=True, kw_only=True):
     """The second book of a command that moves something between two."""
     accounts: tuple[str, ...] = ()
     """Those that are neither a lot nor a total of a book."""
+    spent_lots: bool = False
+    """Lots with nothing left are needed too."""
+    needs_completeness: bool = False
+    """It is decided by until when the tenant's usage has been heard of."""
 
 
 def footprint_of(command: BookCommand) -> Footprint:
@@ -140,14 +132,31 @@ def footprint_of(command: BookCommand) -> Footprint:
         case ApproveGrant(grant=grant):
             return Footprint(
                 programme_book_id=TenantId(PROGRAMME_BOOK + grant.programme_id),
-                accounts=(funding_account(grant), "budget", granted_account(grant)),
+                accounts=_accounts_of_grant(grant.programme_id, grant.tenant_id),
+                needs_completeness=True,
             )
+        case ReverseEntry(entry=reversed_entry):
+            reversed_grant = reversed_entry.grant
+            if reversed_grant is None:
+                return Footprint()
+            programme_id, tenant_id = reversed_grant.programme_id, reversed_entry.tenant_id
+            return Footprint(
+                programme_book_id=TenantId(PROGRAMME_BOOK + programme_id),
+                accounts=_accounts_of_grant(programme_id, tenant_id),
+                spent_lots=True,
+            )
+        case ExpireLots():
+            return Footprint()
         case RecordInvoiced():
             return Footprint(accounts=(INVOICED + command.document_id,))
         case SetBudget():
             return Footprint(accounts=("authority", "budget"))
         case _:
             assert_never(command)
+
+
+def _accounts_of_grant(programme_id: ProgrammeId, tenant_id: TenantId) -> tuple[str, ...]:
+    return (funding_account(programme_id), "budget", granted_account(tenant_id))
 
 
 class BookChanges(Struct, frozen=True, kw_only=True):
@@ -186,13 +195,17 @@ class UnitOfWork:
         holds: Mapping[tuple[str, str], Hold] | None = None,
         holds_of_allocations: Mapping[tuple[str, str, str], Sequence[str]] | None = None,
         due: Iterable[tuple[str, Hold]] = (),
+        terms: Mapping[tuple[str, str], UsageTerms] | None = None,
+        complete_until_ms: Mapping[str, int | None] | None = None,
     ) -> None:
         """Take what was loaded; buckets and holds by (tenant, id).
 
         `now_ms` is the instant of every decision of this unit. `holds_of_allocations` lists open
         holds by the (tenant, hub, allocation) whose final ends them: a hub numbers its allocations
         by itself, so two hubs may use one id. `due` are open holds, with their tenants, whose time
-        has come: what this unit enters into their books ends them first.
+        has come: what this unit enters into their books ends them first. `terms` says of holds,
+        where a lot they reserve on may expire, what they are for. `complete_until_ms` says by
+        tenant until when all usage has been heard of, where anything hangs on it.
         """
         self.now_ms = now_ms
         self._books = dict(books)
@@ -209,6 +222,8 @@ class UnitOfWork:
             for tenant_id, found in over.items()
         }
         self._holds_of_allocations = dict(holds_of_allocations or {})
+        self._terms = dict(terms or {})
+        self._complete_until_ms = dict(complete_until_ms or {})
         self._lots_before = {book_id: book.lots for book_id, book in books.items()}
         self._entries: list[Entry] = []
         self._traces: list[str | None] = []
@@ -269,6 +284,11 @@ class UnitOfWork:
             if hold.is_over(self.now_ms):
                 self.enter(tenant_id, expiry_of(hold))
 
+    def expire_lots(self) -> None:
+        """Expire, in every book that was opened, the lots whose windows are complete."""
+        for tenant_id in sorted(self._books):
+            self.enter(tenant_id, ExpireLots())
+
     def changes(self) -> BookChanges:
         """Collect what has to be written; no entries: nothing has."""
         changed = sorted({entry.tenant_id for entry in self._entries})
@@ -299,7 +319,13 @@ class UnitOfWork:
         due = self._due.get(book_id)
         if isinstance(command, BucketTotal):
             bucket = self._buckets.get((book_id, command.bucket_id))
-            return Books(book, bucket, self._hold_or_none(book_id, command.hold_id), due=due)
+            return Books(
+                book,
+                bucket,
+                self._hold_or_none(book_id, command.hold_id),
+                due=due,
+                complete_until_ms=self._complete_until_ms.get(book_id),
+            )
         footprint = footprint_of(command)
         second = footprint.programme_book_id
         return Books(
@@ -307,6 +333,15 @@ class UnitOfWork:
             hold=self._hold_or_none(book_id, footprint.hold_id),
             programme=None if second is None else self._books.get(second),
             due=due,
+            complete_until_ms=self._complete_until_ms.get(book_id),
+            placed=self._placed_holds(book_id) if isinstance(command, ExpireLots) else (),
+        )
+
+    def _placed_holds(self, tenant_id: str) -> tuple[PlacedHold, ...]:
+        return tuple(
+            PlacedHold(self._holds[key], terms)
+            for key, terms in self._terms.items()
+            if key[0] == tenant_id
         )
 
     def _hold_or_none(self, tenant_id: str, hold_id: HoldId | None) -> Hold | None:
@@ -375,7 +410,7 @@ def _decide(
     """Decide a command on books in which nothing is due."""
     match command:
         case BucketTotal():
-            return _charge(books, command, now_ms)
+            return charge(books, command, now_ms)
         case PlaceHold():
             # Its id comes from the command's key. It is there already when that key was forgotten,
             # by a restore whose entries were taken back: it is not placed a second time.
@@ -388,107 +423,32 @@ def _decide(
             return record_invoiced(books.book, command, now_ms)
         case SetBudget():
             return set_budget(books.book, command, now_ms)
+        case ReverseEntry():
+            return reverse_entry(books, command, now_ms)
+        case ExpireLots():
+            return expire_lots(books, now_ms)
         case _:
             assert_never(command)
-
-
-def _charge(
-    books: Books, total: BucketTotal, now_ms: int
-) -> tuple[Entry, ...] | RefundUnsupported | TotalOutOfRange:
-    """Enter the difference between a bucket's stated total and what was booked of it."""
-    if total.refunded_micro:
-        # Refused whole: booking the charge without its refund would bill what was given back.
-        return RefundUnsupported(total.refunded_micro)
-    book = books.book
-    bucket = books.bucket or BookedBucket(bucket_id=total.bucket_id, hour_ms=total.hour_ms)
-    if not is_newer(total, bucket):
-        return ()
-    difference_micro = total.total_micro - bucket.charged_micro
-    if book.charged_micro + difference_micro > MAX_MICRO:
-        return TotalOutOfRange(book.charged_micro)
-    if difference_micro >= 0:
-        draws = _draws(book, books.hold, total.hour_ms, difference_micro)
-    else:
-        draws = _returns(bucket, -difference_micro)
-    drawn_micro = sum(micro for _, micro in draws)
-    invariant(drawn_micro == difference_micro, "draws and overage are the charge")
-    movements = [(account, -micro) for account, micro in draws]
-    if difference_micro:
-        movements.insert(0, ("usage", difference_micro))
-    postings = postings_of(book, movements)
-    # Receivable is the last to be drawn, so an overage is the last posting. It is flagged, never
-    # refused: usage that happened is a fact, whatever the limit says.
-    over_limit = (
-        difference_micro > 0
-        and postings[-1].account == "receivable"
-        and book.invoiced_micro - postings[-1].balance_micro > book.credit_limit_micro
-    )
-    detail = ChargeDetail(
-        bucket_id=total.bucket_id,
-        allocation_id=total.allocation_id,
-        project_id=total.project_id,
-        hold_id=total.hold_id,
-        hub=total.hub,
-        node_id=total.node_id,
-        sku=total.sku,
-        price_class=total.price_class,
-        price_version=total.price_version,
-        hour_ms=total.hour_ms,
-        revision=total.revision,
-        gpu_ns=total.total_gpu_ns - bucket.gpu_ns,
-        charge_micro=difference_micro,
-        over_limit=over_limit,
-    )
-    return (
-        next_entry(
-            book,
-            "charge",
-            now_ms,
-            effective_ms=total.hour_ms,
-            postings=postings,
-            caused_by=f"bucket:{total.bucket_id}",
-            actor="metering",
-            charge=detail,
-        ),
-    )
-
-
-def _draws(book: Book, hold: Hold | None, usage_ms: int, charge_micro: int) -> list[Draw]:
-    """Say who pays: lots open at usage time in draw order, then receivable or unfunded."""
-    own = {} if hold is None else dict(hold.reserved)
-    draws, overage_micro = take_from_lots(book.lots, usage_ms, charge_micro, own)
-    if overage_micro:
-        draws.append(("receivable" if book.kind == "commercial" else "unfunded", overage_micro))
-    return draws
-
-
-def _returns(bucket: BookedBucket, returned_micro: int) -> list[Draw]:
-    """Give credit back to what the bucket itself drew, newest first, as negative draws."""
-    returns: list[Draw] = []
-    left_micro = returned_micro
-    for account, drawn_micro in reversed(bucket.draws):
-        if not left_micro:
-            break
-        back_micro = min(left_micro, drawn_micro)
-        returns.append((account, -back_micro))
-        left_micro -= back_micro
-    return returns
 
 
 def _place_hold(
     book: Book, command: PlaceHold, now_ms: int
 ) -> tuple[Entry, ...] | HoldOver | InsufficientCredit:
-    """Reserve on lots open now in draw order, then on the credit limit; all of it or nothing."""
+    """Reserve on lots open now that fit, in draw order, then on the limit; all of it or nothing."""
     if command.expires_ms <= now_ms:
         return HoldOver(command.expires_ms)
-    available = available_micro(book, now_ms)
-    if command.hold_micro > available:
+    lots = fitting_lots(book.lots, now_ms, command.terms)
+    reserved, beyond_micro = take_from_lots(
+        lots, command.hold_micro, total_micro=command.hold_micro
+    )
+    limit_micro = max(0, book.headroom_micro)
+    if beyond_micro > limit_micro:
         return InsufficientCredit(
-            available_micro=available, shortfall_micro=command.hold_micro - available
+            available_micro=largest_hold(lots, limit_micro),
+            shortfall_micro=beyond_micro - limit_micro,
         )
-    reserved, limit_micro = take_from_lots(book.lots, now_ms, command.hold_micro, {})
-    if limit_micro:
-        reserved.append((LIMIT, limit_micro))
+    if beyond_micro:
+        reserved.append((LIMIT, beyond_micro))
     detail = placed_detail(command, reserved)
     caused_by = f"hold:{command.hold_id}"
     return (

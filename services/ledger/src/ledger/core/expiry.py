@@ -11,21 +11,52 @@ in every decision; the entry that says so may follow at any later time. There ar
   sweep (`jobs`): it makes entries, and changes no answer.
 
 Both come to the same book but for `seq`, head and `recorded_at`. An expiry is effective when the
-hold's time came, and recorded when it is written. A lot needs none of this: its window says when it
-is open, and every taker asks (`Lot.is_open`).
+hold's time came, and recorded when it is written.
+
+**Lots.** A lot's window says when it is open, and every taker asks (`Lot.is_open`): nothing has to
+be written for that. What is left of it goes to `breakage` only once all usage of its window has
+been heard of (`expire_lots`): the watermarks of all hubs have passed its end. What holds had
+reserved on it moves first, hold by hold in the order in which they were placed: to the lots open
+now that fit, in draw order, then to the credit limit; what fits nowhere the hold is short. A lot
+with nothing left expires without an entry. Usage that is heard of all the same takes back what it
+needs (`take_back`), and what returns to such a lot expires again (`charges`).
 
 Refuses nothing. `InvariantBroken` when what a hold reserves is not reserved in the book.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from hisab_contracts.entries import Entry
-from ledger.core.book import Book, Books, DueHolds, evolve, next_entry, with_reservations
-from ledger.core.holds import Draw, Hold, ReleaseHold, ended_detail
+from hisab_contracts.invariants import invariant
+from ledger.core.book import (
+    Book,
+    Books,
+    DueHolds,
+    PlacedHold,
+    evolve,
+    next_entry,
+    postings_of,
+    with_reservations,
+)
+from ledger.core.holds import (
+    LIMIT,
+    Hold,
+    ReleaseHold,
+    ended_detail,
+    moved_detail,
+    order_of,
+    places_in_order,
+)
+from ledger.core.lots import LOT, Draw, Lot, draw_order, fitting_lots, take_from_lots
+
+
+class ExpireLots(Struct, frozen=True):
+    """Move to breakage what is left of the book's lots whose windows are complete."""
 
 
 def holds_over(holds: Iterable[Hold], now_ms: int) -> list[Hold]:
@@ -45,10 +76,8 @@ def book_at(book: Book, over: Iterable[Draw]) -> Book:
 
     `over` are their reservations, each place once or many times.
     """
-    sums: dict[str, int] = {}
-    for place, micro in over:
-        sums[place] = sums.get(place, 0) + micro
-    return with_reservations(book, sums.items(), sign=-1) if sums else book
+    freed = [(place, -micro) for place, micro in over]
+    return with_reservations(book, freed) if freed else book
 
 
 def due_of(book: Book, holds: Iterable[Hold], now_ms: int) -> DueHolds:
@@ -96,3 +125,95 @@ def _without_due(books: Books, book: Book, now_ms: int) -> Books:
     """Return the same books around a book in which nothing that is over reserves anything."""
     hold = None if books.hold is None else hold_at(books.hold, now_ms)
     return replace(books, book=book, hold=hold, due=None)
+
+
+def expire_lots(books: Books, now_ms: int) -> tuple[Entry, ...]:
+    """Enter the expiry of every lot of the book of which nothing can be used any more."""
+    book = books.book
+    over = [
+        lot
+        for lot in book.lots
+        if lot.remaining_micro and lot.is_closed_for_good(books.complete_until_ms)
+    ]
+    over.sort(key=lambda lot: (lot.expires_ms or 0, draw_order(lot)))
+    closing = {lot.account for lot in over}
+    standing = {
+        placed.hold.hold_id: placed
+        for placed in sorted(books.placed, key=lambda placed: placed.hold.placed_seq)
+        if placed.hold.ended_by is None and not placed.hold.is_over(now_ms)
+    }
+    entries: list[Entry] = []
+    for lot in over:
+        for placed in list(standing.values()):
+            if lot.account in dict(placed.hold.reserved):
+                entry = _move(book, placed, lot.account, closing, now_ms)
+                after = evolve(Books(book, hold=placed.hold), entry)
+                book = after.book
+                entries.append(entry)
+                if after.hold is not None:
+                    standing[after.hold.hold_id] = replace(placed, hold=after.hold)
+        expiry = expire_lot(book, lot.account, now_ms)
+        book = evolve(Books(book), expiry).book
+        entries.append(expiry)
+    return tuple(entries)
+
+
+def expire_lot(book: Book, account: str, now_ms: int) -> Entry:
+    """Make the entry that moves to breakage all that is left of a lot on which nobody reserves."""
+    (lot,) = [lot for lot in book.lots if lot.account == account]
+    invariant(not lot.reserved_micro, "nothing is reserved on a lot that expires")
+    movements = [(account, -lot.remaining_micro), ("breakage", lot.remaining_micro)]
+    return _entry_of_lot(book, "expiry", lot, movements, now_ms)
+
+
+def take_back(book: Book, lot: Lot, micro: int, now_ms: int) -> Entry:
+    """Make the entry that takes back some of what expired of a lot."""
+    movements = [("breakage", -micro), (lot.account, micro)]
+    return _entry_of_lot(book, "expiry_reversed", lot, movements, now_ms)
+
+
+def _entry_of_lot(
+    book: Book, kind: str, lot: Lot, movements: list[tuple[str, int]], now_ms: int
+) -> Entry:
+    """Make an entry that is effective when the lot's window ended."""
+    return next_entry(
+        book,
+        kind,
+        now_ms,
+        effective_ms=lot.expires_ms,
+        postings=postings_of(book, movements),
+        caused_by=f"grant:{lot.grant_id}",
+        actor="ledger",
+    )
+
+
+def _move(
+    book: Book, placed: PlacedHold, account: str, closing: Collection[str], now_ms: int
+) -> Entry:
+    """Make the entry that moves what a hold reserves on a lot to others, or says it is short."""
+    hold = placed.hold
+    reserved = dict(hold.reserved)
+    moving_micro = reserved.pop(account)
+    open_now = fitting_lots(book.lots, now_ms, placed.terms)
+    others = [lot for lot in open_now if lot.account not in closing]
+    taken, left_micro = take_from_lots(
+        others, moving_micro, total_micro=hold.hold_micro, given=reserved
+    )
+    limit_micro = min(left_micro, max(0, book.headroom_micro))
+    if limit_micro:
+        taken.append((LIMIT, limit_micro))
+    for place, micro in taken:
+        reserved[place] = reserved.get(place, 0) + micro
+    moved = replace(
+        hold,
+        reserved=places_in_order(reserved, order_of(book.lots)),
+        short_micro=hold.short_micro + left_micro - limit_micro,
+    )
+    return next_entry(
+        book,
+        "hold_moved",
+        now_ms,
+        caused_by=f"grant:{account.removeprefix(LOT)}",
+        actor="ledger",
+        hold=moved_detail(moved),
+    )

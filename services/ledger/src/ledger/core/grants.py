@@ -1,29 +1,40 @@
 """What a grant is, what is wrong with its terms, and who may approve it.
 
 A *grant* is a promise of credit by a programme to a tenant: proposed by an officer, approved by
-somebody else. An approved grant is one *lot* of the tenant's book (`book.Lot`), with terms that
-never change: a window [effective, expires) on whole UTC hours and a priority. Because usage is
-charged by the UTC hour, an hour bucket lies wholly inside or outside every window.
+somebody else. An approved grant is one *lot* of the tenant's book (`lots.Lot`), with terms that
+never change: a window [effective, expires) on whole UTC hours, a priority, a scope, and the share
+of each bucket that it pays. Because usage is charged by the UTC hour, an hour bucket lies wholly
+inside or outside every window.
 
 Approving moves budget of the programme to the tenant, in two books at once, so a programme can
 never promise more than it has (`decisions`).
 
-Refusals, in order of precedence. Terms: not well-formed (`fault_of_terms`), well-formed but not
-supported yet (`unsupported_terms`). Proposal: `CurrencyDiffers`, `GrantExpired`. Approval:
-`MakerIsChecker`, `GrantNotProposed`, `GrantExpired`, `BudgetExceeded`.
+A grant is over only when all usage of its window has been heard of: then it would grant nothing.
+One whose window has ended by the clock still pays for usage that is heard of late.
+
+Refusals, in order of precedence. Terms: not well-formed (`fault_of_terms`).
+Proposal: `CurrencyDiffers`, `GrantExpired`. Approval: `MakerIsChecker`, `GrantNotProposed`,
+`GrantExpired`, `BudgetExceeded`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from typing import Final, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from hisab_contracts.entries import GrantScope
 from hisab_contracts.ids import GrantId, KeyId, ProgrammeId, TenantId
 from hisab_contracts.units import is_whole_hour
+from ledger.core.lots import WHOLE_BPS
 
-GrantState = Literal["proposed", "approved"]
+GrantState = Literal["proposed", "approved", "reversed"]
+TaxEffect = Literal["tender", "reduces_base"]
+"""What paying with a grant means for tax: it pays the bill, or it makes the taxed price less."""
+
+MOST_IN_SCOPE: Final = 100
+"""How many hubs, SKUs, projects or classes a scope may name."""
 
 
 class Grant(Struct, frozen=True, kw_only=True):
@@ -38,6 +49,11 @@ class Grant(Struct, frozen=True, kw_only=True):
     effective_ms: int
     expires_ms: int | None
     """None: never."""
+    scope: GrantScope | None = None
+    """None: for everything."""
+    coverage_bps: int = WHOLE_BPS
+    """Which part of each bucket it pays, in 1/100 %."""
+    tax_effect: TaxEffect = "tender"
     state: GrantState = "proposed"
     proposed_by: KeyId
     approved_by: KeyId | None = None
@@ -90,16 +106,20 @@ ApprovalRefusal = MakerIsChecker | GrantNotProposed | GrantExpired | BudgetExcee
 
 
 def refuse_proposal(
-    grant: Grant, *, tenant_currency: str, programme_currency: str, now_ms: int
+    grant: Grant,
+    *,
+    tenant_currency: str,
+    programme_currency: str,
+    complete_until_ms: int | None,
 ) -> ProposalRefusal | None:
     """Say why a grant cannot be proposed, or None. Its terms are well-formed already."""
     if tenant_currency != programme_currency:
         return CurrencyDiffers(programme_currency)
-    return _refuse_expired(grant, now_ms)
+    return _refuse_expired(grant, complete_until_ms)
 
 
 def refuse_approval(
-    command: ApproveGrant, *, budget_left_micro: int, now_ms: int
+    command: ApproveGrant, *, budget_left_micro: int, complete_until_ms: int | None
 ) -> ApprovalRefusal | None:
     """Say why a grant cannot be approved, or None. Every grant needs two keys."""
     grant = command.grant
@@ -109,7 +129,7 @@ def refuse_approval(
         return own_proposal
     if grant.state != "proposed":
         return GrantNotProposed(grant.state)
-    expired = _refuse_expired(grant, now_ms)
+    expired = _refuse_expired(grant, complete_until_ms)
     if expired is not None:
         return expired
     shortfall_micro = grant.grant_micro - budget_left_micro
@@ -123,10 +143,10 @@ def refuse_maker(grant: Grant, approver: KeyId) -> MakerIsChecker | None:
     return MakerIsChecker() if approver == grant.proposed_by else None
 
 
-def _refuse_expired(grant: Grant, now_ms: int) -> GrantExpired | None:
-    if grant.expires_ms is not None and grant.expires_ms <= now_ms:
-        return GrantExpired(grant.expires_ms)
-    return None
+def _refuse_expired(grant: Grant, complete_until_ms: int | None) -> GrantExpired | None:
+    if grant.expires_ms is None or complete_until_ms is None:
+        return None
+    return GrantExpired(grant.expires_ms) if grant.expires_ms <= complete_until_ms else None
 
 
 def fault_of_terms(effective_ms: int, expires_ms: int | None) -> str | None:
@@ -142,14 +162,11 @@ def fault_of_terms(effective_ms: int, expires_ms: int | None) -> str | None:
     return None
 
 
-def unsupported_terms(
-    scope: Mapping[str, object], coverage_bps: int, tax_effect: str
-) -> str | None:
-    """Say which term is not supported yet, or None. It is refused, never ignored."""
-    if scope:
-        return "scope other than {} is not supported yet"
-    if coverage_bps != 10_000:
-        return "coverage_bps other than 10000 is not supported yet"
-    if tax_effect != "tender":
-        return "tax_effect other than tender is not supported yet"
-    return None
+def scope_of(scope: GrantScope) -> GrantScope | None:
+    """Return a scope as it is kept: each name once and in order; None where it names nothing."""
+    named = {
+        name: tuple(sorted(set(members)))
+        for name in scope.__struct_fields__
+        if (members := getattr(scope, name)) is not None
+    }
+    return replace(scope, **named) if named else None

@@ -1,17 +1,23 @@
 """What a hold guarantees: an amount reserved on named lots, then on the credit limit.
 
 A job asks to start under a hold. The hold reserves all of its amount or nothing: on the lots open
-now in draw order, then on what is left of the credit limit (`LIMIT`). What is reserved nobody else
-can take. Charges of its runs draw on what is free or reserved by their own hold, and the hold's
-reservations shrink by what they drew: first where they drew, then from the last place in order (the
-limit is last of all). So drawing under a hold leaves the available amount as it was.
+now that fit it, in draw order, then on what is left of the credit limit (`LIMIT`). What is reserved
+nobody else can take. Charges of its runs draw on what is free or reserved by their own hold, and
+the hold's reservations shrink by what they drew: first where they drew, then from the last place in
+order (the limit is last of all). So drawing under a hold leaves the available amount as it was.
+
+Credit that returns to what a run of an open hold drew lets the hold grow back where it returned,
+once it has made good what was drawn past the hold (`grow_hold`). A lot that expires takes its
+reservations with it: they move to other lots and to the limit, and what fits nowhere the hold is
+*short* (`expiry`). So always `hold = open + short + given up`, and what was given up was drawn.
 
 A hold ends once, by the first of: its allocation's `final`, a release, its expiry by the ledger's
 clock. Ended, it reserves nothing; a later charge of its run is booked as one without a hold.
 
-What an entry says about a hold (`HoldDetail`) is written here, in `placed_detail` and
-`ended_detail`, and read back here, in `hold_after`. Why a hold has ended is `ended_by` everywhere
-but in what is stored and hashed: there it is the detail's `cause` and the column `ended`.
+What an entry says about a hold (`HoldDetail`) is written here, in `placed_detail`, `moved_detail`
+and `ended_detail`, and read back here, in `hold_after`. Why a hold has ended is `ended_by`
+everywhere but in what is stored and hashed: there it is the detail's `cause` and the column
+`ended`.
 
 Refusals, in order of precedence. Pricing: `NoPrice`, `PriceOutOfRange`. Placing: `HoldOver`,
 `InsufficientCredit`. Releasing: `HoldClosed`.
@@ -19,26 +25,24 @@ Refusals, in order of precedence. Pricing: `NoPrice`, `PriceOutOfRange`. Placing
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from hisab_contracts.entries import HoldDetail
-from hisab_contracts.ids import AllocationId, HoldId, HubCode, ProjectId, Sku
+from hisab_contracts.ids import AllocationId, HoldId, HubCode, PriceClass, ProjectId, Sku
 from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.prices import PriceBook, PriceSeries, quote_micro
 from hisab_contracts.units import MAX_MICRO, hour_floor_ms
+from ledger.core.lots import Draw, Lot, UsageTerms
 
 LIMIT: Final = "limit"
 """Where a hold reserves on the credit limit instead of on a lot; its draws are `receivable`."""
 
 HoldEnd = Literal["final", "released", "expired"]
 """What ended a hold: its allocation's final, a release on request, or its expiry."""
-
-Draw = tuple[str, int]
-"""(account, micro): an amount at a place, listed in the order of drawing or reserving."""
 
 
 class PlaceHold(Struct, frozen=True, kw_only=True):
@@ -52,8 +56,17 @@ class PlaceHold(Struct, frozen=True, kw_only=True):
     """The run whose final ends it; None: only a release or its expiry does."""
     hub: HubCode
     sku: Sku
+    price_class: PriceClass | None
+    """None: it names none, and reserves on no lot that is for some classes only."""
     expires_ms: int
     actor: str
+
+    @property
+    def terms(self) -> UsageTerms:
+        """What it is for."""
+        return UsageTerms(
+            hub=self.hub, sku=self.sku, project_id=self.project_id, price_class=self.price_class
+        )
 
 
 class ReleaseHold(Struct, frozen=True, kw_only=True):
@@ -75,11 +88,25 @@ class Hold(Struct, frozen=True, kw_only=True):
     ended_by: HoldEnd | None = None
     """None while it stands."""
     reserved: tuple[Draw, ...] = ()
+    placed_seq: int
+    """The position of the entry that placed it: reservations move in this order."""
+    short_micro: int = 0
+    """What it lost with lots that expired under it; new credit does not give it back."""
+    drawn_micro: int = 0
+    """What its runs were charged while it stood, less what they got back.
+
+    Of charges of release 1 only what was not drawn past it.
+    """
 
     @property
     def open_micro(self) -> int:
         """What it still reserves."""
         return sum(micro for _, micro in self.reserved)
+
+    @property
+    def given_up_micro(self) -> int:
+        """By how much what was drawn has shrunk its reservations."""
+        return self.hold_micro - self.open_micro - self.short_micro
 
     def is_over(self, now_ms: int) -> bool:
         """Say whether its time has come while no entry has ended it: it reserves nothing then."""
@@ -94,6 +121,8 @@ class HoldState(Struct, frozen=True, kw_only=True):
     """None while it stands."""
     hold_micro: int
     open_micro: int
+    short_micro: int
+    drawn_micro: int
     available_micro: int
 
 
@@ -116,10 +145,12 @@ class HoldOver(Struct, frozen=True):
 
 
 class InsufficientCredit(Struct, frozen=True, kw_only=True):
-    """What is available does not cover the hold."""
+    """What the hold could reserve does not cover it."""
 
     available_micro: int
+    """The largest hold of the same terms that would be placed."""
     shortfall_micro: int
+    """What the hold that was asked for could not reserve."""
 
 
 class HoldClosed(Struct, frozen=True):
@@ -156,6 +187,20 @@ def placed_detail(command: PlaceHold, reserved: Sequence[Draw]) -> HoldDetail:
     )
 
 
+def moved_detail(hold: Hold) -> HoldDetail:
+    """Describe a hold for the entry that moves it: what it reserves where from now on."""
+    return HoldDetail(
+        hold_id=hold.hold_id,
+        hold_micro=hold.hold_micro,
+        open_micro=hold.open_micro,
+        reserved=list(hold.reserved),
+        cause="moved",
+        allocation_id=hold.allocation_id,
+        expires_ms=hold.expires_ms,
+        short_micro=hold.short_micro or None,
+    )
+
+
 def ended_detail(hold: Hold, command: ReleaseHold) -> HoldDetail:
     """Describe a hold for the entry that ends it: what it still reserved, and why it ended."""
     return HoldDetail(
@@ -166,33 +211,40 @@ def ended_detail(hold: Hold, command: ReleaseHold) -> HoldDetail:
         cause=command.ended_by,
         allocation_id=hold.allocation_id,
         expires_ms=hold.expires_ms,
+        short_micro=hold.short_micro or None,
     )
 
 
-def hold_after(detail: HoldDetail) -> Hold:
-    """Return the hold that a placing or ending entry leaves behind.
+def hold_after(detail: HoldDetail, before: Hold | None, seq: int) -> Hold:
+    """Return the hold that the entry at `seq` leaves behind: it placed, moved or ended it.
 
-    Raises `InvariantBroken` for a cause that is neither: a hold taken for open because its end is
-    not understood would keep reserving what others may have been given.
+    Raises `InvariantBroken` for a cause that is none of these: a hold taken for open because its
+    end is not understood would keep reserving what others may have been given.
     """
-    hold = Hold(
-        hold_id=detail.hold_id,
-        hold_micro=detail.hold_micro,
-        allocation_id=detail.allocation_id,
-        expires_ms=detail.expires_ms,
-    )
+    if detail.cause == "placed":
+        return Hold(
+            hold_id=detail.hold_id,
+            hold_micro=detail.hold_micro,
+            allocation_id=detail.allocation_id,
+            expires_ms=detail.expires_ms,
+            reserved=tuple(detail.reserved),
+            placed_seq=seq,
+        )
+    if before is None:
+        raise InvariantBroken(f"a hold is {detail.cause} that was not placed")
     match detail.cause:
-        case "placed":
-            return replace(hold, reserved=tuple(detail.reserved))
+        case "moved":
+            short_micro = detail.short_micro or 0
+            return replace(before, reserved=tuple(detail.reserved), short_micro=short_micro)
         case "final" | "released" | "expired" as ended_by:
             # The entry lists what was still reserved; ended, the hold keeps nothing of it.
-            return replace(hold, ended_by=ended_by)
+            return replace(before, ended_by=ended_by, reserved=())
         case unknown:
-            raise InvariantBroken(f"a hold is neither placed nor ended by {unknown}")
+            raise InvariantBroken(f"a hold is neither placed, moved nor ended by {unknown}")
 
 
-def shrink_hold(hold: Hold, draws: Iterable[Draw]) -> tuple[Hold, list[Draw]]:
-    """Take what a charge drew off its hold's reservations; return the hold, and what it gave up.
+def shrink_hold(hold: Hold, draws: Iterable[Draw]) -> list[Draw]:
+    """Say what a hold gives up for what a charge drew: its reservations' changes, none above 0.
 
     `draws` are amounts at lots or at `LIMIT`. Conserves: what is given up is the lesser of what was
     drawn and what was reserved.
@@ -210,10 +262,57 @@ def shrink_hold(hold: Hold, draws: Iterable[Draw]) -> tuple[Hold, list[Draw]]:
         last_micro = min(elsewhere_micro, reserved[place])
         reserved[place] -= last_micro
         elsewhere_micro -= last_micro
-    given_up = [
-        (place, before_micro - reserved[place])
+    return [
+        (place, reserved[place] - before_micro)
         for place, before_micro in hold.reserved
         if before_micro != reserved[place]
     ]
-    kept = tuple((place, micro) for place, micro in reserved.items() if micro)
-    return replace(hold, reserved=kept), given_up
+
+
+def grow_hold(hold: Hold, returns: Iterable[Draw]) -> list[Draw]:
+    """Say what a hold reserves again of what its run gave back: its reservations' changes.
+
+    `returns` are amounts at lots, at `LIMIT` or at accounts that nothing can be reserved on, in the
+    order in which they return. What was drawn past the hold is made good first; what follows is
+    reserved where it returned. Nothing beyond what was drawn under the hold grows it.
+    """
+    past_micro = hold.drawn_micro - hold.given_up_micro
+    counted_micro = hold.drawn_micro
+    grown: dict[str, int] = {}
+    for place, returned_micro in returns:
+        back_micro = min(returned_micro, counted_micro)
+        counted_micro -= back_micro
+        made_good_micro = min(back_micro, past_micro)
+        past_micro -= made_good_micro
+        if back_micro > made_good_micro:
+            grown[place] = grown.get(place, 0) + back_micro - made_good_micro
+    return list(grown.items())
+
+
+def hold_after_charge(
+    hold: Hold, drawn_micro: int, changes: Iterable[Draw], order: Mapping[str, int]
+) -> Hold:
+    """Return an open hold after a charge of its run drew so much, or gave back, below 0.
+
+    `order` says where each lot stands in draw order: a place that is new goes where it belongs.
+    """
+    reserved = dict(hold.reserved)
+    for place, change_micro in changes:
+        reserved[place] = reserved.get(place, 0) + change_micro
+    return replace(
+        hold,
+        reserved=places_in_order(reserved, order),
+        drawn_micro=max(0, hold.drawn_micro + drawn_micro),
+    )
+
+
+def places_in_order(reserved: Mapping[str, int], order: Mapping[str, int]) -> tuple[Draw, ...]:
+    """List what is reserved where, in draw order, the limit last; places with nothing are out."""
+    held = [place for place, micro in reserved.items() if micro]
+    held.sort(key=lambda place: order.get(place, len(order)))
+    return tuple((place, reserved[place]) for place in held)
+
+
+def order_of(lots: Iterable[Lot]) -> dict[str, int]:
+    """Number the accounts of lots as they stand in draw order."""
+    return {lot.account: position for position, lot in enumerate(lots)}

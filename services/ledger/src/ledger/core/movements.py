@@ -1,31 +1,40 @@
 """Movements: commands that move money between accounts of books, where nothing was used.
 
 A programme gets its budget, a grant moves some of it to a lot of a tenant (an entry in each of
-their books), and a finalised document moves what is receivable to the document's own account. Each
-is decided here and called by `decisions.decide` alone.
+their books), and a finalised document moves what is receivable to the document's own account. A
+grant from which nothing was drawn can be reversed: an entry that negates it, and the programme has
+its budget back. Each is decided here and called by `decisions.decide` alone.
 
 Refusals, in order of precedence. Grant approved: `MakerIsChecker`, `GrantNotProposed`,
-`GrantExpired`, `BudgetExceeded`. Invoiced: `AlreadyInvoiced`, `NotReceivable`.
+`GrantExpired`, `BudgetExceeded`. Invoiced: `AlreadyInvoiced`, `NotReceivable`. Entry reversed:
+`NotReversible` (what kind of entry it is), `AlreadyReversed`, `AlreadyDrawn`, `Reserved`.
 """
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
 from msgspec import Struct
 
 from hisab_contracts.entries import Entry, GrantDetail
-from hisab_contracts.ids import DocumentId
+from hisab_contracts.ids import DocumentId, ProgrammeId, TenantId
 from hisab_contracts.invariants import InvariantBroken
 from ledger.core.book import (
     INVOICED,
-    LOT,
     PROGRAMME_BOOK,
     Book,
     Books,
     balance_micro,
+    evolve,
     next_entry,
     postings_of,
 )
-from ledger.core.grants import ApprovalRefusal, ApproveGrant, Grant, refuse_approval
+from ledger.core.expiry import take_back
+from ledger.core.grants import ApprovalRefusal, ApproveGrant, refuse_approval
+from ledger.core.lots import LOT, WHOLE_BPS, Lot
+
+FUNDING: Final = "funding:"
+"""Begins the account of a tenant's book that says what a programme has given."""
 
 
 class SetBudget(Struct, frozen=True, kw_only=True):
@@ -41,6 +50,41 @@ class RecordInvoiced(Struct, frozen=True, kw_only=True):
     document_id: DocumentId
     invoiced_micro: int
     actor: str
+
+
+class ReverseEntry(Struct, frozen=True, kw_only=True):
+    """Negate an entry that should not have been made; so far only a grant's can be."""
+
+    entry: Entry
+    """It is immutable, so whoever loads it before the books are locked loads the same."""
+    actor: str
+    reason: str
+
+
+class NotReversible(Struct, frozen=True):
+    """An entry of this kind is not negated here: `code` says what is done instead, if anything."""
+
+    code: Literal["is-reversal", "correct-in-metering", "correct-in-invoicing", "not-reversible"]
+
+
+class AlreadyReversed(Struct, frozen=True):
+    """The entry has been negated before."""
+
+
+class AlreadyDrawn(Struct, frozen=True):
+    """Usage has drawn on the lot: what was used cannot be taken away."""
+
+    drawn_micro: int
+
+
+class Reserved(Struct, frozen=True):
+    """Open holds reserve on the lot: what was guaranteed cannot be taken away."""
+
+    reserved_micro: int
+
+
+ReversalRefusal = NotReversible | AlreadyReversed | AlreadyDrawn | Reserved
+"""Why an entry cannot be reversed, in order of precedence."""
 
 
 class AlreadyInvoiced(Struct, frozen=True):
@@ -63,14 +107,17 @@ def approve_grant(
     if programme is None:
         raise InvariantBroken("an approval is decided on the programme's book too")
     budget_left_micro = balance_micro(programme, "budget")
-    refused = refuse_approval(command, budget_left_micro=budget_left_micro, now_ms=now_ms)
+    refused = refuse_approval(
+        command, budget_left_micro=budget_left_micro, complete_until_ms=books.complete_until_ms
+    )
     if refused is not None:
         return refused
     grant = command.grant
     caused_by = f"grant:{grant.grant_id}"
-    committed = [("budget", -grant.grant_micro), (granted_account(grant), grant.grant_micro)]
+    tenant_account = granted_account(grant.tenant_id)
+    committed = [("budget", -grant.grant_micro), (tenant_account, grant.grant_micro)]
     received = [
-        (funding_account(grant), -grant.grant_micro),
+        (funding_account(grant.programme_id), -grant.grant_micro),
         (LOT + grant.grant_id, grant.grant_micro),
     ]
     detail = GrantDetail(
@@ -80,6 +127,9 @@ def approve_grant(
         priority=grant.priority,
         effective_ms=grant.effective_ms,
         expires_ms=grant.expires_ms,
+        scope=grant.scope,
+        coverage_bps=None if grant.coverage_bps == WHOLE_BPS else grant.coverage_bps,
+        tax_effect=None if grant.tax_effect == "tender" else grant.tax_effect,
     )
     return (
         next_entry(
@@ -103,14 +153,87 @@ def approve_grant(
     )
 
 
-def funding_account(grant: Grant) -> str:
+def funding_account(programme_id: ProgrammeId) -> str:
     """Name the account of a tenant's book that says how much a programme has given."""
-    return f"funding:{grant.programme_id}"
+    return FUNDING + programme_id
 
 
-def granted_account(grant: Grant) -> str:
+def granted_account(tenant_id: TenantId) -> str:
     """Name the account of a programme's book that says how much a tenant was given."""
-    return f"granted:{grant.tenant_id}"
+    return f"granted:{tenant_id}"
+
+
+def reverse_entry(
+    books: Books, command: ReverseEntry, now_ms: int
+) -> tuple[Entry, ...] | ReversalRefusal:
+    """Negate a grant: its lot is gone, and the programme may promise its amount again.
+
+    What had expired of it is taken back first, so that nothing of it stays in `breakage`.
+    """
+    reversed_entry, book, programme = command.entry, books.book, books.programme
+    grant = reversed_entry.grant
+    if grant is None:
+        return NotReversible(_code_of(reversed_entry.kind))
+    lot = lot_of(book, grant.grant_id)
+    if not lot.granted_micro:
+        return AlreadyReversed()
+    if lot.drawn_micro:
+        return AlreadyDrawn(lot.drawn_micro)
+    if lot.reserved_micro:
+        return Reserved(lot.reserved_micro)
+    if programme is None:
+        raise InvariantBroken("a reversal of a grant is decided on the programme's book too")
+    entries: list[Entry] = []
+    if lot.expired_micro:
+        entries.append(take_back(book, lot, lot.expired_micro, now_ms))
+        book = evolve(Books(book), entries[-1]).book
+    micro = grant.grant_micro
+    returned = [("budget", micro), (granted_account(book.tenant_id), -micro)]
+    negated = [(lot.account, -micro), (funding_account(grant.programme_id), micro)]
+    caused_by = f"entry:{reversed_entry.entry_id}"
+    return (
+        *entries,
+        next_entry(
+            programme,
+            "budget_returned",
+            now_ms,
+            postings=postings_of(programme, returned),
+            caused_by=caused_by,
+            actor=command.actor,
+        ),
+        next_entry(
+            book,
+            "reversal",
+            now_ms,
+            postings=postings_of(book, negated),
+            caused_by=caused_by,
+            actor=command.actor,
+            reverses=reversed_entry.entry_id,
+            reason=command.reason,
+        ),
+    )
+
+
+def lot_of(book: Book, grant_id: str) -> Lot:
+    """Return the lot of a grant that was entered; its book was opened with it."""
+    found = next((lot for lot in book.lots if lot.grant_id == grant_id), None)
+    if found is None:
+        raise InvariantBroken(f"the lot of grant {grant_id} was not opened")
+    return found
+
+
+def _code_of(
+    kind: str,
+) -> Literal["is-reversal", "correct-in-metering", "correct-in-invoicing", "not-reversible"]:
+    match kind:
+        case "reversal":
+            return "is-reversal"
+        case "charge":
+            return "correct-in-metering"
+        case "invoiced" | "settled":
+            return "correct-in-invoicing"
+        case _:
+            return "not-reversible"
 
 
 def record_invoiced(

@@ -7,11 +7,12 @@ published entries can be taken back as they were: the hash is computed again, th
 the book's head, and its effects follow from it (`book.evolve`).
 
 Two things a tenant's entry does not say. A grant has its counterpart in the programme's book, which
-is not published: it is made again out of the grant's entry, with its amounts. Grants come back
-partition by partition, so where a programme gave to several tenants, `seq`, hash and `recorded_at`
-in its own book may differ from what they were; nobody outside was told those. What a scheduler
-said of a job when it placed a hold (project, job, hub, SKU) is gone: the hold stands, is drawn on
-and ends by release or expiry, but no final of a run ends it.
+is not published: it is made again out of the grant's entry, with its amounts, and so is that of a
+grant's reversal. They come back partition by partition, so where a programme gave to several
+tenants, `seq`, hash and `recorded_at` in its own book may differ from what they were; nobody
+outside was told those. What a scheduler said of a job when it placed a hold (project, job, hub,
+SKU, class) is gone: the hold stands, is drawn on and ends by release or expiry, but no final of a
+run ends it, and what it reserves moves to no lot that is for some usage only.
 
 Refusals, in order of precedence. Where to begin: `RecordsRemoved`. Comparing: `EntryLacking`,
 `EntryDiffers`. Taking back: `EntryForged`, `BookUnknown`, `EntryDiffers`, `EntriesMissing`,
@@ -24,8 +25,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from hisab_contracts.entries import Entry, GrantDetail, entry_hash
-from hisab_contracts.ids import EntryId, HubCode, ProgrammeId, ProjectId, Sku, TenantId
+from hisab_contracts.entries import Entry, entry_hash
+from hisab_contracts.ids import EntryId, GrantId, HubCode, ProgrammeId, ProjectId, Sku, TenantId
 from ledger.core.book import (
     PROGRAMME_BOOK,
     Book,
@@ -37,6 +38,8 @@ from ledger.core.book import (
 )
 from ledger.core.decisions import UnitOfWork
 from ledger.core.holds import PlaceHold
+from ledger.core.lots import LOT
+from ledger.core.movements import FUNDING, granted_account
 
 UNKNOWN: Final = "-"
 """Stands for what is in no entry; no name of ours is so short of letters."""
@@ -165,32 +168,47 @@ def refuse_taking_back(
     return None
 
 
+def budget_change_of(entry: Entry) -> tuple[ProgrammeId, int] | None:
+    """Say which programme's budget an entry moved, and by how much; None: none.
+
+    A grant and its reversal say it themselves: what is posted to `funding` moved the budget.
+    """
+    if entry.kind not in ("grant", "reversal"):
+        return None
+    (posting,) = [found for found in entry.postings if found.account.startswith(FUNDING)]
+    return ProgrammeId(posting.account.removeprefix(FUNDING)), posting.posting_micro
+
+
+def reversed_grant_of(entry: Entry) -> GrantId:
+    """Say whose lot a reversal emptied."""
+    (account,) = [found.account for found in entry.postings if found.account.startswith(LOT)]
+    return GrantId(account.removeprefix(LOT))
+
+
 def counterpart_of(
-    granted: Entry, grant: GrantDetail, programme: Book | None
+    entry: Entry, change: tuple[ProgrammeId, int], programme: Book | None
 ) -> Entry | ProgrammeUnknown | BudgetTooSmall:
-    """Make the entry that a grant's approval made in the programme's book."""
+    """Make the entry that a grant's approval, or its reversal, made in the programme's book."""
+    programme_id, change_micro = change
     if programme is None:
-        return ProgrammeUnknown(grant.programme_id)
+        return ProgrammeUnknown(programme_id)
     left_micro = balance_micro(programme, "budget")
-    if left_micro < grant.grant_micro:
-        return BudgetTooSmall(grant.programme_id, left_micro)
-    movements = [
-        ("budget", -grant.grant_micro),
-        (f"granted:{granted.tenant_id}", grant.grant_micro),
-    ]
+    if left_micro + change_micro < 0:
+        return BudgetTooSmall(programme_id, left_micro)
+    movements = [("budget", change_micro), (granted_account(entry.tenant_id), -change_micro)]
     return next_entry(
         programme,
-        "budget_granted",
-        granted.recorded_ms,
+        "budget_granted" if change_micro < 0 else "budget_returned",
+        entry.recorded_ms,
         postings=postings_of(programme, movements),
-        caused_by=granted.caused_by,
-        actor=granted.actor,
+        caused_by=entry.caused_by,
+        actor=entry.actor,
     )
 
 
-def programme_book_of(grant: GrantDetail) -> TenantId:
-    """Return the id of the book of a grant's programme."""
-    return TenantId(PROGRAMME_BOOK + grant.programme_id)
+def programme_book_of(programme_id: ProgrammeId) -> TenantId:
+    """Return the id of a programme's book."""
+    return TenantId(PROGRAMME_BOOK + programme_id)
 
 
 def placing_of(placed: Entry) -> PlaceHold | None:
@@ -206,6 +224,7 @@ def placing_of(placed: Entry) -> PlaceHold | None:
         allocation_id=detail.allocation_id,
         hub=HubCode(UNKNOWN),
         sku=Sku(UNKNOWN),
+        price_class=None,
         expires_ms=detail.expires_ms,
         actor=placed.actor,
     )

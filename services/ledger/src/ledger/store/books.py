@@ -14,7 +14,8 @@ Whoever holds a book's row is the only one who appends to it: `seq` has no gap, 
 falls and the hash chain has one head.
 
 A book is opened as far as a command needs it: the lots with anything left (the spent ones too when
-a total may go down) and the accounts it names. So a book of many years is as quick as a new one.
+a total may go down, the expired ones when usage of their windows comes) and the accounts it names.
+So a book of many years is as quick as a new one.
 
 Each table has one list of columns, one function that reads a row and one that writes rows as
 arrays. Arrays inside a row travel as array literals, because `unnest` flattens arrays of arrays.
@@ -22,24 +23,38 @@ arrays. Arrays inside a row travel as array literals, because `unnest` flattens 
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
 
 from hisab_contracts.charges import AllocationFinal, BucketTotal
-from hisab_contracts.ids import AllocationId, BucketId, GrantId, HoldId, ProgrammeId, TenantId
-from hisab_contracts.units import moment_of, ms_of, optional_moment_of, optional_ms_of
-from ledger.core.book import (
-    Book,
-    BookedBucket,
-    Lot,
-    in_draw_order,
-    may_return_credit,
+from hisab_contracts.entries import GrantScope
+from hisab_contracts.ids import (
+    BucketId,
+    GrantId,
+    ProgrammeId,
+    TenantId,
 )
+from hisab_contracts.units import moment_of, ms_of, optional_moment_of, optional_ms_of
+from ledger.core.book import Book, BookedBucket
+from ledger.core.charges import may_return_credit
 from ledger.core.decisions import BookChanges, UnitOfWork
-from ledger.core.holds import Hold, PlaceHold
+from ledger.core.lots import Lot, in_draw_order
 from ledger.store.accounts import load_accounts, upsert_accounts
+from ledger.store.completeness import complete_until_of
 from ledger.store.entries import insert_entries, pg_array
-from runtime.database import check_clock, checked_now_ms
+from ledger.store.holds import (
+    find_due,
+    insert_holds,
+    load_due,
+    load_holds,
+    load_holds_of_allocations,
+    load_holds_on,
+    update_holds,
+)
+from runtime.database import checked_now_ms
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
@@ -49,21 +64,18 @@ if TYPE_CHECKING:
 
 BOOK_COLUMNS: Final = """
 tenant_id, kind, currency, credit_limit_micro, seq, head_hash, recorded_at, charged_micro,
-funded_micro, receivable_micro, invoiced_micro, settled_micro, unfunded_micro, reserved_micro
+funded_micro, receivable_micro, invoiced_micro, settled_micro, unfunded_micro, reserved_micro,
+breakage_micro
 """
 _LOT_COLUMNS: Final = """
 tenant_id, grant_id, programme_id, priority, effective_at, expires_at, granted_micro,
-remaining_micro, reserved_micro
+remaining_micro, reserved_micro, scope, coverage_bps, expired_micro
 """
 _LOT_NAMES: Final = tuple(name.strip() for name in _LOT_COLUMNS.split(","))
-_BUCKET_SCALARS: Final = "tenant_id, hour_at, bucket_id, revision, gpu_ns, charged_micro"
+_BUCKET_SCALARS: Final = (
+    "tenant_id, hour_at, bucket_id, revision, gpu_ns, charged_micro, refunded_micro"
+)
 _BUCKET_COLUMNS: Final = _BUCKET_SCALARS + ", accounts, draws"
-_HOLD_SCALARS: Final = "tenant_id, hold_id, hold_micro, allocation_id, expires_at, ended"
-_HOLD_COLUMNS: Final = _HOLD_SCALARS + ", places, reserved"
-"""The column `ended` is what the core calls `ended_by`."""
-SELECT_HOLD: Final = "select " + _HOLD_COLUMNS
-_HOLD_FACTS: Final = "project_id, job_ref, hub, sku"
-"""What was said when a hold was placed, and nothing is decided by."""
 SELECT_BOOK: Final = "select " + BOOK_COLUMNS
 SELECT_LOT: Final = "select " + _LOT_COLUMNS
 SELECT_BUCKET: Final = "select " + _BUCKET_COLUMNS
@@ -76,26 +88,63 @@ async def open_books(
     *,
     accounts: Collection[str] = (),
     hold_ids: Iterable[tuple[str, str]] = (),
+    spent_lots: bool = False,
+    complete_until_ms: Mapping[str, int | None] | None = None,
 ) -> UnitOfWork:
     """Lock these books and load them for commands. Books and holds that do not exist are left out.
 
     `accounts` are those that entries will move beside lots and the totals of a book; `hold_ids` are
-    (tenant, hold).
+    (tenant, hold). `complete_until_ms` by tenant, where a command is decided by it.
     """
     wanted = sorted(set(book_ids))
     rows = await _lock_books(connection, wanted)
-    now_ms, due = await _load_due(connection, wanted, clock)
-    lots = await load_lots(connection, wanted, spent_lots=False)
+    now_ms, due = await load_due(connection, wanted, clock)
+    lots = await load_lots(connection, wanted, spent_lots=spent_lots)
     named = await load_accounts(connection, wanted, accounts) if accounts else {}
     loaded = await load_holds(connection, hold_ids)
-    return UnitOfWork(_books_of(rows, lots, named), now_ms, holds=loaded, due=due)
+    return UnitOfWork(
+        _books_of(rows, lots, named),
+        now_ms,
+        holds=loaded,
+        due=due,
+        complete_until_ms=complete_until_ms,
+    )
+
+
+async def open_to_expire_lots(
+    connection: Connection, complete_until_ms: Mapping[str, int | None], clock: Clock
+) -> UnitOfWork:
+    """Lock these tenants' books, and load them for their lots to expire, with who reserves there.
+
+    Until when a tenant's usage is complete only ever rises but where a hub is new, so what was read
+    before the locks holds.
+    """
+    wanted = sorted(complete_until_ms)
+    rows = await _lock_books(connection, wanted)
+    now_ms, due = await load_due(connection, wanted, clock)
+    lots = await load_lots(connection, wanted, spent_lots=False)
+    closing = [
+        lot.account
+        for tenant_id, of_tenant in lots.items()
+        for lot in of_tenant
+        if lot.reserved_micro and lot.is_closed_for_good(complete_until_ms[tenant_id])
+    ]
+    placed = await load_holds_on(connection, wanted, closing) if closing else {}
+    return UnitOfWork(
+        _books_of(rows, lots, {}),
+        now_ms,
+        holds={key: hold for key, (hold, _) in placed.items()},
+        due=due,
+        terms={key: terms for key, (_, terms) in placed.items()},
+        complete_until_ms=complete_until_ms,
+    )
 
 
 async def open_expired(connection: Connection, clock: Clock, limit: int) -> UnitOfWork | None:
     """Lock books with holds that are over, and load the first `limit` of these; None: none is."""
     # Looked for without locks, so that a look that finds nothing disturbs nobody. The core asks
     # again, by another reading, once the books are locked (`release_expired`).
-    found = await _find_due(connection, clock(), limit)
+    found = await find_due(connection, clock(), limit)
     if not found:
         return None
     wanted = sorted({tenant_id for tenant_id, _ in found})
@@ -110,15 +159,19 @@ async def open_for_charges(
     totals: Sequence[BucketTotal],
     finals: Sequence[AllocationFinal],
     clock: Clock,
+    partitions: Mapping[str, int],
 ) -> UnitOfWork:
-    """Lock and load all that a batch of charges speaks of: books first, then what they protect."""
+    """Lock and load all that a batch of charges speaks of: books first, then what they protect.
+
+    `partitions` says through which partition each tenant's charges come.
+    """
     wanted = sorted({total.tenant_id for total in totals} | {final.tenant_id for final in finals})
     if not wanted:
         # Nothing can be entered, so no time is needed either.
         return UnitOfWork({}, 0)
     rows = await _lock_books(connection, wanted)
     # Everything below is read after the locks: nobody can change it before this transaction ends.
-    now_ms, due = await _load_due(connection, wanted, clock)
+    now_ms, due = await load_due(connection, wanted, clock)
     buckets = await load_buckets(
         connection, {(total.tenant_id, total.bucket_id): total.hour_ms for total in totals}
     )
@@ -126,12 +179,18 @@ async def open_for_charges(
         may_return_credit(total, buckets.get((total.tenant_id, total.bucket_id)))
         for total in totals
     )
-    lots = await load_lots(connection, wanted, spent_lots=spent_lots)
+    first_hour_ms = min((total.hour_ms for total in totals), default=None)
+    lots = await load_lots(connection, wanted, spent_lots=spent_lots, used_from_ms=first_hour_ms)
+    complete_until_ms: dict[str, int | None] = {}
+    if spent_lots:
+        # Only what returns can return to a lot whose window is complete.
+        found = await complete_until_of(connection, set(partitions.values()))
+        complete_until_ms = {tenant_id: found[of] for tenant_id, of in partitions.items()}
     loaded = await load_holds(
         connection,
         [(total.tenant_id, total.hold_id) for total in totals if total.hold_id is not None],
     )
-    of_allocations = await _load_holds_of_allocations(connection, finals)
+    of_allocations = await load_holds_of_allocations(connection, finals)
     for (tenant_id, _, _), ending in of_allocations.items():
         loaded |= {(tenant_id, hold.hold_id): hold for hold in ending}
     return UnitOfWork(
@@ -140,6 +199,7 @@ async def open_for_charges(
         buckets=buckets,
         holds=loaded,
         due=due,
+        complete_until_ms=complete_until_ms,
         holds_of_allocations={
             allocation: [hold.hold_id for hold in ending]
             for allocation, ending in of_allocations.items()
@@ -165,9 +225,9 @@ async def save(connection: Connection, changes: BookChanges) -> None:
     if changes.buckets:
         await _upsert_buckets(connection, changes.buckets)
     if changes.placed:
-        await _insert_holds(connection, changes.placed)
+        await insert_holds(connection, changes.placed)
     if changes.holds:
-        await _update_holds(connection, changes.holds)
+        await update_holds(connection, changes.holds)
     if changes.accounts:
         await upsert_accounts(connection, changes.accounts)
     await insert_entries(connection, changes.entries, changes.traces)
@@ -185,7 +245,7 @@ _BOOK_ARRAYS = (
     """
   from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bytea[],
               $7::timestamptz[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[],
-              $12::bigint[], $13::bigint[], $14::bigint[]) as n ("""
+              $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[]) as n ("""
     + BOOK_COLUMNS
     + ")"
 )
@@ -198,7 +258,7 @@ update books b
        charged_micro = n.charged_micro, funded_micro = n.funded_micro,
        receivable_micro = n.receivable_micro, invoiced_micro = n.invoiced_micro,
        settled_micro = n.settled_micro, unfunded_micro = n.unfunded_micro,
-       reserved_micro = n.reserved_micro
+       reserved_micro = n.reserved_micro, breakage_micro = n.breakage_micro
 """
     + _BOOK_ARRAYS
     + " where b.tenant_id = n.tenant_id"
@@ -235,6 +295,7 @@ def book_from_row(row: Row, lots: tuple[Lot, ...], accounts: Mapping[str, int]) 
         settled_micro=row["settled_micro"],
         unfunded_micro=row["unfunded_micro"],
         reserved_micro=row["reserved_micro"],
+        breakage_micro=row["breakage_micro"],
         lots=lots,
         accounts=accounts,
     )
@@ -269,17 +330,23 @@ def _columns_of_books(books: Sequence[Book]) -> tuple[list[object], ...]:
         [book.settled_micro for book in books],
         [book.unfunded_micro for book in books],
         [book.reserved_micro for book in books],
+        [book.breakage_micro for book in books],
     )
 
 
 # Lots.
 
-# Those that can still give something, or all where credit may come back to a spent one: which of
-# the two is decided by the core (`may_return_credit`).
+# Those that can still give something; those that have expired and of whose windows usage comes; or
+# all where credit may come back to a spent one (`may_return_credit` decides).
 _LOAD_LOTS = (
-    SELECT_LOT + " from lots where tenant_id = any($1::text[]) and ($2 or remaining_micro > 0)"
+    SELECT_LOT
+    + """
+  from lots
+ where tenant_id = any($1::text[])
+   and ($2 or remaining_micro > 0 or expired_micro > 0 and expires_at > $3)
+"""
 )
-# A lot's terms never change.
+# A lot's terms never change; what was granted falls to 0 when the grant is reversed.
 _UPSERT_LOTS = (
     "insert into lots ("
     + _LOT_COLUMNS
@@ -287,21 +354,54 @@ _UPSERT_LOTS = (
     + _LOT_COLUMNS
     + """
   from unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::timestamptz[], $6::timestamptz[],
-              $7::bigint[], $8::bigint[], $9::bigint[]) as n ("""
+              $7::bigint[], $8::bigint[], $9::bigint[], $10::jsonb[], $11::int[], $12::bigint[])
+    as n ("""
     + _LOT_COLUMNS
     + """)
 on conflict (tenant_id, grant_id) do update
-   set remaining_micro = excluded.remaining_micro, reserved_micro = excluded.reserved_micro
+   set granted_micro = excluded.granted_micro, remaining_micro = excluded.remaining_micro,
+       reserved_micro = excluded.reserved_micro, expired_micro = excluded.expired_micro
 """
 )
 
 
+class LotOver(NamedTuple):
+    """A lot whose window has ended, in the order in which windows end."""
+
+    expires_at: dt.datetime
+    tenant_id: TenantId
+    grant_id: GrantId
+
+
+FIRST_LOT: Final = LotOver(moment_of(0), TenantId(""), GrantId(""))
+"""Before every lot."""
+# Looked for without locks; the core asks again once their books are locked (`expire_lots`).
+_FIND_LOTS_OVER = """
+select expires_at, tenant_id, grant_id from lots
+ where remaining_micro > 0 and expires_at <= $1 and (expires_at, tenant_id, grant_id) > ($2, $3, $4)
+ order by expires_at, tenant_id, grant_id limit $5
+"""
+
+
+async def find_lots_over(
+    connection: Connection, until_ms: int, after: LotOver, limit: int
+) -> list[LotOver]:
+    """Name lots with something left whose windows ended until an instant, in order, after one."""
+    rows = await connection.fetch(_FIND_LOTS_OVER, moment_of(until_ms), *after, limit)
+    return [LotOver(*row) for row in rows]
+
+
 async def load_lots(
-    connection: Connection, tenant_ids: Sequence[str], *, spent_lots: bool
+    connection: Connection,
+    tenant_ids: Sequence[str],
+    *,
+    spent_lots: bool,
+    used_from_ms: int | None = None,
 ) -> dict[str, list[Lot]]:
-    """Load the lots of books, in no order."""
+    """Load the lots of books, in no order; for usage from an instant on also what had expired."""
     found: dict[str, list[Lot]] = {}
-    for row in await connection.fetch(_LOAD_LOTS, tenant_ids, spent_lots):
+    used_from = optional_moment_of(used_from_ms)
+    for row in await connection.fetch(_LOAD_LOTS, tenant_ids, spent_lots, used_from):
         found.setdefault(row["tenant_id"], []).append(lot_from_row(row))
     return found
 
@@ -322,7 +422,20 @@ def lot_from_row(row: Row | Mapping[str, Any]) -> Lot:
         granted_micro=row["granted_micro"],
         remaining_micro=row["remaining_micro"],
         reserved_micro=row["reserved_micro"],
+        scope=scope_from_json(row["scope"]),
+        coverage_bps=row["coverage_bps"],
+        expired_micro=row["expired_micro"],
     )
+
+
+def scope_from_json(text: str | None) -> GrantScope | None:
+    """Read what a grant may be used for; null is everything."""
+    return None if text is None else msgspec.json.decode(text, type=GrantScope)
+
+
+def scope_as_json(scope: GrantScope | None) -> str | None:
+    """Write what a grant may be used for; null is everything."""
+    return None if scope is None else msgspec.json.encode(scope).decode()
 
 
 async def _upsert_lots(connection: Connection, lots: Sequence[tuple[str, Lot]]) -> None:
@@ -337,6 +450,9 @@ async def _upsert_lots(connection: Connection, lots: Sequence[tuple[str, Lot]]) 
         [lot.granted_micro for _, lot in lots],
         [lot.remaining_micro for _, lot in lots],
         [lot.reserved_micro for _, lot in lots],
+        [scope_as_json(lot.scope) for _, lot in lots],
+        [lot.coverage_bps for _, lot in lots],
+        [lot.expired_micro for _, lot in lots],
     )
 
 
@@ -359,12 +475,13 @@ _UPSERT_BUCKETS = (
     + _BUCKET_SCALARS
     + """, accounts::text[], draws::bigint[]
   from unnest($1::text[], $2::timestamptz[], $3::uuid[], $4::bigint[], $5::bigint[], $6::bigint[],
-              $7::text[], $8::text[]) as n ("""
+              $7::bigint[], $8::text[], $9::text[]) as n ("""
     + _BUCKET_COLUMNS
     + """)
 on conflict (tenant_id, hour_at, bucket_id) do update
    set revision = excluded.revision, gpu_ns = excluded.gpu_ns,
-       charged_micro = excluded.charged_micro, accounts = excluded.accounts, draws = excluded.draws
+       charged_micro = excluded.charged_micro, refunded_micro = excluded.refunded_micro,
+       accounts = excluded.accounts, draws = excluded.draws
 """
 )
 
@@ -390,6 +507,7 @@ def bucket_from_row(row: Row) -> BookedBucket:
         revision=row["revision"],
         gpu_ns=row["gpu_ns"],
         charged_micro=row["charged_micro"],
+        refunded_micro=row["refunded_micro"],
         draws=tuple(zip(row["accounts"], row["draws"], strict=True)),
     )
 
@@ -405,174 +523,7 @@ async def _upsert_buckets(
         [bucket.revision for _, bucket in buckets],
         [bucket.gpu_ns for _, bucket in buckets],
         [bucket.charged_micro for _, bucket in buckets],
+        [bucket.refunded_micro for _, bucket in buckets],
         [pg_array(account for account, _ in bucket.draws) for _, bucket in buckets],
         [pg_array(str(micro) for _, micro in bucket.draws) for _, bucket in buckets],
-    )
-
-
-# Holds.
-
-_LOAD_HOLDS = (
-    SELECT_HOLD
-    + """
-  from unnest($1::text[], $2::text[]) as n (of_tenant, of_hold)
-  join holds h on h.tenant_id = n.of_tenant and h.hold_id = n.of_hold
-"""
-)
-_LOAD_HOLDS_OF_ALLOCATIONS = (
-    SELECT_HOLD
-    + """, hub
-  from unnest($1::text[], $2::text[], $3::text[]) as n (of_tenant, of_hub, of_allocation)
-  join holds h
-    on h.tenant_id = n.of_tenant and h.hub = n.of_hub and h.allocation_id = n.of_allocation
-   and h.ended is null
- order by tenant_id, hold_id
-"""
-)
-# Writes holds that were placed: what was said of them, and what they reserve.
-_INSERT_HOLDS = (
-    "insert into holds ("
-    + _HOLD_COLUMNS
-    + ", "
-    + _HOLD_FACTS
-    + ") select "
-    + _HOLD_SCALARS
-    + ", places::text[], reserved::bigint[], "
-    + _HOLD_FACTS
-    + """
-  from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[],
-              $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[])
-    as n ("""
-    + _HOLD_COLUMNS
-    + ", "
-    + _HOLD_FACTS
-    + ")"
-)
-# Writes what older holds still reserve, and how they ended; the rest of a hold never changes.
-_UPDATE_HOLDS = (
-    """
-update holds h set ended = n.ended, places = n.places::text[], reserved = n.reserved::bigint[]
-  from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[],
-              $7::text[], $8::text[]) as n ("""
-    + _HOLD_COLUMNS
-    + """)
- where h.tenant_id = n.tenant_id and h.hold_id = n.hold_id
-"""
-)
-# Looked at without locks; the core asks again once they are held (`release_expired`).
-_FIND_DUE = """
-select tenant_id, hold_id from holds where ended is null and expires_at <= $1
- order by expires_at limit $2
-"""
-# The server's clock, and the open holds of these books that are over. One row without a hold where
-# there is none: the clock is always answered. All of them, as no entry may stand on what one of
-# them still reserves; what bounds them is the sweep (`jobs`).
-_LOAD_DUE = (
-    "select clock_at, "
-    + _HOLD_COLUMNS
-    + """
-  from (select clock_timestamp() as clock_at) server
-  left join holds on tenant_id = any($1::text[]) and ended is null and expires_at <= $2
- order by expires_at, hold_id
-"""
-)
-
-
-async def _find_due(
-    connection: Connection, now_ms: int, limit: int
-) -> list[tuple[TenantId, HoldId]]:
-    """Name open holds that are over, the oldest first. Lock their books before acting."""
-    rows = await connection.fetch(_FIND_DUE, moment_of(now_ms), limit)
-    return [(TenantId(row["tenant_id"]), HoldId(row["hold_id"])) for row in rows]
-
-
-async def _load_due(
-    connection: Connection, tenant_ids: Sequence[str], clock: Clock
-) -> tuple[int, list[tuple[str, Hold]]]:
-    """Read the clock, and load the open holds of these books that are over by then, by tenant.
-
-    Raises `ClockStep` when the reading is too far from the server's clock: whatever it would end
-    would be ended for good.
-    """
-    now_ms = clock()
-    rows = await connection.fetch(_LOAD_DUE, tenant_ids, moment_of(now_ms))
-    check_clock(now_ms, rows[0]["clock_at"])
-    found = [row for row in rows if row["hold_id"] is not None]
-    return now_ms, [(row["tenant_id"], hold_from_row(row)) for row in found]
-
-
-async def load_holds(
-    connection: Connection, hold_ids: Iterable[tuple[str, str]]
-) -> dict[tuple[str, str], Hold]:
-    """Load holds by (tenant, hold); unknown ones are left out."""
-    wanted = sorted(set(hold_ids))
-    if not wanted:
-        return {}
-    tenant_ids, names = [tenant for tenant, _ in wanted], [hold for _, hold in wanted]
-    rows = await connection.fetch(_LOAD_HOLDS, tenant_ids, names)
-    return {(row["tenant_id"], row["hold_id"]): hold_from_row(row) for row in rows}
-
-
-async def _load_holds_of_allocations(
-    connection: Connection, finals: Iterable[AllocationFinal]
-) -> dict[tuple[str, str, str], list[Hold]]:
-    """Load the open holds that one of these finals ends, by (tenant, hub, allocation)."""
-    wanted = sorted({(final.tenant_id, final.hub, final.allocation_id) for final in finals})
-    if not wanted:
-        return {}
-    rows = await connection.fetch(
-        _LOAD_HOLDS_OF_ALLOCATIONS,
-        [tenant_id for tenant_id, _, _ in wanted],
-        [hub for _, hub, _ in wanted],
-        [allocation_id for _, _, allocation_id in wanted],
-    )
-    found: dict[tuple[str, str, str], list[Hold]] = {}
-    for row in rows:
-        key = row["tenant_id"], row["hub"], row["allocation_id"]
-        found.setdefault(key, []).append(hold_from_row(row))
-    return found
-
-
-async def _insert_holds(
-    connection: Connection, placed: Sequence[tuple[str, PlaceHold, Hold]]
-) -> None:
-    """Write holds that were placed: (tenant, what was asked, what it reserves)."""
-    await connection.execute(
-        _INSERT_HOLDS,
-        *_columns_of_holds([(tenant_id, hold) for tenant_id, _, hold in placed]),
-        [command.project_id for _, command, _ in placed],
-        [command.job_ref for _, command, _ in placed],
-        [command.hub for _, command, _ in placed],
-        [command.sku for _, command, _ in placed],
-    )
-
-
-async def _update_holds(connection: Connection, holds: Sequence[tuple[str, Hold]]) -> None:
-    """Write what older holds still reserve, and how they ended."""
-    await connection.execute(_UPDATE_HOLDS, *_columns_of_holds(holds))
-
-
-def hold_from_row(row: Row) -> Hold:
-    """Read one hold."""
-    allocation_id = row["allocation_id"]
-    return Hold(
-        hold_id=HoldId(row["hold_id"]),
-        hold_micro=row["hold_micro"],
-        allocation_id=None if allocation_id is None else AllocationId(allocation_id),
-        expires_ms=ms_of(row["expires_at"]),
-        ended_by=row["ended"],
-        reserved=tuple(zip(row["places"], row["reserved"], strict=True)),
-    )
-
-
-def _columns_of_holds(holds: Sequence[tuple[str, Hold]]) -> tuple[list[object], ...]:
-    return (
-        [tenant_id for tenant_id, _ in holds],
-        [hold.hold_id for _, hold in holds],
-        [hold.hold_micro for _, hold in holds],
-        [hold.allocation_id for _, hold in holds],
-        [moment_of(hold.expires_ms) for _, hold in holds],
-        [hold.ended_by for _, hold in holds],
-        [pg_array(place for place, _ in hold.reserved) for _, hold in holds],
-        [pg_array(str(micro) for _, micro in hold.reserved) for _, hold in holds],
     )

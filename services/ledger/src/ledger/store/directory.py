@@ -24,6 +24,7 @@ from hisab_contracts.prices import PriceSeries
 from hisab_contracts.reference import PriceLine, TenantRecord
 from hisab_contracts.units import moment_of, ms_of, optional_moment_of, optional_ms_of
 from ledger.core.grants import Grant
+from ledger.store.books import scope_as_json, scope_from_json
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 _GRANT_COLUMNS: Final = """
 grant_id, tenant_id, programme_id, grant_micro, priority, effective_at, expires_at, state,
-proposed_by, approved_by
+proposed_by, approved_by, scope, coverage_bps, tax_effect
 """
 _PRICE_LINE_COLUMNS: Final = """
 rate_line_id, price_version, currency, sku, price_class, micro_per_gpu_hour, valid_from, valid_until
@@ -129,7 +130,9 @@ async def programme_currency(connection: Connection, programme_id: str) -> str |
 
 
 _INSERT_GRANT = (
-    "insert into grants (" + _GRANT_COLUMNS + ") values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+    "insert into grants ("
+    + _GRANT_COLUMNS
+    + ") values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11::jsonb, $12, $13)"
 )
 _FIND_GRANT = "select " + _GRANT_COLUMNS + " from grants where grant_id = $1"
 _LOCK_GRANT = _FIND_GRANT + " for no key update"
@@ -156,6 +159,9 @@ async def add_grant(connection: Connection, grant: Grant) -> None:
         grant.state,
         grant.proposed_by,
         grant.approved_by,
+        scope_as_json(grant.scope),
+        grant.coverage_bps,
+        grant.tax_effect,
     )
 
 
@@ -177,6 +183,14 @@ async def mark_approved(connection: Connection, grant_id: GrantId, approver: Key
     return _grant_from_row(row)
 
 
+_REVERSE_GRANT = "update grants set state = 'reversed' where grant_id = $1"
+
+
+async def mark_reversed(connection: Connection, grant_id: GrantId) -> None:
+    """Store that a grant was negated. It is decided, and the book locked."""
+    await connection.execute(_REVERSE_GRANT, grant_id)
+
+
 def _grant_from_row(row: Row) -> Grant:
     return Grant(
         grant_id=GrantId(row["grant_id"]),
@@ -189,6 +203,9 @@ def _grant_from_row(row: Row) -> Grant:
         state=row["state"],
         proposed_by=KeyId(row["proposed_by"]),
         approved_by=row["approved_by"],
+        scope=scope_from_json(row["scope"]),
+        coverage_bps=row["coverage_bps"],
+        tax_effect=row["tax_effect"],
     )
 
 

@@ -4,8 +4,9 @@ Theory. An entry is one row, its postings inside as parallel arrays. What follow
 not stored: a charge's cause and actor (its bucket, metering), its hour (when it is effective), its
 amount (its posting on `usage`), and every entry's `prev_hash` (the hash of the row before). So a
 charge costs less than half a kilobyte, and `entry_from_row` gives back the entry that was hashed.
-The detail of a hold or grant is stored as the JSON it had then, without null members; read into a
-type that has grown since, it still hashes to the stored hash (decision 0009).
+What only some entries have (a hold, a grant, what a charge changed of its hold's reservations, why
+something was reversed) is stored as the JSON it had then, without null members; read into a type
+that has grown since, it still hashes to the stored hash (decision 0009).
 
 Beside the entries stand the charges that could not become entries (parked, with their bytes).
 """
@@ -29,6 +30,7 @@ from hisab_contracts.entries import (
 from hisab_contracts.ids import (
     AllocationId,
     BucketId,
+    EntryId,
     HubCode,
     NodeId,
     PriceClass,
@@ -105,9 +107,31 @@ async def insert_entries(
     )
 
 
+class _RareOfCharge(Struct, frozen=True, omit_defaults=True):
+    """What few charges have: a refund, or an open hold."""
+
+    refunded_micro: int | None = None
+    reserved: tuple[tuple[str, int], ...] | None = None
+
+
+class _Reversal(Struct, frozen=True):
+    """What only a reversal has."""
+
+    reverses: EntryId
+    reason: str
+
+
+_NOTHING_RARE: Final = _RareOfCharge()
+
+
 def _detail_bytes(entry: Entry) -> bytes | None:
-    """Encode what only some kinds have: the hold or the grant."""
-    detail = entry.hold or entry.grant
+    """Encode what only some entries have; None: nothing."""
+    detail: Struct | None = entry.hold or entry.grant
+    if entry.charge is not None:
+        rare = _RareOfCharge(entry.charge.refunded_micro, entry.charge.reserved)
+        detail = None if rare == _NOTHING_RARE else rare
+    elif entry.reverses is not None:
+        detail = _Reversal(entry.reverses, entry.reason or "")
     return None if detail is None else msgspec.json.encode(detail)
 
 
@@ -185,7 +209,9 @@ def entry_from_row(row: Row) -> Entry:
     if row["bucket_id"] is not None:
         charge = _charge_from_row(row, effective_ms, postings)
     kind, detail = row["kind"], row["detail"]
-    is_hold = kind in ("hold_placed", "hold_released")
+    reversal: _Reversal | None = None
+    if kind == "reversal":
+        reversal = msgspec.json.decode(detail, type=_Reversal)
     return Entry(
         tenant_id=tenant_id,
         seq=seq,
@@ -199,13 +225,21 @@ def entry_from_row(row: Row) -> Entry:
         prev_hash=GENESIS_HASH if row["prev_hash"] is None else row["prev_hash"].hex(),
         hash=row["hash"].hex(),
         charge=charge,
-        hold=msgspec.json.decode(detail, type=HoldDetail) if is_hold else None,
+        hold=msgspec.json.decode(detail, type=HoldDetail) if kind in _OF_HOLDS else None,
         grant=msgspec.json.decode(detail, type=GrantDetail) if kind == "grant" else None,
+        reverses=None if reversal is None else reversal.reverses,
+        reason=None if reversal is None else reversal.reason,
     )
+
+
+_OF_HOLDS: Final = ("hold_placed", "hold_moved", "hold_released")
 
 
 def _charge_from_row(row: Row, effective_ms: int, postings: Sequence[Posting]) -> ChargeDetail:
     """A charge's amount is its posting on `usage`; its hour is when it is effective."""
+    rare = _NOTHING_RARE
+    if row["detail"] is not None:
+        rare = msgspec.json.decode(row["detail"], type=_RareOfCharge)
     return ChargeDetail(
         bucket_id=BucketId(row["bucket_id"].hex),
         allocation_id=AllocationId(row["allocation_id"]),
@@ -223,6 +257,8 @@ def _charge_from_row(row: Row, effective_ms: int, postings: Sequence[Posting]) -
             posting.posting_micro for posting in postings if posting.account == "usage"
         ),
         over_limit=row["over_limit"],
+        refunded_micro=rare.refunded_micro,
+        reserved=rare.reserved,
     )
 
 

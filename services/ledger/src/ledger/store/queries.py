@@ -18,22 +18,22 @@ from msgspec import Struct
 from hisab_contracts.ids import BucketId, TenantId
 from hisab_contracts.units import moment_of, ms_of, optional_ms_of
 from ledger.core.balance import Balance, balance_at, complete_until
-from ledger.core.book import Book, BookedBucket, hold_state, in_draw_order
+from ledger.core.book import Book, BookedBucket, hold_state
 from ledger.core.expiry import book_at, hold_at
 from ledger.core.holds import Hold, HoldState
+from ledger.core.lots import in_draw_order
 from ledger.store.accounts import load_accounts
 from ledger.store.books import (
     BOOK_COLUMNS,
     SELECT_BOOK,
     SELECT_BUCKET,
-    SELECT_HOLD,
     SELECT_LOT,
     book_from_row,
     bucket_from_row,
-    hold_from_row,
     load_lots,
     lot_from_values,
 )
+from ledger.store.holds import SELECT_HOLD, hold_from_row
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -132,6 +132,8 @@ select account, sum(micro)::numeric as micro
     select 'settled', -sum(settled_micro) from books
     union all
     select 'unfunded', -sum(unfunded_micro) from books
+    union all
+    select 'breakage', sum(breakage_micro) from books
     union all
     select 'lot', sum(remaining_micro) from lots
     union all

@@ -12,8 +12,10 @@ from hisab_contracts.entries import Entry, GrantDetail
 from hisab_contracts.ids import KeyId
 from hisab_contracts.units import moment_of, optional_moment_of
 from ledger.core.book import hold_id_of
-from ledger.core.restoration import RestoredBooks, programme_book_of
-from ledger.store.books import load_buckets, load_holds, lock_whole_books
+from ledger.core.lots import WHOLE_BPS
+from ledger.core.restoration import RestoredBooks, budget_change_of, programme_book_of
+from ledger.store.books import load_buckets, lock_whole_books, scope_as_json
+from ledger.store.holds import load_holds
 
 if TYPE_CHECKING:
     from runtime.database import Connection
@@ -21,11 +23,12 @@ if TYPE_CHECKING:
 
 async def open_to_take_back(connection: Connection, published: Sequence[Entry]) -> RestoredBooks:
     """Lock and load all that published entries speak of, programmes of their grants included."""
-    grants = [entry.grant for entry in published if entry.grant is not None]
+    changes = [change for entry in published if (change := budget_change_of(entry)) is not None]
     # Whole books: nobody has said beforehand which lots and accounts these entries move.
     opened = await lock_whole_books(
         connection,
-        {entry.tenant_id for entry in published} | {programme_book_of(grant) for grant in grants},
+        {entry.tenant_id for entry in published}
+        | {programme_book_of(programme_id) for programme_id, _ in changes},
     )
     buckets = await load_buckets(
         connection,
@@ -51,8 +54,9 @@ async def open_to_take_back(connection: Connection, published: Sequence[Entry]) 
 # A proposal that the backup has keeps its proposer.
 _TAKE_BACK_GRANT = """
 insert into grants (grant_id, tenant_id, programme_id, grant_micro, priority, effective_at,
-                    expires_at, state, proposed_by, approved_by, approved_at)
-values ($1, $2, $3, $4, $5, $6, $7, 'approved', $8, $9, $10)
+                    expires_at, state, proposed_by, approved_by, approved_at, scope, coverage_bps,
+                    tax_effect)
+values ($1, $2, $3, $4, $5, $6, $7, 'approved', $8, $9, $10, $11::jsonb, $12, $13)
 on conflict (grant_id) do update
    set state = excluded.state, approved_by = excluded.approved_by,
        approved_at = excluded.approved_at
@@ -81,6 +85,9 @@ async def take_back_grant(
         proposer,
         approver,
         moment_of(approved_ms),
+        scope_as_json(grant.scope),
+        WHOLE_BPS if grant.coverage_bps is None else grant.coverage_bps,
+        "tender" if grant.tax_effect is None else grant.tax_effect,
     )
 
 

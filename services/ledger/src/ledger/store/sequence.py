@@ -26,7 +26,7 @@ import msgspec
 from msgspec import Struct
 
 from hisab_contracts.entries import Entry, EntryWatermark
-from hisab_contracts.units import optional_moment_of, optional_ms_of
+from hisab_contracts.units import optional_moment_of
 from ledger.store.entries import ENTRY_COLUMNS, entry_from_row
 
 if TYPE_CHECKING:
@@ -252,17 +252,6 @@ async def due_watermarks(connection: Connection, until_xid: int) -> list[tuple[i
 async def forget_watermarks(connection: Connection, until_xid: int) -> None:
     """Note that the newest watermarks of these ended transactions are in Kafka."""
     await connection.execute(_FORGET_WATERMARKS, str(until_xid))
-
-
-_ALL_WATERMARKS = "select hub, watermark_at from hub_watermarks order by hub, partition"
-
-
-async def watermarks_by_hub(connection: Connection) -> dict[str, list[int | None]]:
-    """Read each hub's watermarks, one per partition in which it was heard of."""
-    found: dict[str, list[int | None]] = {}
-    for row in await connection.fetch(_ALL_WATERMARKS):
-        found.setdefault(row["hub"], []).append(optional_ms_of(row["watermark_at"]))
-    return found
 
 
 # Not the greater of two: a topic that was made again counts from 0.
