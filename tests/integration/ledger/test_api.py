@@ -160,9 +160,12 @@ async def test_a_programme_cannot_promise_more_than_its_budget(api: Api) -> None
 @pytest.mark.parametrize(
     ("more", "code"),
     [
-        ({"scope": {"skus": ["x"]}}, "unsupported"),
-        ({"coverage_bps": 4000}, "unsupported"),
-        ({"tax_effect": "reduces_base"}, "unsupported"),
+        ({"scope": {"skus": []}}, "malformed"),
+        ({"scope": {"nodes": ["x"]}}, "malformed"),
+        ({"scope": {"skus": ["x"] * 101}}, "malformed"),
+        ({"coverage_bps": 0}, "malformed"),
+        ({"coverage_bps": 10_001}, "malformed"),
+        ({"tax_effect": "gift"}, "malformed"),
         ({"effective_at": "2025-07-01T00:30:00.000Z"}, "malformed"),
         ({"expires_at": "2025-07-01T00:00:00.000Z"}, "malformed"),
         ({"effective_at": "2025-07-01"}, "malformed"),

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from hisab_contracts.charges import AllocationFinal
 from hisab_contracts.ids import (
     AllocationId,
@@ -222,9 +224,7 @@ def hold_from_row(row: Row) -> Hold:
     Release 1 did not count what a hold drew: until new code has, it is what it gave up.
     """
     allocation_id, drawn_micro = row["allocation_id"], row["drawn_micro"]
-    if drawn_micro is None:
-        drawn_micro = row["hold_micro"] - sum(row["reserved"])
-    return Hold(
+    hold = Hold(
         hold_id=HoldId(row["hold_id"]),
         hold_micro=row["hold_micro"],
         allocation_id=None if allocation_id is None else AllocationId(allocation_id),
@@ -233,8 +233,9 @@ def hold_from_row(row: Row) -> Hold:
         reserved=tuple(zip(row["places"], row["reserved"], strict=True)),
         placed_seq=row["placed_seq"] or 0,
         short_micro=row["short_micro"],
-        drawn_micro=drawn_micro,
+        drawn_micro=drawn_micro or 0,
     )
+    return hold if drawn_micro is not None else replace(hold, drawn_micro=hold.given_up_micro)
 
 
 def _columns_of_holds(holds: Sequence[tuple[str, Hold]]) -> tuple[list[object], ...]:
