@@ -55,9 +55,11 @@ LEDGER: Final[Reasons] = MappingProxyType(
         "the fold of entries that the core has decided; the core holds the same invariants "
         "(tests/property/test_book)": (
             "books_charged_micro_check books_check books_funded_micro_check books_head_hash_check "
-            "books_seq_check books_unfunded_micro_check buckets_charged_micro_check buckets_check "
-            "buckets_check1 buckets_gpu_ns_check buckets_revision_check lots_check holds_check "
-            "holds_check1 holds_ended_check charges_name_their_bucket entries_hash_check "
+            "books_seq_check books_unfunded_micro_check books_breakage_micro_check "
+            "buckets_charged_micro_check buckets_check buckets_check1 buckets_gpu_ns_check "
+            "buckets_refunded_micro_check buckets_revision_check lots_check "
+            "lots_expired_micro_check lots_kept_micro_check holds_check holds_check1 "
+            "holds_drawn_micro_check holds_ended_check holds_short_micro_check charges_name_their_bucket entries_hash_check "
             "entries_seq_check others_name_their_cause postings_are_whole postings_sum_to_zero"
         ),
         "the id is made from (tenant, Idempotency-Key), and the key was taken before": (

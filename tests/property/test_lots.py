@@ -14,6 +14,7 @@ from ledger.core.lots import (
     draw_order,
     fitting_lots,
     in_draw_order,
+    largest_hold,
     take_from_lots,
 )
 
@@ -76,3 +77,34 @@ def test_the_waterfall_conserves_and_leaves_no_earlier_lot_with_anything_to_give
         later_pay = any(after.account in given_by for after in opened[place + 1 :])
         if later_pay or left_micro:
             assert lot.free_micro == given_by.get(lot.account, 0)
+
+
+@PATIENT
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(1, 10_000)), max_size=4),
+    st.integers(0, 40),
+)
+def test_the_largest_hold_is_the_largest_that_would_be_placed(
+    shares: list[tuple[int, int]], limit_micro: int
+) -> None:
+    """By trying every amount there could be."""
+    some = [
+        Lot(
+            grant_id=GrantId(f"g{number}"),
+            programme_id=ProgrammeId("p"),
+            priority=0,
+            effective_ms=0,
+            expires_ms=None,
+            granted_micro=free_micro,
+            remaining_micro=free_micro,
+            coverage_bps=bps,
+        )
+        for number, (free_micro, bps) in enumerate(shares)
+    ]
+    most_micro = limit_micro + sum(free_micro for free_micro, _ in shares)
+    placed = [
+        hold_micro
+        for hold_micro in range(most_micro + 1)
+        if take_from_lots(some, hold_micro, total_micro=hold_micro)[1] <= limit_micro
+    ]
+    assert max(placed) == largest_hold(some, limit_micro)

@@ -87,6 +87,22 @@ ROWS: tuple[Row, ...] = (
     ("bigint", "grants", "officer", grant_of("con", str(2**63)), 422, ""),
     ("int", "grants", "officer", grant_of("con", priority=2**31), 422, ""),
     (
+        "grants_coverage_bps_check lots_coverage_bps_check",
+        "grants",
+        "officer",
+        grant_of("con", coverage_bps=10_001),
+        422,
+        "",
+    ),
+    (
+        "grants_tax_effect_check",
+        "grants",
+        "officer",
+        grant_of("con", tax_effect="gift"),
+        422,
+        "",
+    ),
+    (
         "grants_effective_at_check lots_effective_at_check",
         "grants",
         "officer",
@@ -121,7 +137,7 @@ ROWS: tuple[Row, ...] = (
     ),
     ("maker_is_not_checker", "grants/GRANT/approve", "officer", {}, 403, "maker-is-checker"),
     (
-        "grants_check grants_check1 lots_pkey",
+        "grants_approved_by_check grants_approved_at_check lots_pkey",
         "grants/GRANT/approve",
         "approver",
         {},
