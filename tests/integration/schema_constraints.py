@@ -59,7 +59,8 @@ LEDGER: Final[Reasons] = MappingProxyType(
             "buckets_charged_micro_check buckets_check buckets_check1 buckets_gpu_ns_check "
             "buckets_refunded_micro_check buckets_revision_check lots_check "
             "lots_expired_micro_check lots_kept_micro_check holds_check holds_check1 "
-            "holds_drawn_micro_check holds_ended_check holds_short_micro_check charges_name_their_bucket entries_hash_check "
+            "holds_drawn_micro_check holds_ended_check holds_short_micro_check "
+            "charges_name_their_bucket entries_hash_check "
             "entries_seq_check others_name_their_cause postings_are_whole postings_sum_to_zero"
         ),
         "the id is made from (tenant, Idempotency-Key), and the key was taken before": (

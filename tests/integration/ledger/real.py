@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hisab_contracts.charges import AllocationFinal, BucketTotal, HubWatermark
-from hisab_contracts.entries import Entry
+from hisab_contracts.entries import Entry, GrantScope
 from hisab_contracts.ids import (
     DocumentId,
     GrantId,
@@ -31,9 +31,11 @@ from ledger.core.balance import Balance
 from ledger.core.decisions import NotFound
 from ledger.core.grants import Grant
 from ledger.core.holds import HoldState, PlaceHold, ReleaseHold
+from ledger.core.lots import WHOLE_BPS
 from ledger.core.movements import RecordInvoiced, SetBudget
 from ledger.placement import TenantPartitions
 from ledger.store.directory import tenant_of_hold
+from ledger.store.entries import entries_after
 from ledger.store.queries import balance_of
 from runtime.clock import now_ms
 from runtime.consumer import Batch
@@ -106,6 +108,9 @@ class RealLedger:
         *,
         programme_id: str = "ignite",
         expires_ms: int | None = None,
+        scope: GrantScope | None = None,
+        coverage_bps: int = WHOLE_BPS,
+        priority: int = 0,
     ) -> None:
         """Propose by one key, approve by another."""
         grant = Grant(
@@ -113,9 +118,11 @@ class RealLedger:
             tenant_id=TenantId(tenant_id),
             programme_id=ProgrammeId(programme_id),
             grant_micro=grant_micro,
-            priority=0,
+            priority=priority,
             effective_ms=1_735_689_600_000,
             expires_ms=expires_ms,
+            scope=scope,
+            coverage_bps=coverage_bps,
             proposed_by=KeyId("officer"),
         )
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
@@ -200,6 +207,26 @@ class RealLedger:
         """End the holds whose time has come, as the leased task does."""
         async with self.writer.connection() as connection:
             await jobs.end_expired_holds(connection, self._committed)
+
+    async def expire_lots(self) -> None:
+        """Expire the lots whose windows are complete, as the leased task does."""
+        async with self.writer.connection() as connection:
+            await jobs.expire_lots(connection, self.partitions, self._committed)
+
+    async def reverse(self, entry: Entry) -> Entry:
+        """Negate an entry; raises when it is refused."""
+        async with self.api.transaction(tenant=ALL_TENANTS) as connection:
+            reversal = await self.commands.reverse_entry(
+                connection, entry, actor="key:approver", reason="wrong tenant"
+            )
+            if not isinstance(reversal, Entry):
+                raise Refused(reversal)
+        return reversal
+
+    async def entries(self, tenant_id: str) -> list[Entry]:
+        """Read a book's entries."""
+        async with self.reader.transaction() as connection:
+            return await entries_after(connection, tenant_id, 0, 1_000)
 
     async def invoiced(self, tenant_id: str, document_id: str, micro: int) -> int:
         """Tell that a document was finalised; returns the entry's seq."""
