@@ -108,6 +108,18 @@ def test_late_usage_takes_back_what_expired_and_no_more() -> None:
     assert 35 == ledger.book.receivable_micro
 
 
+def test_only_what_is_drawn_of_an_expired_lot_is_taken_back() -> None:
+    """The lot before it has enough left for its part."""
+    ledger = CoreLedger(book())
+    ledger.do(approve(grant("open", 20)))
+    ledger.do(approve(grant("old", 20, priority=1, expires_ms=at(2))))
+    ledger.expire_lots(at(2), at(5))
+    assert ["expiry_reversed", "charge"] == [
+        kind for kind, _ in moves(ledger.do(total(25, hour_ms=at(1)), at(6)))
+    ]
+    assert {"open": (0, 0, 0), "old": (0, 0, 15)} == lots(ledger)
+
+
 def test_what_returns_to_a_lot_that_is_closed_for_good_expires_again() -> None:
     """In the same transaction; also to one that had nothing left when its window ended."""
     ledger = CoreLedger(book())

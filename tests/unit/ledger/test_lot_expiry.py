@@ -9,7 +9,7 @@ from hisab_contracts.ids import HoldId, HubCode
 from hisab_contracts.invariants import InvariantBroken
 from ledger.core.balance import balance_at
 from ledger.core.book import Books
-from ledger.core.decisions import Footprint, footprint_of
+from ledger.core.decisions import Footprint, UnitOfWork, footprint_of
 from ledger.core.expiry import expire_lot
 from ledger.core.movements import (
     AlreadyDrawn,
@@ -159,3 +159,15 @@ def test_a_reversal_needs_the_lot_and_the_programme() -> None:
         reverse_entry(Books(ledger.book), command, at(1))
     with pytest.raises(InvariantBroken, match="not opened"):
         lot_of(book(), "g")
+
+
+def test_a_unit_of_work_expires_the_lots_of_every_book_that_was_opened() -> None:
+    """Each by its own tenant's completeness."""
+    opened = {}
+    for tenant_id in ("t", "u"):
+        ledger = CoreLedger(book(tenant_id=tenant_id))
+        ledger.do(approve(grant("g", 10, expires_ms=at(2), tenant_id=tenant_id)))
+        opened[tenant_id] = ledger.book
+    unit = UnitOfWork(opened, at(5), complete_until_ms={"t": at(2), "u": at(1)})
+    unit.expire_lots()
+    assert [("t", "expiry")] == [(e.tenant_id, e.kind) for e in unit.changes().entries]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from hisab_contracts.ids import GrantId, ProgrammeId
-from ledger.core.lots import Lot, in_draw_order, take_from_lots
+from ledger.core.lots import Lot, in_draw_order, largest_hold, take_from_lots
 from unit.ledger.values import HOUR_MS, at
 
 
@@ -60,3 +62,14 @@ def test_a_taker_gets_what_is_free_and_what_it_reserved_itself() -> None:
 def test_a_taker_leaves_the_later_lots_alone_once_it_has_enough() -> None:
     """Draw order is strict: a later lot pays nothing before an earlier one is empty."""
     assert ([("lot:a", 4)], 0) == take_from_lots([lot("a"), lot("b")], 4, total_micro=4)
+
+
+def test_the_largest_hold_is_found_also_where_shares_together_pass_the_whole() -> None:
+    """Below the root without rounding both shares are below 1 micro: nothing can be reserved."""
+    shared = [
+        replace(lot("a", 9), coverage_bps=3_500),
+        replace(lot("b", 1), coverage_bps=7_000),
+    ]
+    assert 0 == largest_hold(shared, 0)
+    # Of 3, one reserves 1 and the other 1, and the limit the rest.
+    assert 3 == largest_hold(shared, 1)

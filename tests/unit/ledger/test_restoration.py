@@ -29,8 +29,9 @@ from ledger.core.restoration import (
     placing_of,
     programme_book_of,
     refuse_taking_back,
+    reversed_grant_of,
 )
-from unit.ledger.values import DAY_MS, approve, grant, hold, release, total
+from unit.ledger.values import DAY_MS, CoreLedger, approve, grant, hold, release, total
 
 OPENING = Book(tenant_id=TenantId("t"), kind="startup", currency="PKR", credit_limit_micro=0)
 IGNITE = book_of_programme(ProgrammeId("p"))
@@ -140,3 +141,23 @@ def test_only_an_entry_that_placed_a_hold_places_one() -> None:
     assert command is not None
     assert ("h1", 50, "-") == (command.hold_id, command.hold_micro, command.hub)
     assert [None, None, None] == [placing_of(e) for e in (granted, charged, released)]
+
+
+def test_a_reversal_is_taken_back_with_its_side_in_the_programmes_book() -> None:
+    """Out of its postings: which programme has how much back, and whose lot is gone."""
+    ledger = CoreLedger(OPENING)
+    ledger.do(approve(grant("g", 40)))
+    ledger.reverse(ledger.entries[-1])
+    granted, reversal = ledger.entries
+    assert (("p", -40), ("p", 40)) == (budget_change_of(granted), budget_change_of(reversal))
+    assert "g" == reversed_grant_of(reversal)
+    change = budget_change_of(reversal)
+    assert change is not None
+    programme = replace(IGNITE, accounts={"budget": 60, "granted:t": 40, "authority": -100})
+    counterpart = counterpart_of(reversal, change, programme)
+    assert isinstance(counterpart, Entry)
+    assert "budget_returned" == counterpart.kind
+    assert [("budget", 40, 100), ("granted:t", -40, 0)] == [
+        (posting.account, posting.posting_micro, posting.balance_micro)
+        for posting in counterpart.postings
+    ]

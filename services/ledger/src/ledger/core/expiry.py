@@ -52,7 +52,7 @@ from ledger.core.holds import (
     order_of,
     places_in_order,
 )
-from ledger.core.lots import LOT, Draw, Lot, draw_order, fitting_lots, take_from_lots
+from ledger.core.lots import Draw, Lot, draw_order, fitting_lots, take_from_lots
 
 
 class ExpireLots(Struct, frozen=True):
@@ -146,12 +146,11 @@ def expire_lots(books: Books, now_ms: int) -> tuple[Entry, ...]:
     for lot in over:
         for placed in list(standing.values()):
             if lot.account in dict(placed.hold.reserved):
-                entry = _move(book, placed, lot.account, closing, now_ms)
-                after = evolve(Books(book, hold=placed.hold), entry)
-                book = after.book
+                moved = _moved(book, placed, lot.account, closing, now_ms)
+                entry = _entry_of_move(book, moved, lot, now_ms)
+                book = evolve(Books(book, hold=placed.hold), entry).book
                 entries.append(entry)
-                if after.hold is not None:
-                    standing[after.hold.hold_id] = replace(placed, hold=after.hold)
+                standing[moved.hold_id] = replace(placed, hold=moved)
         expiry = expire_lot(book, lot.account, now_ms)
         book = evolve(Books(book), expiry).book
         entries.append(expiry)
@@ -187,10 +186,10 @@ def _entry_of_lot(
     )
 
 
-def _move(
+def _moved(
     book: Book, placed: PlacedHold, account: str, closing: Collection[str], now_ms: int
-) -> Entry:
-    """Make the entry that moves what a hold reserves on a lot to others, or says it is short."""
+) -> Hold:
+    """Return a hold whose reservation on a lot has moved to others, or that is short of it."""
     hold = placed.hold
     reserved = dict(hold.reserved)
     moving_micro = reserved.pop(account)
@@ -204,16 +203,20 @@ def _move(
         taken.append((LIMIT, limit_micro))
     for place, micro in taken:
         reserved[place] = reserved.get(place, 0) + micro
-    moved = replace(
+    return replace(
         hold,
         reserved=places_in_order(reserved, order_of(book.lots)),
         short_micro=hold.short_micro + left_micro - limit_micro,
     )
+
+
+def _entry_of_move(book: Book, moved: Hold, lot: Lot, now_ms: int) -> Entry:
+    """Make the entry that says what a hold reserves from now on."""
     return next_entry(
         book,
         "hold_moved",
         now_ms,
-        caused_by=f"grant:{account.removeprefix(LOT)}",
+        caused_by=f"grant:{lot.grant_id}",
         actor="ledger",
         hold=moved_detail(moved),
     )
