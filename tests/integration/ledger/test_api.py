@@ -142,6 +142,53 @@ async def test_a_grant_is_proposed_by_one_and_approved_by_another(api: Api) -> N
     assert "1" == balance["as_of"]["seq"]
 
 
+async def test_a_grant_for_some_usage_says_so_everywhere_and_holds_for_other_usage_are_refused(
+    api: Api, ledger: RealLedger
+) -> None:
+    """40 % of what runs on two hubs in one class: the entry has the terms, a hold their effect."""
+    await ledger.tenant("scoped", "startup")
+    terms: dict[str, object] = {
+        "scope": {"hubs": ["lhr", "isb"], "price_classes": ["on_demand"]},
+        "coverage_bps": 4_000,
+        "tax_effect": "reduces_base",
+    }
+    proposed = await api.post("/v1/grants", grant_of("scoped", "50", **terms), "officer", key="g-terms")
+    assert 201 == proposed.status_code
+    path = f"/v1/grants/{proposed.json()['grant_id']}/approve"
+    assert 200 == (await api.post(path, {}, "approver", key="a-terms")).status_code
+    (entry,) = (await api.get("/v1/tenants/scoped/entries", "auditor")).json()["items"]
+    kept = {"hubs": ["isb", "lhr"], "price_classes": ["on_demand"]}
+    granted = entry["grant"]
+    assert (kept, 4_000, "reduces_base") == (
+        granted["scope"],
+        granted["coverage_bps"],
+        granted["tax_effect"],
+    )
+    for number, (asked, available) in enumerate(
+        (
+            (hold_of("scoped", "5", hub="khi", price_class="on_demand"), "0"),
+            (hold_of("scoped", "5", price_class="reserved"), "0"),
+            (hold_of("scoped", "5"), "0"),
+        )
+    ):
+        refused = await api.post("/v1/holds", asked, "scheduler", key=f"h-terms-{number}")
+        body = refused.json()
+        assert (409, "insufficient-credit", available, "5") == (
+            refused.status_code,
+            body["code"],
+            body["available_micro"],
+            body["shortfall_micro"],
+        )
+    # A startup has no limit for the other 60 %, so the lot alone can guarantee nothing.
+    refused = await api.post(
+        "/v1/holds",
+        hold_of("scoped", "5", price_class="on_demand"),
+        "scheduler",
+        key="h-terms-share",
+    )
+    assert ("0", "3") == (refused.json()["available_micro"], refused.json()["shortfall_micro"])
+
+
 async def test_a_programme_cannot_promise_more_than_its_budget(api: Api) -> None:
     """The refusal says what is left."""
     body = {"programme_id": "small", "name": "Small", "budget_micro": "10"}
