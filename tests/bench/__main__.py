@@ -49,7 +49,7 @@ FIGURES: dict[str, Measure] = {
     "ledger.charges": ledger_charges.measure,
     "path.freshness": _freshness,
 }
-"""`ledger.charges` brings `ledger.charges_hot` along: it is its baseline."""
+"""`ledger.charges` brings `ledger.charges_hot` and `_terms` along: it is their baseline."""
 
 LONG_FIGURES: dict[str, Measure] = {
     "metering.endings": metering_growth.measure_endings,

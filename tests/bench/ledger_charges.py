@@ -1,17 +1,19 @@
-"""`ledger.charges` and `ledger.charges_hot`: charges from Kafka until booked and committed.
+"""`ledger.charges`, `_hot`, `_terms`: charges from Kafka until booked and committed.
 
 300 000 charges are produced while the ledger is down; then it starts, and what is timed begins
 when the first of them is booked: reading, deciding, lots, postings, buckets, hashes, commits, with
 the sequencer publishing meanwhile. Spread: 2 000 tenants, each with a lot that pays part of it.
-Hot: one tenant. The baseline inserts the same rows, 1 000 at a time, into a table without checks,
-in the same minute on the same server.
+Hot: one tenant. Terms: as many tenants with lots that pay for all: a subsidy of 40 % at one hub and
+a lot for one project and class behind it, against the same two lots without scope and share; a
+charge then has one posting more. The baseline of the first inserts the same rows, 1 000 at a time,
+into a table without checks, in the same minute on the same server.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import asyncpg
@@ -41,6 +43,11 @@ HOUR_MS = 3_600_000
 FROM_MS = 1_751_310_000_000
 LIMIT_MICRO = 10**15
 LOT_MICRO = 10**11
+_SMALL = {"grant_micro": str(LOT_MICRO // 100)}
+"""Pays for the first charge of a tenant and some of the second."""
+_ALL = {"grant_micro": str(LOT_MICRO)}
+_SUBSIDY = _ALL | {"scope": {"hubs": ["lhr"]}, "coverage_bps": 4_000}
+_REST = _ALL | {"scope": {"projects": ["main"], "price_classes": ["on_demand"]}}
 BASELINE_ROWS = 60_000
 ROWS_AT_ONCE = 1_000
 AT_ONCE = 32
@@ -54,12 +61,18 @@ async def measure(
         stack.stop(other)
     spread = [f"bench-{number:04d}" for number in range(tenants)]
     await open_tenants(stack, [*spread, "bench-hot"])
+    plain = [f"plain-{number:04d}" for number in range(tenants)]
+    terms = [f"terms-{number:04d}" for number in range(tenants)]
+    await open_tenants(stack, plain, lots=[_ALL, _ALL])
+    await open_tenants(stack, terms, lots=[_SUBSIDY, _REST])
     partitions = len(await _partitions(stack))
     database = await asyncpg.connect(stack.database("ledger", "reader"))
     try:
         figure = await _booked(stack, database, _charges(spread, charges), partitions)
         bare = await _bare_insert(stack, spread)
         hot = await _booked(stack, database, _charges(["bench-hot"], charges), partitions)
+        whole = await _booked(stack, database, _charges(plain, charges // 2), partitions)
+        scoped = await _booked(stack, database, _charges(terms, charges // 2), partitions)
         bytes_per_entry = await database.fetchval(
             "select pg_total_relation_size('entries') / count(*) from entries"
         )
@@ -79,11 +92,19 @@ async def measure(
             "baseline": {"name": "ledger.charges", "value": figure["value"]},
             "ratio": round(hot["value"] / figure["value"], 3),
         },
+        {
+            "name": "ledger.charges_terms",
+            **scoped,
+            "baseline": {"name": "the same lots without terms", "value": whole["value"]},
+            "ratio": round(scoped["value"] / whole["value"], 3),
+        },
     ]
 
 
-async def open_tenants(stack: Stack, names: Sequence[str]) -> None:
-    """Register commercial tenants, each with one lot, through the API."""
+async def open_tenants(
+    stack: Stack, names: Sequence[str], *, lots: Sequence[Mapping[str, Any]] = (_SMALL,)
+) -> None:
+    """Register commercial tenants, each with these lots in order, through the API."""
     gate = asyncio.Semaphore(AT_ONCE)
     async with httpx2.AsyncClient(
         base_url=stack.url("ledger"), timeout=60, trust_env=False
@@ -112,17 +133,19 @@ async def open_tenants(stack: Stack, names: Sequence[str]) -> None:
                     "credit_limit_micro": str(LIMIT_MICRO),
                 }
                 await post("/v1/tenants", tenant, "operator", name)
-                grant = {
-                    "tenant_id": name,
-                    "programme_id": "ignite",
-                    "grant_micro": str(LOT_MICRO // 100),
-                    "priority": 0,
-                    "effective_at": "2025-01-01T00:00:00.000Z",
-                    "expires_at": None,
-                }
-                proposed = await post("/v1/grants", grant, "officer", f"grant:{name}")
-                path = f"/v1/grants/{proposed['grant_id']}/approve"
-                await post(path, {}, "approver", f"approve:{name}")
+                for priority, terms in enumerate(lots):
+                    grant = {
+                        "tenant_id": name,
+                        "programme_id": "ignite",
+                        "priority": priority,
+                        "effective_at": "2025-01-01T00:00:00.000Z",
+                        "expires_at": None,
+                        **terms,
+                    }
+                    lot = f"{name}:{priority}"
+                    proposed = await post("/v1/grants", grant, "officer", f"grant:{lot}")
+                    path = f"/v1/grants/{proposed['grant_id']}/approve"
+                    await post(path, {}, "approver", f"approve:{lot}")
 
         await asyncio.gather(*(open_one(name) for name in names))
 
