@@ -48,6 +48,8 @@ _SMALL = {"grant_micro": str(LOT_MICRO // 100)}
 _ALL = {"grant_micro": str(LOT_MICRO)}
 _SUBSIDY = _ALL | {"scope": {"hubs": ["lhr"]}, "coverage_bps": 4_000}
 _REST = _ALL | {"scope": {"projects": ["main"], "price_classes": ["on_demand"]}}
+PROGRAMME = "bench"
+"""With a budget for all of them; a repeat with its key opens it once."""
 BASELINE_ROWS = 60_000
 ROWS_AT_ONCE = 1_000
 AT_ONCE = 32
@@ -136,7 +138,7 @@ async def open_tenants(
                 for priority, terms in enumerate(lots):
                     grant = {
                         "tenant_id": name,
-                        "programme_id": "ignite",
+                        "programme_id": PROGRAMME,
                         "priority": priority,
                         "effective_at": "2025-01-01T00:00:00.000Z",
                         "expires_at": None,
@@ -147,6 +149,8 @@ async def open_tenants(
                     path = f"/v1/grants/{proposed['grant_id']}/approve"
                     await post(path, {}, "approver", f"approve:{lot}")
 
+        budget = {"programme_id": PROGRAMME, "name": "Bench", "budget_micro": str(10**16)}
+        await post("/v1/programmes", budget, "operator", PROGRAMME)
         await asyncio.gather(*(open_one(name) for name in names))
 
 

@@ -124,6 +124,16 @@ class GrantDetail(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`reduces_base`, or None: `tender`. What it means for bills; the ledger only says it."""
 
 
+class LotDetail(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What changed of a lot beside its balance."""
+
+    grant_id: GrantId
+    expires_ms: int | None = None
+    """Of a grant that was revoked: when its window ends now."""
+    reclaimed_micro: int | None = None
+    """What of its expired credit went back to its programme: it can no longer be taken back."""
+
+
 class Entry(
     Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="message", tag="entry"
 ):
@@ -144,6 +154,7 @@ class Entry(
     charge: ChargeDetail | None = None
     hold: HoldDetail | None = None
     grant: GrantDetail | None = None
+    lot: LotDetail | None = None
     reverses: EntryId | None = None
     """The entry that this one negates."""
     reason: str | None = None

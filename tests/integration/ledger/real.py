@@ -223,6 +223,24 @@ class RealLedger:
                 raise Refused(reversal)
         return reversal
 
+    async def revoke(self, grant_id: str) -> list[str]:
+        """End a grant early; the kinds of what was entered."""
+        async with self.api.transaction(tenant=ALL_TENANTS) as connection:
+            made = await self.commands.revoke_grant(
+                connection, grant_id, actor="key:approver", reason="closed down"
+            )
+            if not isinstance(made, tuple):
+                raise Refused(made)
+        return [entry.kind for entry in made]
+
+    async def reclaim(self, grant_id: str) -> list[str]:
+        """Give what expired of a grant back to its programme; the kinds of what was entered."""
+        async with self.api.transaction(tenant=ALL_TENANTS) as connection:
+            made = await self.commands.reclaim_expired(connection, grant_id, actor="key:approver")
+            if not isinstance(made, tuple):
+                raise Refused(made)
+        return [entry.kind for entry in made]
+
     async def entries(self, tenant_id: str) -> list[Entry]:
         """Read a book's entries."""
         async with self.reader.transaction() as connection:

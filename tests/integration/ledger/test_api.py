@@ -152,7 +152,9 @@ async def test_a_grant_for_some_usage_says_so_everywhere_and_holds_for_other_usa
         "coverage_bps": 4_000,
         "tax_effect": "reduces_base",
     }
-    proposed = await api.post("/v1/grants", grant_of("scoped", "50", **terms), "officer", key="g-terms")
+    proposed = await api.post(
+        "/v1/grants", grant_of("scoped", "50", **terms), "officer", key="g-terms"
+    )
     assert 201 == proposed.status_code
     path = f"/v1/grants/{proposed.json()['grant_id']}/approve"
     assert 200 == (await api.post(path, {}, "approver", key="a-terms")).status_code
@@ -164,16 +166,15 @@ async def test_a_grant_for_some_usage_says_so_everywhere_and_holds_for_other_usa
         granted["coverage_bps"],
         granted["tax_effect"],
     )
-    for number, (asked, available) in enumerate(
-        (
-            (hold_of("scoped", "5", hub="khi", price_class="on_demand"), "0"),
-            (hold_of("scoped", "5", price_class="reserved"), "0"),
-            (hold_of("scoped", "5"), "0"),
-        )
-    ):
-        refused = await api.post("/v1/holds", asked, "scheduler", key=f"h-terms-{number}")
+    other_usage = (
+        hold_of("scoped", "5", hub="khi", price_class="on_demand"),
+        hold_of("scoped", "5", price_class="reserved"),
+        hold_of("scoped", "5"),
+    )
+    for number, hold in enumerate(other_usage):
+        refused = await api.post("/v1/holds", hold, "scheduler", key=f"h-terms-{number}")
         body = refused.json()
-        assert (409, "insufficient-credit", available, "5") == (
+        assert (409, "insufficient-credit", "0", "5") == (
             refused.status_code,
             body["code"],
             body["available_micro"],

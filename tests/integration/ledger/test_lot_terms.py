@@ -8,7 +8,13 @@ from hisab_contracts.entries import Entry, GrantScope, entry_hash
 from hisab_contracts.ids import HubCode, ProjectId, TenantId
 from integration.ledger.real import RealLedger, Refused
 from ledger.core.lots import Lot
-from ledger.core.movements import AlreadyDrawn, AlreadyReversed
+from ledger.core.withdrawals import (
+    AlreadyDrawn,
+    AlreadyReclaimed,
+    AlreadyReversed,
+    GrantNotApproved,
+    NotExpired,
+)
 from ledger.placement import TenantPartitions
 from ledger.store.queries import hold_of, projected_book
 from runtime.clock import now_ms
@@ -133,13 +139,39 @@ async def test_a_grant_is_reversed_once_and_not_after_it_was_drawn_on(ledger: Re
     assert 10 == (await ledger.balance("wrong")).book.receivable_micro
 
 
+async def test_a_grant_is_revoked_expires_and_is_reclaimed_once(ledger: RealLedger) -> None:
+    """Its window ends with the hour; what the watermarks leave goes back to the programme."""
+    hour_ms = now_ms() // HOUR_MS * HOUR_MS
+    await ledger.tenant("ended")
+    await ledger.programme("brief", 100)
+    await ledger.grant("ended", "e-one", 100, programme_id="brief")
+    assert ["grant_revoked"] == await ledger.revoke("e-one")
+    lot = (await lots_of(ledger, "ended"))["e-one"]
+    assert lot.expires_ms is not None
+    # The hour may have turned since.
+    assert lot.expires_ms in (hour_ms + HOUR_MS, hour_ms + 2 * HOUR_MS)
+    with pytest.raises(Refused) as again:
+        await ledger.revoke("e-one")
+    assert GrantNotApproved("revoked") == again.value.refusal
+    with pytest.raises(Refused) as early:
+        await ledger.reclaim("e-one")
+    assert NotExpired() == early.value.refusal
+    await ledger.book(watermark("lhr", 99, lot.expires_ms), watermark("khi", 99, lot.expires_ms))
+    await ledger.expire_lots()
+    assert ["budget_returned", "reclaimed"] == await ledger.reclaim("e-one")
+    with pytest.raises(Refused) as twice:
+        await ledger.reclaim("e-one")
+    assert AlreadyReclaimed() == twice.value.refusal
+    await ledger.grant("ended", "e-two", 100, programme_id="brief")
+
+
 async def test_entries_of_every_kind_read_back_as_they_were_hashed(ledger: RealLedger) -> None:
     """What only some have is stored with them, and the audit folds them to what is projected."""
     assert [] == await ledger.audit()
     found: list[Entry] = []
-    for tenant_id in ("terms", "late", "moves", "wrong"):
+    for tenant_id in ("terms", "late", "moves", "wrong", "ended"):
         found += await ledger.entries(tenant_id)
-    assert {"grant", "charge", "expiry", "expiry_reversed", "hold_moved", "reversal"} <= {
-        entry.kind for entry in found
-    }
+    kinds = {"grant", "charge", "expiry", "expiry_reversed", "hold_moved", "reversal"}
+    kinds |= {"grant_revoked", "reclaimed"}
+    assert kinds <= {entry.kind for entry in found}
     assert all(entry.hash == entry_hash(entry) for entry in found)

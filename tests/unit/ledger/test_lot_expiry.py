@@ -7,21 +7,10 @@ import pytest
 from hisab_contracts.entries import GrantScope
 from hisab_contracts.ids import HoldId, HubCode
 from hisab_contracts.invariants import InvariantBroken
-from ledger.core.balance import balance_at
-from ledger.core.book import Books
-from ledger.core.decisions import Footprint, UnitOfWork, footprint_of
+from ledger.core.decisions import UnitOfWork
 from ledger.core.expiry import expire_lot
-from ledger.core.movements import (
-    AlreadyDrawn,
-    AlreadyReversed,
-    NotReversible,
-    Reserved,
-    ReverseEntry,
-    lot_of,
-    reverse_entry,
-)
-from unit.ledger.test_charges import entered, lots, moves
-from unit.ledger.values import CoreLedger, approve, at, book, grant, hold, invoiced, total
+from unit.ledger.test_charges import entered, lots
+from unit.ledger.values import CoreLedger, approve, at, book, grant, hold, total
 
 
 def kinds(decided: object) -> list[str]:
@@ -102,63 +91,6 @@ def test_a_lot_with_reservations_does_not_expire() -> None:
     ledger.do(hold("h", 5))
     with pytest.raises(InvariantBroken, match="reserved"):
         expire_lot(ledger.book, "lot:g", at(1))
-
-
-def test_a_grant_that_nothing_was_drawn_from_is_reversed_in_both_books() -> None:
-    """The lot is gone, and the programme may promise its amount again; a second time is refused."""
-    ledger = CoreLedger(book(), budget_micro=100)
-    granted = entered(ledger.do(approve(grant("g", 40))))[-1]
-    assert 60 == ledger.programme.accounts["budget"]
-    made = entered(ledger.reverse(granted))
-    assert ["budget_returned", "reversal"] == [entry.kind for entry in made]
-    assert granted.entry_id == made[-1].reverses
-    assert (100, 0) == (
-        ledger.programme.accounts["budget"],
-        ledger.programme.accounts["granted:t"],
-    )
-    assert ({"g": (0, 0, 0)}, 0) == (lots(ledger), ledger.book.accounts["funding:p"])
-    assert () == balance_at(ledger.book, at(1), complete_until_ms=None).lots
-    assert AlreadyReversed() == ledger.reverse(granted)
-    assert NotReversible("is-reversal") == ledger.reverse(made[-1])
-
-
-def test_what_expired_of_a_grant_is_taken_back_before_it_is_reversed() -> None:
-    """Nothing of it stays in breakage."""
-    ledger = CoreLedger(book())
-    granted = entered(ledger.do(approve(grant("g", 40, expires_ms=at(2)))))[-1]
-    ledger.expire_lots(at(2), at(3))
-    kinds_made = [kind for kind, _ in moves(ledger.reverse(granted, at(3)))]
-    assert ["expiry_reversed", "budget_returned", "reversal"] == kinds_made
-    assert (0, {"g": (0, 0, 0)}) == (ledger.book.breakage_micro, lots(ledger))
-
-
-def test_what_cannot_be_reversed_says_what_is_done_instead() -> None:
-    """A lot that usage drew on or holds reserve on, a charge, a document, anything else."""
-    ledger = CoreLedger(book(limit_micro=99))
-    granted = entered(ledger.do(approve(grant("g", 40))))[-1]
-    placed = entered(ledger.do(hold("h", 30)))[-1]
-    assert Reserved(30) == ledger.reverse(granted)
-    charged = entered(ledger.do(total(60)))[-1]
-    billed = entered(ledger.do(invoiced("d", 20)))[-1]
-    assert AlreadyDrawn(10) == ledger.reverse(granted)
-    assert [
-        NotReversible("correct-in-metering"),
-        NotReversible("correct-in-invoicing"),
-        NotReversible("not-reversible"),
-    ] == [ledger.reverse(entry) for entry in (charged, billed, placed)]
-    command = ReverseEntry(entry=charged, actor="key:x", reason="r")
-    assert Footprint() == footprint_of(command)
-
-
-def test_a_reversal_needs_the_lot_and_the_programme() -> None:
-    """Whoever opens the books forgot one: a defect of ours, and not a refusal."""
-    ledger = CoreLedger(book())
-    granted = entered(ledger.do(approve(grant("g", 40))))[-1]
-    command = ReverseEntry(entry=granted, actor="key:x", reason="r")
-    with pytest.raises(InvariantBroken, match="programme"):
-        reverse_entry(Books(ledger.book), command, at(1))
-    with pytest.raises(InvariantBroken, match="not opened"):
-        lot_of(book(), "g")
 
 
 def test_a_unit_of_work_expires_the_lots_of_every_book_that_was_opened() -> None:

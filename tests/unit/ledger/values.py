@@ -32,7 +32,8 @@ from ledger.core.expiry import ExpireLots, book_at, holds_over
 from ledger.core.grants import ApproveGrant, Grant, GrantState
 from ledger.core.holds import Hold, HoldEnd, PlaceHold, ReleaseHold
 from ledger.core.lots import WHOLE_BPS, UsageTerms
-from ledger.core.movements import RecordInvoiced, ReverseEntry
+from ledger.core.movements import RecordInvoiced
+from ledger.core.withdrawals import ReverseEntry
 
 HOUR_MS = 3_600_000
 DAY_MS = 1_753_920_000_000

@@ -40,7 +40,8 @@ from ledger.core.holds import (
     ReleaseHold,
     price_hold,
 )
-from ledger.core.movements import RecordInvoiced, ReverseEntry, SetBudget
+from ledger.core.movements import RecordInvoiced, SetBudget
+from ledger.core.withdrawals import ReclaimExpired, ReverseEntry, RevokeGrant
 from ledger.placement import TenantPartitions
 from ledger.store import books, directory, entries
 from ledger.store.completeness import complete_until_of
@@ -175,9 +176,34 @@ class Commands:
         if not isinstance(entered, tuple):
             return entered
         if entry.grant is not None:
-            await directory.mark_reversed(connection, entry.grant.grant_id)
+            await directory.mark_ended(connection, entry.grant.grant_id, "reversed")
         _, made = entered
         return made[-1]
+
+    async def revoke_grant(
+        self, connection: Connection, grant_id: str, *, actor: str, reason: str
+    ) -> tuple[Entry, ...] | BookRefusal:
+        """End a grant early."""
+        grant = await directory.lock_grant(connection, grant_id)
+        if grant is None:
+            return NotFound("grant")
+        command = RevokeGrant(grant=grant, actor=actor, reason=reason)
+        entered = await self._enter(connection, grant.tenant_id, command)
+        if not isinstance(entered, tuple):
+            return entered
+        await directory.mark_ended(connection, grant.grant_id, "revoked")
+        return entered[1]
+
+    async def reclaim_expired(
+        self, connection: Connection, grant_id: str, *, actor: str
+    ) -> tuple[Entry, ...] | BookRefusal:
+        """Give what has expired of a grant back to its programme: two books, one transaction."""
+        grant = await directory.find_grant(connection, grant_id)
+        if grant is None:
+            return NotFound("grant")
+        command = ReclaimExpired(grant=grant, actor=actor)
+        entered = await self._enter(connection, grant.tenant_id, command)
+        return entered[1] if isinstance(entered, tuple) else entered
 
     async def price_hold(
         self,

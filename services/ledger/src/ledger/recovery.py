@@ -217,7 +217,9 @@ class Recovery:
                 connection, entry.tenant_id, entry.grant, UNKNOWN, approver, entry.recorded_ms
             )
         elif entry.kind == "reversal":
-            await directory.mark_reversed(connection, reversed_grant_of(entry))
+            await directory.mark_ended(connection, reversed_grant_of(entry), "reversed")
+        elif entry.kind == "grant_revoked" and entry.lot is not None:
+            await directory.mark_ended(connection, entry.lot.grant_id, "revoked")
         unit.take_back(entry, placing_of(entry))
 
     async def _open_programmes(self, connection: Connection, batch: Sequence[Entry]) -> None:

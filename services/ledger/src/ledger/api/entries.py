@@ -6,7 +6,14 @@ from collections.abc import Iterable
 
 from fastapi import Request, Response
 
-from hisab_contracts.entries import ChargeDetail, Entry, GrantDetail, GrantScope, HoldDetail
+from hisab_contracts.entries import (
+    ChargeDetail,
+    Entry,
+    GrantDetail,
+    GrantScope,
+    HoldDetail,
+    LotDetail,
+)
 from hisab_contracts.reference import Role
 from hisab_contracts.units import MAX_MICRO, instant_text, optional_instant_text
 from ledger.api.requests import READERS
@@ -92,6 +99,14 @@ class GrantEntryAnswer(Model, frozen=True, kw_only=True, omit_defaults=True):
     tax_effect: str | None = None
 
 
+class LotEntryAnswer(Model, frozen=True, kw_only=True, omit_defaults=True):
+    """What changed of a lot beside its balance: when it ends, or what was reclaimed of it."""
+
+    grant_id: str
+    expires_at: str | None = None
+    reclaimed_micro: str | None = None
+
+
 class EntryAnswer(Model, frozen=True, kw_only=True, omit_defaults=True):
     """One entry of a book; what only some kinds have stands in entries of those kinds only.
 
@@ -111,6 +126,7 @@ class EntryAnswer(Model, frozen=True, kw_only=True, omit_defaults=True):
     charge: ChargeAnswer | None = None
     hold: HoldEntryAnswer | None = None
     grant: GrantEntryAnswer | None = None
+    lot: LotEntryAnswer | None = None
     reverses: str | None = None
     reason: str | None = None
 
@@ -169,6 +185,7 @@ def _entry_answer(entry: Entry) -> EntryAnswer:
         charge=None if entry.charge is None else _charge_answer(entry.charge),
         hold=None if entry.hold is None else _hold_entry_answer(entry.hold),
         grant=None if entry.grant is None else _grant_entry_answer(entry.grant),
+        lot=None if entry.lot is None else _lot_entry_answer(entry.lot),
         reverses=entry.reverses,
         reason=entry.reason,
     )
@@ -223,4 +240,12 @@ def _grant_entry_answer(grant: GrantDetail) -> GrantEntryAnswer:
         scope=grant.scope,
         coverage_bps=grant.coverage_bps,
         tax_effect=grant.tax_effect,
+    )
+
+
+def _lot_entry_answer(lot: LotDetail) -> LotEntryAnswer:
+    return LotEntryAnswer(
+        grant_id=lot.grant_id,
+        expires_at=optional_instant_text(lot.expires_ms),
+        reclaimed_micro=None if lot.reclaimed_micro is None else str(lot.reclaimed_micro),
     )

@@ -24,13 +24,16 @@ from ledger.core.holds import (
     NoPrice,
     PriceOutOfRange,
 )
-from ledger.core.movements import (
+from ledger.core.movements import AlreadyInvoiced, NotReceivable
+from ledger.core.withdrawals import (
     AlreadyDrawn,
-    AlreadyInvoiced,
+    AlreadyReclaimed,
     AlreadyReversed,
-    NotReceivable,
+    GrantNotApproved,
+    NotExpired,
     NotReversible,
     Reserved,
+    WithdrawalRefusal,
 )
 from runtime.http import Problem
 
@@ -47,6 +50,8 @@ CommandRefusal = BookRefusal | ProposalRefusal | NoPrice | PriceOutOfRange | Alr
 
 def problem_of(refusal: CommandRefusal) -> Problem:
     """Return the problem of a refusal. Raise it inside the transaction: that rolls it back."""
+    if isinstance(refusal, WithdrawalRefusal):
+        return _problem_of_withdrawal(refusal)
     match refusal:
         case NotFound(what):
             return Problem("not-found", f"no such {what}")
@@ -93,6 +98,16 @@ def problem_of(refusal: CommandRefusal) -> Problem:
             )
         case NotReceivable(receivable_micro):
             return Problem("not-receivable", receivable_micro=str(receivable_micro))
+        case RefundAboveTotal() | TotalOutOfRange():
+            # Charges come from metering, never over HTTP.
+            raise InvariantBroken(f"only a charge is refused so: {refusal}")
+        case _:
+            assert_never(refusal)
+
+
+def _problem_of_withdrawal(refusal: WithdrawalRefusal) -> Problem:
+    """Return the problem of a refusal to take back what was granted."""
+    match refusal:
         case NotReversible(code):
             return Problem(code, _NOT_REVERSIBLE[code])
         case AlreadyReversed():
@@ -105,8 +120,11 @@ def problem_of(refusal: CommandRefusal) -> Problem:
             return Problem(
                 "reserved", "open holds reserve on this lot", reserved_micro=str(reserved_micro)
             )
-        case RefundAboveTotal() | TotalOutOfRange():
-            # Charges come from metering, never over HTTP.
-            raise InvariantBroken(f"only a charge is refused so: {refusal}")
+        case GrantNotApproved(state):
+            return Problem("already-decided", f"it is {state}", state=state)
+        case AlreadyReclaimed():
+            return Problem("already-reclaimed", "the programme has it again")
+        case NotExpired():
+            return Problem("not-expired", "nothing has expired of this grant, or not all of it yet")
         case _:
             assert_never(refusal)

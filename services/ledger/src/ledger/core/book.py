@@ -33,6 +33,7 @@ from hisab_contracts.entries import (
     Entry,
     GrantDetail,
     HoldDetail,
+    LotDetail,
     Posting,
     entry_hash,
 )
@@ -204,6 +205,7 @@ def next_entry(
     charge: ChargeDetail | None = None,
     hold: HoldDetail | None = None,
     grant: GrantDetail | None = None,
+    lot: LotDetail | None = None,
     reverses: EntryId | None = None,
     reason: str | None = None,
 ) -> Entry:
@@ -229,6 +231,7 @@ def next_entry(
         charge=charge,
         hold=hold,
         grant=grant,
+        lot=lot,
         reverses=reverses,
         reason=reason,
     )
@@ -273,6 +276,8 @@ def evolve(books: Books, entry: Entry) -> Books:
         hold = hold_after(entry.hold, hold, entry.seq)
         freed = [(place, -micro) for place, micro in before]
         book = with_reservations(book, [*freed, *hold.reserved])
+    elif entry.lot is not None:
+        book = replace(book, lots=_with_change(book.lots, entry.lot))
     return Books(book, bucket, hold, programme)
 
 
@@ -426,6 +431,20 @@ def _moved(lot: Lot, posting: Posting, kind: str) -> Lot:
         remaining_micro=posting.balance_micro,
         expired_micro=expired_micro,
     )
+
+
+def _with_change(lots: tuple[Lot, ...], change: LotDetail) -> tuple[Lot, ...]:
+    """Change what a lot's balance does not say: when its window ends, what was reclaimed of it."""
+    changed: list[Lot] = []
+    for lot in lots:
+        if lot.grant_id != change.grant_id:
+            changed.append(lot)
+        elif change.reclaimed_micro is None:
+            changed.append(replace(lot, expires_ms=change.expires_ms))
+        else:
+            changed.append(replace(lot, reclaimed_micro=change.reclaimed_micro))
+    # By its end a lot stands among the others.
+    return in_draw_order(changed)
 
 
 def with_reservations(book: Book, changes: Iterable[Draw]) -> Book:

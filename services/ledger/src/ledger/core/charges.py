@@ -135,7 +135,7 @@ def _draw(books: Books, bucket: BookedBucket, total: BucketTotal, now_ms: int) -
         taking_back=True,
     )
     taken_back: list[Entry] = []
-    if any(lot.expired_micro for lot in lots):
+    if any(lot.returnable_micro for lot in lots):
         taken_back, book = _take_back(book, lots, dict(draws), own, now_ms)
     if overage_micro:
         draws.append(("receivable" if book.kind == "commercial" else "unfunded", overage_micro))

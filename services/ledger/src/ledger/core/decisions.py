@@ -18,7 +18,9 @@ Refusals, in order of precedence; of any command first `NotFound` (no such book)
 `RefundAboveTotal`, `TotalOutOfRange`. Hold placed: `HoldOver`, `InsufficientCredit`. Hold released:
 `NotFound` (no such hold), `HoldClosed`. Grant approved: `MakerIsChecker`, `GrantNotProposed`,
 `GrantExpired`, `BudgetExceeded`. Invoiced: `AlreadyInvoiced`, `NotReceivable`. Entry reversed:
-`NotReversible`, `AlreadyReversed`, `AlreadyDrawn`, `Reserved`. Lots expired: none.
+`NotReversible`, `AlreadyReversed`, `AlreadyDrawn`, `Reserved`, `AlreadyReclaimed`. Grant revoked:
+`GrantNotApproved`, `GrantExpired`. Expired credit reclaimed: `AlreadyReclaimed`, `NotExpired`. Lots
+expired: none.
 """
 
 from __future__ import annotations
@@ -69,19 +71,35 @@ from ledger.core.movements import (
     AlreadyInvoiced,
     NotReceivable,
     RecordInvoiced,
-    ReversalRefusal,
-    ReverseEntry,
     SetBudget,
     approve_grant,
     funding_account,
     granted_account,
     record_invoiced,
-    reverse_entry,
     set_budget,
+)
+from ledger.core.withdrawals import (
+    ReclaimExpired,
+    ReclaimRefusal,
+    ReversalRefusal,
+    ReverseEntry,
+    RevocationRefusal,
+    RevokeGrant,
+    reclaim_expired,
+    reverse_entry,
+    revoke_grant,
 )
 
 BookCommand = (
-    PlaceHold | ReleaseHold | ApproveGrant | RecordInvoiced | SetBudget | ReverseEntry | ExpireLots
+    PlaceHold
+    | ReleaseHold
+    | ApproveGrant
+    | RecordInvoiced
+    | SetBudget
+    | ReverseEntry
+    | RevokeGrant
+    | ReclaimExpired
+    | ExpireLots
 )
 """The closed union of what is asked of a book. Charges come from metering besides."""
 
@@ -102,6 +120,8 @@ BookRefusal = (
     | AlreadyInvoiced
     | NotReceivable
     | ReversalRefusal
+    | RevocationRefusal
+    | ReclaimRefusal
 )
 """The closed union of why a command is refused; precedence stands in the module's docstring."""
 
@@ -143,6 +163,14 @@ def footprint_of(command: BookCommand) -> Footprint:
             return Footprint(
                 programme_book_id=TenantId(PROGRAMME_BOOK + programme_id),
                 accounts=_accounts_of_grant(programme_id, tenant_id),
+                spent_lots=True,
+            )
+        case RevokeGrant():
+            return Footprint(spent_lots=True)
+        case ReclaimExpired(grant=grant):
+            return Footprint(
+                programme_book_id=TenantId(PROGRAMME_BOOK + grant.programme_id),
+                accounts=_accounts_of_grant(grant.programme_id, grant.tenant_id),
                 spent_lots=True,
             )
         case ExpireLots():
@@ -425,6 +453,10 @@ def _decide(
             return set_budget(books.book, command, now_ms)
         case ReverseEntry():
             return reverse_entry(books, command, now_ms)
+        case RevokeGrant():
+            return revoke_grant(books, command, now_ms)
+        case ReclaimExpired():
+            return reclaim_expired(books, command, now_ms)
         case ExpireLots():
             return expire_lots(books, now_ms)
         case _:

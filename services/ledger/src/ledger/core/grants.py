@@ -29,7 +29,7 @@ from hisab_contracts.ids import GrantId, KeyId, ProgrammeId, TenantId
 from hisab_contracts.units import is_whole_hour
 from ledger.core.lots import WHOLE_BPS
 
-GrantState = Literal["proposed", "approved", "reversed"]
+GrantState = Literal["proposed", "approved", "revoked", "reversed"]
 TaxEffect = Literal["tender", "reduces_base"]
 """What paying with a grant means for tax: it pays the bill, or it makes the taxed price less."""
 

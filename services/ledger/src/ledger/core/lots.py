@@ -12,7 +12,7 @@ charges and holds alike.
 
 **Expired.** What was left of a lot when nothing could be used in its window any more has gone to
 `breakage` (`Lot.expired_micro`). Usage that is heard of later for an hour of that window may take
-it back: no credit is lost to lateness.
+it back: no credit is lost to lateness, until its programme has reclaimed it.
 
 Refuses nothing: what no lot gives is told to who asked.
 """
@@ -69,7 +69,9 @@ class Lot(Struct, frozen=True):
     coverage_bps: int = WHOLE_BPS
     """Which part of each bucket it pays, in 1/100 %."""
     expired_micro: int = 0
-    """What went to breakage and was not taken back."""
+    """What expired of it and was not taken back."""
+    reclaimed_micro: int = 0
+    """What of that went back to its programme."""
 
     @property
     def account(self) -> str:
@@ -85,6 +87,11 @@ class Lot(Struct, frozen=True):
     def drawn_micro(self) -> int:
         """What usage has drawn of it and not returned."""
         return self.granted_micro - self.remaining_micro - self.expired_micro
+
+    @property
+    def returnable_micro(self) -> int:
+        """What late usage may take back: nothing once its programme has it again."""
+        return 0 if self.reclaimed_micro else self.expired_micro
 
     def is_open(self, instant_ms: int) -> bool:
         """Say whether usage at this instant may draw on it: effective <= instant < expires."""
@@ -162,7 +169,7 @@ def take_from_lots(
             break
         usable_micro = lot.free_micro + own.get(lot.account, 0)
         if taking_back:
-            usable_micro += lot.expired_micro
+            usable_micro += lot.returnable_micro
         if lot.coverage_bps < WHOLE_BPS:
             share_micro = lot.share_micro(total_micro) - given.get(lot.account, 0)
             usable_micro = min(usable_micro, max(0, share_micro))

@@ -1,18 +1,16 @@
 """Movements: commands that move money between accounts of books, where nothing was used.
 
 A programme gets its budget, a grant moves some of it to a lot of a tenant (an entry in each of
-their books), and a finalised document moves what is receivable to the document's own account. A
-grant from which nothing was drawn can be reversed: an entry that negates it, and the programme has
-its budget back. Each is decided here and called by `decisions.decide` alone.
+their books), and a finalised document moves what is receivable to the document's own account. Each
+is decided here and called by `decisions.decide` alone; what takes a grant back is in `withdrawals`.
 
 Refusals, in order of precedence. Grant approved: `MakerIsChecker`, `GrantNotProposed`,
-`GrantExpired`, `BudgetExceeded`. Invoiced: `AlreadyInvoiced`, `NotReceivable`. Entry reversed:
-`NotReversible` (what kind of entry it is), `AlreadyReversed`, `AlreadyDrawn`, `Reserved`.
+`GrantExpired`, `BudgetExceeded`. Invoiced: `AlreadyInvoiced`, `NotReceivable`.
 """
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final
 
 from msgspec import Struct
 
@@ -25,13 +23,11 @@ from ledger.core.book import (
     Book,
     Books,
     balance_micro,
-    evolve,
     next_entry,
     postings_of,
 )
-from ledger.core.expiry import take_back
 from ledger.core.grants import ApprovalRefusal, ApproveGrant, refuse_approval
-from ledger.core.lots import LOT, WHOLE_BPS, Lot
+from ledger.core.lots import LOT, WHOLE_BPS
 
 FUNDING: Final = "funding:"
 """Begins the account of a tenant's book that says what a programme has given."""
@@ -50,41 +46,6 @@ class RecordInvoiced(Struct, frozen=True, kw_only=True):
     document_id: DocumentId
     invoiced_micro: int
     actor: str
-
-
-class ReverseEntry(Struct, frozen=True, kw_only=True):
-    """Negate an entry that should not have been made; so far only a grant's can be."""
-
-    entry: Entry
-    """It is immutable, so whoever loads it before the books are locked loads the same."""
-    actor: str
-    reason: str
-
-
-class NotReversible(Struct, frozen=True):
-    """An entry of this kind is not negated here: `code` says what is done instead, if anything."""
-
-    code: Literal["is-reversal", "correct-in-metering", "correct-in-invoicing", "not-reversible"]
-
-
-class AlreadyReversed(Struct, frozen=True):
-    """The entry has been negated before."""
-
-
-class AlreadyDrawn(Struct, frozen=True):
-    """Usage has drawn on the lot: what was used cannot be taken away."""
-
-    drawn_micro: int
-
-
-class Reserved(Struct, frozen=True):
-    """Open holds reserve on the lot: what was guaranteed cannot be taken away."""
-
-    reserved_micro: int
-
-
-ReversalRefusal = NotReversible | AlreadyReversed | AlreadyDrawn | Reserved
-"""Why an entry cannot be reversed, in order of precedence."""
 
 
 class AlreadyInvoiced(Struct, frozen=True):
@@ -161,79 +122,6 @@ def funding_account(programme_id: ProgrammeId) -> str:
 def granted_account(tenant_id: TenantId) -> str:
     """Name the account of a programme's book that says how much a tenant was given."""
     return f"granted:{tenant_id}"
-
-
-def reverse_entry(
-    books: Books, command: ReverseEntry, now_ms: int
-) -> tuple[Entry, ...] | ReversalRefusal:
-    """Negate a grant: its lot is gone, and the programme may promise its amount again.
-
-    What had expired of it is taken back first, so that nothing of it stays in `breakage`.
-    """
-    reversed_entry, book, programme = command.entry, books.book, books.programme
-    grant = reversed_entry.grant
-    if grant is None:
-        return NotReversible(_code_of(reversed_entry.kind))
-    lot = lot_of(book, grant.grant_id)
-    if not lot.granted_micro:
-        return AlreadyReversed()
-    if lot.drawn_micro:
-        return AlreadyDrawn(lot.drawn_micro)
-    if lot.reserved_micro:
-        return Reserved(lot.reserved_micro)
-    if programme is None:
-        raise InvariantBroken("a reversal of a grant is decided on the programme's book too")
-    entries: list[Entry] = []
-    if lot.expired_micro:
-        entries.append(take_back(book, lot, lot.expired_micro, now_ms))
-        book = evolve(Books(book), entries[-1]).book
-    micro = grant.grant_micro
-    returned = [("budget", micro), (granted_account(book.tenant_id), -micro)]
-    negated = [(lot.account, -micro), (funding_account(grant.programme_id), micro)]
-    caused_by = f"entry:{reversed_entry.entry_id}"
-    return (
-        *entries,
-        next_entry(
-            programme,
-            "budget_returned",
-            now_ms,
-            postings=postings_of(programme, returned),
-            caused_by=caused_by,
-            actor=command.actor,
-        ),
-        next_entry(
-            book,
-            "reversal",
-            now_ms,
-            postings=postings_of(book, negated),
-            caused_by=caused_by,
-            actor=command.actor,
-            reverses=reversed_entry.entry_id,
-            reason=command.reason,
-        ),
-    )
-
-
-def lot_of(book: Book, grant_id: str) -> Lot:
-    """Return the lot of a grant that was entered; its book was opened with it."""
-    found = next((lot for lot in book.lots if lot.grant_id == grant_id), None)
-    if found is None:
-        raise InvariantBroken(f"the lot of grant {grant_id} was not opened")
-    return found
-
-
-def _code_of(
-    kind: str,
-) -> Literal["is-reversal", "correct-in-metering", "correct-in-invoicing", "not-reversible"]:
-    match kind:
-        case "reversal":
-            return "is-reversal"
-        case "charge":
-            return "correct-in-metering"
-        case "invoiced" | "settled":
-            return "correct-in-invoicing"
-        case _:
-            return "not-reversible"
 
 
 def record_invoiced(

@@ -171,9 +171,9 @@ def refuse_taking_back(
 def budget_change_of(entry: Entry) -> tuple[ProgrammeId, int] | None:
     """Say which programme's budget an entry moved, and by how much; None: none.
 
-    A grant and its reversal say it themselves: what is posted to `funding` moved the budget.
+    What grants, and what takes back, says it itself: what is posted to `funding` moved the budget.
     """
-    if entry.kind not in ("grant", "reversal"):
+    if entry.kind not in ("grant", "reversal", "reclaimed"):
         return None
     (posting,) = [found for found in entry.postings if found.account.startswith(FUNDING)]
     return ProgrammeId(posting.account.removeprefix(FUNDING)), posting.posting_micro
@@ -188,7 +188,7 @@ def reversed_grant_of(entry: Entry) -> GrantId:
 def counterpart_of(
     entry: Entry, change: tuple[ProgrammeId, int], programme: Book | None
 ) -> Entry | ProgrammeUnknown | BudgetTooSmall:
-    """Make the entry that a grant's approval, or its reversal, made in the programme's book."""
+    """Make the entry that a grant, or what took it back, made in the programme's book."""
     programme_id, change_micro = change
     if programme is None:
         return ProgrammeUnknown(programme_id)

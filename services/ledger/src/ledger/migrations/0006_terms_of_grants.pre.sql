@@ -9,7 +9,7 @@ alter table grants
 alter table grants drop constraint grants_state_check, drop constraint grants_check,
   drop constraint grants_check1;
 alter table grants
-  add constraint grants_state_check check (state in ('proposed', 'approved', 'reversed')),
+  add constraint grants_state_check check (state in ('proposed', 'approved', 'revoked', 'reversed')),
   add constraint grants_approved_by_check check ((state = 'proposed') = (approved_by is null)),
   add constraint grants_approved_at_check check ((state = 'proposed') = (approved_at is null));
 comment on column grants.scope is
@@ -20,7 +20,8 @@ comment on column grants.coverage_bps is 'Which part of each bucket it pays, in 
 alter table lots
   add column scope jsonb,
   add column coverage_bps int not null default 10000 check (coverage_bps between 1 and 10000),
-  add column expired_micro bigint not null default 0 check (expired_micro >= 0);
+  add column expired_micro bigint not null default 0 check (expired_micro >= 0),
+  add column reclaimed_micro bigint not null default 0 check (reclaimed_micro >= 0);
 alter table lots drop constraint lots_granted_micro_check;
 alter table lots
   add constraint lots_granted_micro_check check (granted_micro >= 0) not valid,

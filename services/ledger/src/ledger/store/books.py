@@ -69,7 +69,7 @@ breakage_micro
 """
 _LOT_COLUMNS: Final = """
 tenant_id, grant_id, programme_id, priority, effective_at, expires_at, granted_micro,
-remaining_micro, reserved_micro, scope, coverage_bps, expired_micro
+remaining_micro, reserved_micro, scope, coverage_bps, expired_micro, reclaimed_micro
 """
 _LOT_NAMES: Final = tuple(name.strip() for name in _LOT_COLUMNS.split(","))
 _BUCKET_SCALARS: Final = (
@@ -346,7 +346,8 @@ _LOAD_LOTS = (
    and ($2 or remaining_micro > 0 or expired_micro > 0 and expires_at > $3)
 """
 )
-# A lot's terms never change; what was granted falls to 0 when the grant is reversed.
+# Of a lot's terms only its end changes, when the grant is revoked; what was granted falls to 0 when
+# the grant is reversed.
 _UPSERT_LOTS = (
     "insert into lots ("
     + _LOT_COLUMNS
@@ -354,13 +355,14 @@ _UPSERT_LOTS = (
     + _LOT_COLUMNS
     + """
   from unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::timestamptz[], $6::timestamptz[],
-              $7::bigint[], $8::bigint[], $9::bigint[], $10::jsonb[], $11::int[], $12::bigint[])
-    as n ("""
+              $7::bigint[], $8::bigint[], $9::bigint[], $10::jsonb[], $11::int[], $12::bigint[],
+              $13::bigint[]) as n ("""
     + _LOT_COLUMNS
     + """)
 on conflict (tenant_id, grant_id) do update
    set granted_micro = excluded.granted_micro, remaining_micro = excluded.remaining_micro,
-       reserved_micro = excluded.reserved_micro, expired_micro = excluded.expired_micro
+       reserved_micro = excluded.reserved_micro, expired_micro = excluded.expired_micro,
+       reclaimed_micro = excluded.reclaimed_micro, expires_at = excluded.expires_at
 """
 )
 
@@ -425,6 +427,7 @@ def lot_from_row(row: Row | Mapping[str, Any]) -> Lot:
         scope=scope_from_json(row["scope"]),
         coverage_bps=row["coverage_bps"],
         expired_micro=row["expired_micro"],
+        reclaimed_micro=row["reclaimed_micro"],
     )
 
 
@@ -453,6 +456,7 @@ async def _upsert_lots(connection: Connection, lots: Sequence[tuple[str, Lot]]) 
         [scope_as_json(lot.scope) for _, lot in lots],
         [lot.coverage_bps for _, lot in lots],
         [lot.expired_micro for _, lot in lots],
+        [lot.reclaimed_micro for _, lot in lots],
     )
 
 

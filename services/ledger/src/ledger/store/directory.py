@@ -8,7 +8,7 @@ their table is the runtime kit's (`runtime.auth`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from hisab_contracts.ids import (
     GrantId,
@@ -183,12 +183,14 @@ async def mark_approved(connection: Connection, grant_id: GrantId, approver: Key
     return _grant_from_row(row)
 
 
-_REVERSE_GRANT = "update grants set state = 'reversed' where grant_id = $1"
+_END_GRANT = "update grants set state = $2 where grant_id = $1"
 
 
-async def mark_reversed(connection: Connection, grant_id: GrantId) -> None:
-    """Store that a grant was negated. It is decided, and the book locked."""
-    await connection.execute(_REVERSE_GRANT, grant_id)
+async def mark_ended(
+    connection: Connection, grant_id: GrantId, state: Literal["revoked", "reversed"]
+) -> None:
+    """Store that an approved grant was taken back. It is decided, and the book locked."""
+    await connection.execute(_END_GRANT, grant_id, state)
 
 
 def _grant_from_row(row: Row) -> Grant:

@@ -25,6 +25,7 @@ from hisab_contracts.entries import (
     Entry,
     GrantDetail,
     HoldDetail,
+    LotDetail,
     Posting,
 )
 from hisab_contracts.ids import (
@@ -114,24 +115,29 @@ class _RareOfCharge(Struct, frozen=True, omit_defaults=True):
     reserved: tuple[tuple[str, int], ...] | None = None
 
 
-class _Reversal(Struct, frozen=True):
-    """What only a reversal has."""
+class _RareOfEntry(Struct, frozen=True, omit_defaults=True):
+    """What few entries of other kinds have."""
 
-    reverses: EntryId
-    reason: str
+    lot: LotDetail | None = None
+    reverses: EntryId | None = None
+    reason: str | None = None
 
 
-_NOTHING_RARE: Final = _RareOfCharge()
+_NOTHING_RARE: Final = _RareOfEntry()
+_NOTHING_RARE_OF_CHARGE: Final = _RareOfCharge()
 
 
 def _detail_bytes(entry: Entry) -> bytes | None:
     """Encode what only some entries have; None: nothing."""
     detail: Struct | None = entry.hold or entry.grant
-    if entry.charge is not None:
-        rare = _RareOfCharge(entry.charge.refunded_micro, entry.charge.reserved)
-        detail = None if rare == _NOTHING_RARE else rare
-    elif entry.reverses is not None:
-        detail = _Reversal(entry.reverses, entry.reason or "")
+    if detail is None:
+        charge = entry.charge
+        rare: Struct = (
+            _RareOfEntry(entry.lot, entry.reverses, entry.reason)
+            if charge is None
+            else _RareOfCharge(charge.refunded_micro, charge.reserved)
+        )
+        detail = None if rare in (_NOTHING_RARE, _NOTHING_RARE_OF_CHARGE) else rare
     return None if detail is None else msgspec.json.encode(detail)
 
 
@@ -209,9 +215,9 @@ def entry_from_row(row: Row) -> Entry:
     if row["bucket_id"] is not None:
         charge = _charge_from_row(row, effective_ms, postings)
     kind, detail = row["kind"], row["detail"]
-    reversal: _Reversal | None = None
-    if kind == "reversal":
-        reversal = msgspec.json.decode(detail, type=_Reversal)
+    rare = _NOTHING_RARE
+    if detail is not None and charge is None and kind not in _OF_HOLDS and kind != "grant":
+        rare = msgspec.json.decode(detail, type=_RareOfEntry)
     return Entry(
         tenant_id=tenant_id,
         seq=seq,
@@ -227,8 +233,9 @@ def entry_from_row(row: Row) -> Entry:
         charge=charge,
         hold=msgspec.json.decode(detail, type=HoldDetail) if kind in _OF_HOLDS else None,
         grant=msgspec.json.decode(detail, type=GrantDetail) if kind == "grant" else None,
-        reverses=None if reversal is None else reversal.reverses,
-        reason=None if reversal is None else reversal.reason,
+        lot=rare.lot,
+        reverses=rare.reverses,
+        reason=rare.reason,
     )
 
 
@@ -237,7 +244,7 @@ _OF_HOLDS: Final = ("hold_placed", "hold_moved", "hold_released")
 
 def _charge_from_row(row: Row, effective_ms: int, postings: Sequence[Posting]) -> ChargeDetail:
     """A charge's amount is its posting on `usage`; its hour is when it is effective."""
-    rare = _NOTHING_RARE
+    rare = _NOTHING_RARE_OF_CHARGE
     if row["detail"] is not None:
         rare = msgspec.json.decode(row["detail"], type=_RareOfCharge)
     return ChargeDetail(
