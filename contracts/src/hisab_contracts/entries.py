@@ -79,7 +79,7 @@ class ChargeDetail(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class HoldDetail(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A hold placed, moved or released: how much, and where it was reserved at that moment."""
+    """A hold placed, changed or released: how much, and where it was reserved at that moment."""
 
     hold_id: HoldId
     hold_micro: int
@@ -90,7 +90,10 @@ class HoldDetail(Struct, frozen=True, kw_only=True, omit_defaults=True):
     Of an end, what was still reserved and is free again; else what is reserved from now on.
     """
     cause: str
-    """`placed`; `moved` off a lot that expired; or why it ended: `final`, `released`, `expired`."""
+    """`placed`, `extended`, `moved` (off a lot that expired), or why it ended.
+
+    That is `final`, `released` or `expired`.
+    """
     allocation_id: AllocationId | None = None
     """The run whose final ends it; None: only a release or its expiry does."""
     expires_ms: int

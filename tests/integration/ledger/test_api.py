@@ -190,6 +190,50 @@ async def test_a_grant_for_some_usage_says_so_everywhere_and_holds_for_other_usa
     assert ("0", "3") == (refused.json()["available_micro"], refused.json()["shortfall_micro"])
 
 
+async def test_holds_are_found_by_job_and_extended_whole_or_not_at_all(
+    api: Api, ledger: RealLedger
+) -> None:
+    """A scheduler that forgot a hold's id finds it by its job, and asks for more time and money."""
+    await ledger.tenant("longer", "commercial", 1_000)
+    key = "h-longer"
+    asked = hold_of("longer", "400", job_ref="slurm-77", price_class="on_demand")
+    placed = (await api.post("/v1/holds", asked, "scheduler", key=key)).json()
+    assert ("400", "0", "0", None) == tuple(
+        placed[name] for name in ("open_micro", "drawn_micro", "short_micro", "end")
+    )
+    (found,) = (await api.get("/v1/holds?job_ref=slurm-77&state=open", "scheduler")).json()["items"]
+    assert (placed["hold_id"], "longer", "on_demand", FAR) == tuple(
+        found[name] for name in ("hold_id", "tenant_id", "price_class", "expires_at")
+    )
+    path = f"/v1/holds/{placed['hold_id']}"
+    refused = await api.post(f"{path}/extend", {"add_micro": "601"}, "scheduler", key="x-1")
+    assert ("insufficient-credit", "600", "1") == tuple(
+        refused.json()[name] for name in ("code", "available_micro", "shortfall_micro")
+    )
+    until = "2091-01-01T00:00:00.000Z"
+    more = {"add_micro": "600", "expires_at": until}
+    answers = [await api.post(f"{path}/extend", more, "scheduler", key="x-2") for _ in range(2)]
+    assert [200, 200] == [answer.status_code for answer in answers]
+    assert ("1000", "0") == tuple(
+        answers[1].json()[name] for name in ("open_micro", "available_micro")
+    )
+    await api.post(f"{path}/release", {}, "scheduler", key="x-3")
+    closed = await api.post(f"{path}/extend", {}, "scheduler", key="x-4")
+    assert (409, "hold-closed", "released") == (
+        closed.status_code,
+        closed.json()["code"],
+        closed.json()["state"],
+    )
+    by_state = [
+        len((await api.get(f"/v1/holds?tenant_id=longer&state={state}", "auditor")).json()["items"])
+        for state in ("open", "released")
+    ]
+    assert [0, 1] == by_state
+    assert [] == (await api.get("/v1/holds?job_ref=slurm-77", "one")).json()["items"]
+    odd = await api.get("/v1/holds?state=over", "scheduler")
+    assert (422, "malformed") == (odd.status_code, odd.json()["code"])
+
+
 async def test_a_programme_cannot_promise_more_than_its_budget(api: Api) -> None:
     """The refusal says what is left."""
     body = {"programme_id": "small", "name": "Small", "budget_micro": "10"}

@@ -23,6 +23,7 @@ QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("holds of allocations", holds._LOAD_HOLDS_OF_ALLOCATIONS, (["a"], ["lhr"], ["x"])),
     ("holds that are over", holds._FIND_DUE, (NOW, 10)),
     ("holds of books that are over", holds._LOAD_DUE, (["a"], NOW)),
+    ("holds of a job", holds._JOBS_AFTER, ("", True, NOW, None, "job", 100)),
     ("holds on lots", holds._LOAD_HOLDS_ON, (["a"], ["lot:g"])),
     ("lots that are over", books._FIND_LOTS_OVER, (NOW, *books.FIRST_LOT, 10)),
     ("entries after", entries._ENTRIES_AFTER, ("a", 5, 100)),

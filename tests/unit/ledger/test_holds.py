@@ -15,11 +15,11 @@ from ledger.core.holds import (
     Hold,
     NoPrice,
     PriceOutOfRange,
+    changed_detail,
     ended_detail,
     grow_hold,
     hold_after,
     hold_after_charge,
-    moved_detail,
     placed_detail,
     price_hold,
     shrink_hold,
@@ -86,7 +86,7 @@ def test_a_moved_hold_is_read_back_with_what_it_lost() -> None:
     """Where it reserves from now on, and what nothing guarantees any more."""
     before = held("h", 5, ("lot:a", 4), (LIMIT, 1), placed_seq=7)
     moved = held("h", 5, ("lot:b", 2), (LIMIT, 1), placed_seq=7, short_micro=2)
-    detail = moved_detail(moved)
+    detail = changed_detail(moved, "moved")
     assert ("moved", 3, 2) == (detail.cause, detail.open_micro, detail.short_micro)
     assert moved == hold_after(detail, before, 9)
     with pytest.raises(InvariantBroken, match="not placed"):

@@ -33,6 +33,7 @@ from ledger.core.decisions import BookCommand, BookRefusal, NotFound, UnitOfWork
 from ledger.core.directory import PROGRAMME_CURRENCY, book_of_programme, book_of_tenant
 from ledger.core.grants import ApproveGrant, Grant, ProposalRefusal, refuse_proposal
 from ledger.core.holds import (
+    ExtendHold,
     HoldState,
     NoPrice,
     PlaceHold,
@@ -225,9 +226,9 @@ class Commands:
         return price_hold(prices, series, gpus=gpus, duration_ms=duration_ms, now_ms=present_ms)
 
     async def enter_hold(
-        self, connection: Connection, tenant_id: str, command: PlaceHold | ReleaseHold
+        self, connection: Connection, tenant_id: str, command: PlaceHold | ExtendHold | ReleaseHold
     ) -> HoldState | BookRefusal:
-        """Admit a job, or refuse it with what is missing; or end a hold.
+        """Admit a job, or refuse it with what is missing; extend or end a hold.
 
         A hold that is there already is answered as it stands now.
         """

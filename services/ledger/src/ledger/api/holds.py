@@ -18,11 +18,14 @@ from hisab_contracts.ids import (
     Sku,
 )
 from hisab_contracts.reference import Role
+from hisab_contracts.units import instant_text
 from ledger.api.problems import problem_of
 from ledger.api.requests import READERS, FreeText, parse_instant, parse_micro
 from ledger.commands import Commands, id_from_command
-from ledger.core.holds import HoldState, PlaceHold, ReleaseHold
+from ledger.core.expiry import hold_at
+from ledger.core.holds import ExtendHold, HoldState, PlaceHold, ReleaseHold
 from ledger.store import directory
+from ledger.store.holds import PlacedJob, job_of, jobs_after
 from ledger.store.queries import hold_of
 from runtime.clock import now_ms
 from runtime.http import (
@@ -33,6 +36,8 @@ from runtime.http import (
     Resource,
     get,
     json_response,
+    page_of,
+    page_response,
     post,
 )
 from runtime.idempotency import Answer, read_command, run_command
@@ -55,6 +60,33 @@ class AskHold(Model, frozen=True, kw_only=True):
     price_class: IdText | None = None
     gpus: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     duration_ms: Annotated[int, Meta(ge=1, le=10**12)] | None = None
+    expires_at: str
+
+
+class AskExtension(Model, frozen=True, kw_only=True):
+    """Guarantee more, for longer, or both; null leaves the hold's expiry as it is."""
+
+    add_micro: IntegerText = "0"
+    expires_at: str | None = None
+
+
+class PlacedHoldAnswer(Model, frozen=True, kw_only=True):
+    """A hold in a list: how it stands, and what was said of its job."""
+
+    hold_id: str
+    tenant_id: str
+    project_id: str
+    job_ref: str
+    allocation_id: str | None
+    hub: str
+    sku: str
+    price_class: str | None
+    state: str
+    end: str | None
+    hold_micro: str
+    open_micro: str
+    drawn_micro: str
+    short_micro: str
     expires_at: str
 
 
@@ -173,6 +205,74 @@ class Holds(Resource):
             raise Problem("not-found", "no such hold")
         return json_response(_hold_answer(found))
 
+    @get(
+        "/v1/holds",
+        roles=(Role.SCHEDULER, *READERS),
+        others={Role.TENANT: "own"},
+        answer=PlacedHoldAnswer,
+        paged=True,
+        query=("tenant_id", "state", "job_ref"),
+    )
+    async def list_holds(self, request: Request) -> Response:
+        """Holds in the order of their ids: of a tenant, in a state, of a job."""
+        principal = await self._kit.access.authorise(request)
+        page = page_of(request, tuple[str])
+        asked = request.query_params
+        state = asked.get("state")
+        if state not in (None, "open", "released"):
+            raise Problem("malformed", "state is open or released")
+        after = "" if page.after is None else page.after[0]
+        present_ms = now_ms()
+        async with self._kit.api.transaction(tenant=principal.sees) as connection:
+            found = await jobs_after(
+                connection,
+                after,
+                page.limit + 1,
+                now_ms=present_ms,
+                is_open=None if state is None else state == "open",
+                tenant_id=asked.get("tenant_id"),
+                job_ref=asked.get("job_ref"),
+            )
+        answers = [_placed_answer(job, present_ms) for job in found]
+        return page_response(answers, page, lambda answer: (answer.hold_id,))
+
+    @post(
+        "/v1/holds/{hold_id}/extend",
+        roles=(Role.SCHEDULER,),
+        body=AskExtension,
+        answer=HoldAnswer,
+        idempotent=True,
+        problems=("hold-closed", "insufficient-credit"),
+    )
+    async def extend_hold(self, request: Request, hold_id: str) -> Response:
+        """Guarantee more to a job that runs, for longer, or both: all of it or nothing."""
+        principal = await self._kit.access.authorise(request)
+        async with self._kit.api.transaction(tenant=principal.sees) as connection:
+            job = await job_of(connection, hold_id)
+        if job is None:
+            raise Problem("not-found", "no such hold")
+        command = await read_command(request, AskExtension)
+        body = command.body
+        extension = ExtendHold(
+            hold_id=HoldId(hold_id),
+            add_micro=parse_micro(body.add_micro, "add_micro", least=0),
+            expires_ms=(
+                None if body.expires_at is None else parse_instant(body.expires_at, "expires_at")
+            ),
+            terms=job.terms,
+            actor=principal.actor,
+        )
+
+        async def run(connection: Connection) -> Answer:
+            extended = await self._commands.enter_hold(connection, job.tenant_id, extension)
+            if not isinstance(extended, HoldState):
+                raise problem_of(extended)
+            return Answer(200, _hold_answer(extended))
+
+        return await run_command(
+            self._kit.api, command, run, scope=job.tenant_id, tenant=principal.sees
+        )
+
     @post(
         "/v1/holds/{hold_id}/release",
         roles=(Role.SCHEDULER,),
@@ -218,4 +318,26 @@ def _hold_answer(hold: HoldState) -> HoldAnswer:
         drawn_micro=str(hold.drawn_micro),
         short_micro=str(hold.short_micro),
         available_micro=str(hold.available_micro),
+    )
+
+
+def _placed_answer(job: PlacedJob, present_ms: int) -> PlacedHoldAnswer:
+    """Write a hold as a list has it: what is over by the clock has ended."""
+    hold = hold_at(job.hold, present_ms)
+    return PlacedHoldAnswer(
+        hold_id=hold.hold_id,
+        tenant_id=job.tenant_id,
+        project_id=job.terms.project_id,
+        job_ref=job.job_ref,
+        allocation_id=hold.allocation_id,
+        hub=job.terms.hub,
+        sku=job.terms.sku,
+        price_class=job.terms.price_class,
+        state="open" if hold.ended_by is None else "released",
+        end=hold.ended_by,
+        hold_micro=str(hold.hold_micro),
+        open_micro=str(hold.open_micro),
+        drawn_micro=str(hold.drawn_micro),
+        short_micro=str(hold.short_micro),
+        expires_at=instant_text(hold.expires_ms),
     )

@@ -11,11 +11,12 @@ written. It does no I/O: a store opens it and saves its changes (`store/books.py
 says so yet. A command that enters something enters the ends of those holds before it; one that is
 refused or books nothing leaves them to the next (see `expiry`).
 
-What each command enters is decided in a module of its own subject: `charges`, `movements`,
-`expiry`, and of holds below.
+What each command enters is decided in a module of its own subject: `charges`, `reservations`,
+`movements`, `withdrawals`, `expiry`.
 
 Refusals, in order of precedence; of any command first `NotFound` (no such book). Charge:
-`RefundAboveTotal`, `TotalOutOfRange`. Hold placed: `HoldOver`, `InsufficientCredit`. Hold released:
+`RefundAboveTotal`, `TotalOutOfRange`. Hold placed: `HoldOver`, `InsufficientCredit`. Hold extended:
+`NotFound` (no such hold), `HoldClosed`, `HoldOver`, `InsufficientCredit`. Hold released:
 `NotFound` (no such hold), `HoldClosed`. Grant approved: `MakerIsChecker`, `GrantNotProposed`,
 `GrantExpired`, `BudgetExceeded`. Invoiced: `AlreadyInvoiced`, `NotReceivable`. Entry reversed:
 `NotReversible`, `AlreadyReversed`, `AlreadyDrawn`, `Reserved`, `AlreadyReclaimed`. Grant revoked:
@@ -43,7 +44,6 @@ from ledger.core.book import (
     PlacedHold,
     evolve,
     hold_id_of,
-    next_entry,
 )
 from ledger.core.charges import ChargeRefusal, charge
 from ledger.core.expiry import (
@@ -53,20 +53,18 @@ from ledger.core.expiry import (
     expire,
     expire_lots,
     expiry_of,
-    release_entry,
 )
 from ledger.core.grants import ApprovalRefusal, ApproveGrant
 from ledger.core.holds import (
-    LIMIT,
+    ExtendHold,
     Hold,
     HoldClosed,
     HoldOver,
     InsufficientCredit,
     PlaceHold,
     ReleaseHold,
-    placed_detail,
 )
-from ledger.core.lots import Lot, UsageTerms, fitting_lots, largest_hold, take_from_lots
+from ledger.core.lots import Lot, UsageTerms
 from ledger.core.movements import (
     AlreadyInvoiced,
     NotReceivable,
@@ -78,6 +76,7 @@ from ledger.core.movements import (
     record_invoiced,
     set_budget,
 )
+from ledger.core.reservations import extend_hold, place_hold, release_hold
 from ledger.core.withdrawals import (
     ReclaimExpired,
     ReclaimRefusal,
@@ -92,6 +91,7 @@ from ledger.core.withdrawals import (
 
 BookCommand = (
     PlaceHold
+    | ExtendHold
     | ReleaseHold
     | ApproveGrant
     | RecordInvoiced
@@ -147,7 +147,7 @@ class Footprint(Struct, frozen=True, kw_only=True):
 def footprint_of(command: BookCommand) -> Footprint:
     """Say what a command touches besides its own book."""
     match command:
-        case PlaceHold() | ReleaseHold():
+        case PlaceHold() | ExtendHold() | ReleaseHold():
             return Footprint(hold_id=command.hold_id)
         case ApproveGrant(grant=grant):
             return Footprint(
@@ -442,9 +442,15 @@ def _decide(
         case PlaceHold():
             # Its id comes from the command's key. It is there already when that key was forgotten,
             # by a restore whose entries were taken back: it is not placed a second time.
-            return () if books.hold is not None else _place_hold(books.book, command, now_ms)
+            return () if books.hold is not None else place_hold(books.book, command, now_ms)
+        case ExtendHold():
+            if books.hold is None:
+                return NotFound("hold")
+            return extend_hold(books.book, books.hold, command, now_ms)
         case ReleaseHold():
-            return _release_hold(books, command, now_ms)
+            if books.hold is None:
+                return NotFound("hold")
+            return release_hold(books.book, books.hold, command, now_ms)
         case ApproveGrant():
             return approve_grant(books, command, now_ms)
         case RecordInvoiced():
@@ -461,42 +467,3 @@ def _decide(
             return expire_lots(books, now_ms)
         case _:
             assert_never(command)
-
-
-def _place_hold(
-    book: Book, command: PlaceHold, now_ms: int
-) -> tuple[Entry, ...] | HoldOver | InsufficientCredit:
-    """Reserve on lots open now that fit, in draw order, then on the limit; all of it or nothing."""
-    if command.expires_ms <= now_ms:
-        return HoldOver(command.expires_ms)
-    lots = fitting_lots(book.lots, now_ms, command.terms)
-    reserved, beyond_micro = take_from_lots(
-        lots, command.hold_micro, total_micro=command.hold_micro
-    )
-    limit_micro = max(0, book.headroom_micro)
-    if beyond_micro > limit_micro:
-        return InsufficientCredit(
-            available_micro=largest_hold(lots, limit_micro),
-            shortfall_micro=beyond_micro - limit_micro,
-        )
-    if beyond_micro:
-        reserved.append((LIMIT, beyond_micro))
-    detail = placed_detail(command, reserved)
-    caused_by = f"hold:{command.hold_id}"
-    return (
-        next_entry(
-            book, "hold_placed", now_ms, caused_by=caused_by, actor=command.actor, hold=detail
-        ),
-    )
-
-
-def _release_hold(
-    books: Books, command: ReleaseHold, now_ms: int
-) -> tuple[Entry, ...] | NotFound | HoldClosed:
-    """End a hold: what it still reserves is free again."""
-    hold = books.hold
-    if hold is None:
-        return NotFound("hold")
-    if hold.ended_by is not None:
-        return HoldClosed(hold.ended_by)
-    return (release_entry(books.book, hold, command, now_ms),)

@@ -47,8 +47,8 @@ from ledger.core.holds import (
     LIMIT,
     Hold,
     ReleaseHold,
+    changed_detail,
     ended_detail,
-    moved_detail,
     order_of,
     places_in_order,
 )
@@ -218,5 +218,5 @@ def _entry_of_move(book: Book, moved: Hold, lot: Lot, now_ms: int) -> Entry:
         now_ms,
         caused_by=f"grant:{lot.grant_id}",
         actor="ledger",
-        hold=moved_detail(moved),
+        hold=changed_detail(moved, "moved"),
     )

@@ -14,13 +14,14 @@ reservations with it: they move to other lots and to the limit, and what fits no
 A hold ends once, by the first of: its allocation's `final`, a release, its expiry by the ledger's
 clock. Ended, it reserves nothing; a later charge of its run is booked as one without a hold.
 
-What an entry says about a hold (`HoldDetail`) is written here, in `placed_detail`, `moved_detail`
+What an entry says about a hold (`HoldDetail`) is written here, in `placed_detail`, `changed_detail`
 and `ended_detail`, and read back here, in `hold_after`. Why a hold has ended is `ended_by`
 everywhere but in what is stored and hashed: there it is the detail's `cause` and the column
 `ended`.
 
 Refusals, in order of precedence. Pricing: `NoPrice`, `PriceOutOfRange`. Placing: `HoldOver`,
-`InsufficientCredit`. Releasing: `HoldClosed`.
+`InsufficientCredit`. Extending: `HoldClosed`, `HoldOver`, `InsufficientCredit`. Releasing:
+`HoldClosed`.
 """
 
 from __future__ import annotations
@@ -67,6 +68,18 @@ class PlaceHold(Struct, frozen=True, kw_only=True):
         return UsageTerms(
             hub=self.hub, sku=self.sku, project_id=self.project_id, price_class=self.price_class
         )
+
+
+class ExtendHold(Struct, frozen=True, kw_only=True):
+    """Guarantee more to a job that runs, for longer, or both: all of it or nothing."""
+
+    hold_id: HoldId
+    add_micro: int
+    expires_ms: int | None
+    """None: as it is."""
+    terms: UsageTerms
+    """What the hold is for, as it was placed."""
+    actor: str
 
 
 class ReleaseHold(Struct, frozen=True, kw_only=True):
@@ -187,14 +200,14 @@ def placed_detail(command: PlaceHold, reserved: Sequence[Draw]) -> HoldDetail:
     )
 
 
-def moved_detail(hold: Hold) -> HoldDetail:
-    """Describe a hold for the entry that moves it: what it reserves where from now on."""
+def changed_detail(hold: Hold, cause: Literal["moved", "extended"]) -> HoldDetail:
+    """Describe a hold for the entry that moves or extends it: what it reserves from now on."""
     return HoldDetail(
         hold_id=hold.hold_id,
         hold_micro=hold.hold_micro,
         open_micro=hold.open_micro,
         reserved=list(hold.reserved),
-        cause="moved",
+        cause=cause,
         allocation_id=hold.allocation_id,
         expires_ms=hold.expires_ms,
         short_micro=hold.short_micro or None,
@@ -216,7 +229,7 @@ def ended_detail(hold: Hold, command: ReleaseHold) -> HoldDetail:
 
 
 def hold_after(detail: HoldDetail, before: Hold | None, seq: int) -> Hold:
-    """Return the hold that the entry at `seq` leaves behind: it placed, moved or ended it.
+    """Return the hold that the entry at `seq` leaves behind: it placed, changed or ended it.
 
     Raises `InvariantBroken` for a cause that is none of these: a hold taken for open because its
     end is not understood would keep reserving what others may have been given.
@@ -236,11 +249,18 @@ def hold_after(detail: HoldDetail, before: Hold | None, seq: int) -> Hold:
         case "moved":
             short_micro = detail.short_micro or 0
             return replace(before, reserved=tuple(detail.reserved), short_micro=short_micro)
+        case "extended":
+            return replace(
+                before,
+                hold_micro=detail.hold_micro,
+                expires_ms=detail.expires_ms,
+                reserved=tuple(detail.reserved),
+            )
         case "final" | "released" | "expired" as ended_by:
             # The entry lists what was still reserved; ended, the hold keeps nothing of it.
             return replace(before, ended_by=ended_by, reserved=())
         case unknown:
-            raise InvariantBroken(f"a hold is neither placed, moved nor ended by {unknown}")
+            raise InvariantBroken(f"a hold is neither placed, changed nor ended by {unknown}")
 
 
 def shrink_hold(hold: Hold, draws: Iterable[Draw]) -> list[Draw]:

@@ -44,3 +44,5 @@ alter table holds
   add column drawn_micro bigint check (drawn_micro >= 0);
 comment on column holds.drawn_micro is
   'What its runs were charged while it stood. Null until new code has moved it: what it gave up.';
+-- A scheduler finds the hold of its job.
+create index holds_by_job on holds (job_ref, hold_id);

@@ -239,7 +239,7 @@ def entry_from_row(row: Row) -> Entry:
     )
 
 
-_OF_HOLDS: Final = ("hold_placed", "hold_moved", "hold_released")
+_OF_HOLDS: Final = ("hold_placed", "hold_extended", "hold_moved", "hold_released")
 
 
 def _charge_from_row(row: Row, effective_ms: int, postings: Sequence[Posting]) -> ChargeDetail:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from hisab_contracts.charges import AllocationFinal
@@ -78,12 +79,12 @@ _INSERT_HOLDS = (
     + _HOLD_FACTS
     + ")"
 )
-# Writes what older holds reserve, have drawn and are short of, and how they ended; the rest of a
-# hold never changes.
+# Writes how older holds stand; what was said when they were placed never changes.
 _UPDATE_HOLDS = (
     """
 update holds h
-   set ended = n.ended, places = n.places::text[], reserved = n.reserved::bigint[],
+   set hold_micro = n.hold_micro, expires_at = n.expires_at, ended = n.ended,
+       places = n.places::text[], reserved = n.reserved::bigint[],
        short_micro = n.short_micro, drawn_micro = n.drawn_micro
   from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[],
               $7::text[], $8::text[], $9::bigint[], $10::bigint[], $11::bigint[]) as n ("""
@@ -214,7 +215,7 @@ async def insert_holds(
 
 
 async def update_holds(connection: Connection, holds: Sequence[tuple[str, Hold]]) -> None:
-    """Write what older holds still reserve, and how they ended."""
+    """Write how older holds stand."""
     await connection.execute(_UPDATE_HOLDS, *_columns_of_holds(holds))
 
 
@@ -251,4 +252,62 @@ def _columns_of_holds(holds: Sequence[tuple[str, Hold]]) -> tuple[list[object], 
         [hold.placed_seq for _, hold in holds],
         [hold.short_micro for _, hold in holds],
         [hold.drawn_micro for _, hold in holds],
+    )
+
+
+class PlacedJob(Struct, frozen=True, kw_only=True):
+    """A hold with what was said of its job when it was placed."""
+
+    tenant_id: TenantId
+    hold: Hold
+    terms: UsageTerms
+    job_ref: str
+
+
+_SELECT_JOBS = SELECT_HOLD + ", " + _HOLD_FACTS + " from holds"
+_JOB_OF = _SELECT_JOBS + " where hold_id = $1"
+# In the order of their ids, so that a page ends where the next begins whatever happens between.
+# `$2` is null where any state will do; what is over by the clock is not open, whatever is written.
+_JOBS_AFTER = (
+    _SELECT_JOBS
+    + """
+ where hold_id > $1
+   and ($2::boolean is null or (ended is null and expires_at > $3) = $2)
+   and ($4::text is null or tenant_id = $4)
+   and ($5::text is null or job_ref = $5)
+ order by hold_id
+ limit $6
+"""
+)
+
+
+async def job_of(connection: Connection, hold_id: str) -> PlacedJob | None:
+    """Find a hold that this transaction may see, with what it is for."""
+    row = await connection.fetchrow(_JOB_OF, hold_id)
+    return None if row is None else _job_from_row(row)
+
+
+async def jobs_after(
+    connection: Connection,
+    after: str,
+    limit: int,
+    *,
+    now_ms: int,
+    is_open: bool | None,
+    tenant_id: str | None,
+    job_ref: str | None,
+) -> list[PlacedJob]:
+    """List holds that this transaction may see, in order of their ids, after one."""
+    rows = await connection.fetch(
+        _JOBS_AFTER, after, is_open, moment_of(now_ms), tenant_id, job_ref, limit
+    )
+    return list(map(_job_from_row, rows))
+
+
+def _job_from_row(row: Row) -> PlacedJob:
+    return PlacedJob(
+        tenant_id=TenantId(row["tenant_id"]),
+        hold=hold_from_row(row),
+        terms=_terms_from_row(row),
+        job_ref=row["job_ref"],
     )
