@@ -65,6 +65,7 @@ def test_a_share_is_of_the_whole_bucket_and_not_of_each_message() -> None:
         assert micro * 4 // 10 == ledger.book.funded_micro
 
 
+@pytest.mark.defect("L16")
 def test_the_charge_that_crosses_the_cap_of_a_subsidy_is_split_exactly() -> None:
     """Its lot has 30 left of the 40 that would be its share; the next lot pays the rest."""
     ledger = CoreLedger(book("startup"))
@@ -84,6 +85,7 @@ def test_what_returns_comes_first_from_a_lot_above_its_share() -> None:
     assert (("lot:s", 20), ("receivable", 30)) == next(iter(ledger.buckets.values())).draws
 
 
+@pytest.mark.defect("L25")
 def test_late_usage_takes_back_what_expired_and_no_more() -> None:
     """By an entry of its own, effective when the lot's window ended."""
     ledger = CoreLedger(book())
@@ -120,6 +122,7 @@ def test_only_what_is_drawn_of_an_expired_lot_is_taken_back() -> None:
     assert {"open": (0, 0, 0), "old": (0, 0, 15)} == lots(ledger)
 
 
+@pytest.mark.defect("L25")
 def test_what_returns_to_a_lot_that_is_closed_for_good_expires_again() -> None:
     """In the same transaction; also to one that had nothing left when its window ended."""
     ledger = CoreLedger(book())
