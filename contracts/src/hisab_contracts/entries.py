@@ -76,6 +76,8 @@ class ChargeDetail(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     None: it has no open hold; or it is an entry of release 1, and it follows from the postings.
     """
+    short_micro: int | None = None
+    """What more its hold is short: what returned where nothing can be reserved. None: nothing."""
 
 
 class HoldDetail(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -123,6 +125,8 @@ class GrantDetail(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """None: it may be used for everything."""
     coverage_bps: int | None = None
     """Which part of each bucket it pays, in 1/100 %; None: all of it."""
+    source: str | None = None
+    """`prepaid`: a tenant paid for it; None: its programme gave it."""
     tax_effect: str | None = None
     """`reduces_base`, or None: `tender`. What it means for bills; the ledger only says it."""
 

@@ -32,6 +32,7 @@ EntryId = NewType("EntryId", str)
 KeyId = NewType("KeyId", str)
 QuarantineId = NewType("QuarantineId", str)
 DocumentId = NewType("DocumentId", str)
+PaymentId = NewType("PaymentId", str)
 LegalEntityId = NewType("LegalEntityId", str)
 SourcePath = NewType("SourcePath", str)
 

@@ -50,6 +50,7 @@ _CATALOGUE = (
     ProblemType("already-reversed", "The entry has been negated before", 409),
     ProblemType("already-drawn", "Usage has drawn on the lot that would be taken back", 409),
     ProblemType("reserved", "Open holds reserve on the lot that would be taken back", 409),
+    ProblemType("payment-differs", "The payment is credited, with other content", 409),
     ProblemType("already-decided", "What was proposed has been decided before", 409),
     ProblemType("already-reclaimed", "What had expired went back to the programme before", 409),
     ProblemType("not-expired", "Nothing of the grant has expired, or not all of it yet", 409),

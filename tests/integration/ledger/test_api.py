@@ -234,6 +234,34 @@ async def test_holds_are_found_by_job_and_extended_whole_or_not_at_all(
     assert (422, "malformed") == (odd.status_code, odd.json()["code"])
 
 
+async def test_a_payment_is_credited_once_under_whatever_key_it_is_told(
+    api: Api, ledger: RealLedger
+) -> None:
+    """The bank's file is read twice: the second reading gets the first answer."""
+    await ledger.tenant("payer")
+    path, body = "/v1/tenants/payer/top-ups", {"payment_id": "ibft-1", "topup_micro": "900"}
+    first = await api.post(path, body, "finance", key="u-1")
+    again = await api.post(path, body, "finance", key="u-2")
+    assert (201, 201) == (first.status_code, again.status_code)
+    assert first.json() == again.json()
+    other = await api.post(path, body | {"topup_micro": "901"}, "finance", key="u-3")
+    assert (409, "payment-differs", "900") == (
+        other.status_code,
+        other.json()["code"],
+        other.json()["topup_micro"],
+    )
+    seen = (await api.get("/v1/tenants/payer/balance", "finance")).json()
+    assert [("prepaid", "900")] == [(lot["source"], lot["remaining_micro"]) for lot in seen["lots"]]
+    for bad in ({"expires_at": "2090-01-01T00:30:00.000Z"}, {"topup_micro": "0"}):
+        refused = await api.post(path, body | bad, "finance", key=f"u-{bad}")
+        assert (422, "malformed") == (refused.status_code, refused.json()["code"])
+    nobody = await api.post("/v1/tenants/nobody-here/top-ups", body, "finance", key="u-5")
+    assert (404, "not-found") == (nobody.status_code, nobody.json()["code"])
+    taken = {"programme_id": "prepaid", "name": "Taken", "budget_micro": "1"}
+    refused = await api.post("/v1/programmes", taken, "operator", key="u-6")
+    assert (422, "malformed") == (refused.status_code, refused.json()["code"])
+
+
 async def test_a_programme_cannot_promise_more_than_its_budget(api: Api) -> None:
     """The refusal says what is left."""
     body = {"programme_id": "small", "name": "Small", "budget_micro": "10"}

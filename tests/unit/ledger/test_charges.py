@@ -165,7 +165,7 @@ def test_a_refund_lets_an_open_hold_grow_where_it_returned() -> None:
 
 
 def test_nothing_grows_on_what_was_never_funded_nor_on_what_expires_at_once() -> None:
-    """A hold that could reserve there would keep what nobody can use."""
+    """A hold that could reserve there would keep what nobody can use: it is short instead."""
     ledger = CoreLedger(book("startup"))
     ledger.do(approve(grant("g", 10, expires_ms=at(2))))
     ledger.do(approve(grant("other", 10, effective_ms=at(2))), at(1))
@@ -174,7 +174,8 @@ def test_nothing_grows_on_what_was_never_funded_nor_on_what_expires_at_once() ->
     ledger.complete_until_ms = at(3)
     assert (10, 5) == (ledger.book.funded_micro, ledger.book.unfunded_micro)
     ledger.do(total(15, hour_ms=at(1), hold_id="h", refunded_micro=15), at(4))
-    assert ((), 0) == (ledger.holds[HoldId("h")].reserved, ledger.holds[HoldId("h")].drawn_micro)
+    held = ledger.holds[HoldId("h")]
+    assert ((), 0, 10) == (held.reserved, held.drawn_micro, held.short_micro)
     assert {"g": (0, 0, 10), "other": (10, 0, 0)} == lots(ledger)
 
 

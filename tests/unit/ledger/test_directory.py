@@ -10,6 +10,7 @@ from ledger.core.directory import (
     book_of_programme,
     book_of_tenant,
     fault_of_key,
+    fault_of_programme,
     fault_of_tenant,
 )
 
@@ -82,3 +83,9 @@ def test_a_tenant_and_a_programme_begin_with_a_book_without_entries() -> None:
         fund.credit_limit_micro,
         fund.seq,
     )
+
+
+def test_no_programme_is_called_as_what_tenants_pay_beforehand() -> None:
+    """Their lots would be taken for each other's."""
+    named = [fault_of_programme(ProgrammeId(name)) for name in ("ignite", "prepaid")]
+    assert [False, True] == [fault is not None for fault in named]

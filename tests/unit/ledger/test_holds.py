@@ -62,9 +62,12 @@ def test_a_draw_beyond_the_hold_leaves_it_empty_and_open() -> None:
 def test_what_returns_makes_good_what_was_drawn_past_a_hold_and_then_grows_it_there() -> None:
     """Of 12 drawn under a hold of 10 that is empty, 2 lay past it; it grows by no more than 10."""
     empty = held("h", 10, drawn_micro=12)
-    assert [] == grow_hold(empty, [(LIMIT, 2)])
-    assert [("lot:a", 3)] == grow_hold(empty, [(LIMIT, 2), ("lot:a", 3)])
-    assert [("lot:a", 10)] == grow_hold(empty, [("lot:a", 9), ("lot:a", 9)])
+    assert ([], 0) == grow_hold(empty, [(LIMIT, 2)], ())
+    assert ([("lot:a", 3)], 0) == grow_hold(empty, [(LIMIT, 2), ("lot:a", 3)], ())
+    assert ([("lot:a", 10)], 0) == grow_hold(empty, [("lot:a", 9), ("lot:a", 9)], ())
+    # What nothing can be reserved on makes good first, and makes the hold short after that.
+    returns = [("lot:a", 3), ("unfunded", 5)]
+    assert ([("lot:a", 3)], 3) == grow_hold(empty, returns, ("unfunded",))
     after = hold_after_charge(empty, -5, [("lot:b", 1), ("lot:a", 2)], {"lot:a": 0, "lot:b": 1})
     assert (("lot:a", 2), ("lot:b", 1)) == after.reserved
     assert 7 == after.drawn_micro

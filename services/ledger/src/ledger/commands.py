@@ -42,6 +42,7 @@ from ledger.core.holds import (
     price_hold,
 )
 from ledger.core.movements import RecordInvoiced, SetBudget
+from ledger.core.prepayments import TopUp
 from ledger.core.withdrawals import ReclaimExpired, ReverseEntry, RevokeGrant
 from ledger.placement import TenantPartitions
 from ledger.store import books, directory, entries
@@ -254,7 +255,21 @@ class Commands:
         _, made = entered
         if made:
             return made[-1]
-        return await entries.invoiced_entry(connection, tenant_id, command.document_id)
+        cause = f"document:{command.document_id}"
+        return await entries.entry_caused_by(connection, tenant_id, "invoiced", cause)
+
+    async def top_up(
+        self, connection: Connection, tenant_id: str, command: TopUp
+    ) -> Entry | BookRefusal:
+        """Credit what a payment brought; the entry made then or before."""
+        entered = await self._enter(connection, tenant_id, command)
+        if not isinstance(entered, tuple):
+            return entered
+        _, made = entered
+        if made:
+            return made[-1]
+        cause = f"payment:{command.payment_id}"
+        return await entries.entry_caused_by(connection, tenant_id, "top_up", cause)
 
     async def _complete_until_ms(self, connection: Connection, tenant_id: str) -> int | None:
         """Say until when the tenant's usage has been heard of; None: nothing is complete."""

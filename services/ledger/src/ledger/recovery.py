@@ -211,7 +211,7 @@ class Recovery:
             if not isinstance(counterpart, Entry):
                 raise NotRecovered(reason_of(counterpart))
             unit.take_back(counterpart, None)
-        if entry.grant is not None:
+        if entry.kind == "grant" and entry.grant is not None:
             approver = KeyId(entry.actor.removeprefix("key:"))
             await recoveries.take_back_grant(
                 connection, entry.tenant_id, entry.grant, UNKNOWN, approver, entry.recorded_ms

@@ -13,6 +13,7 @@ from ledger.api.grants import Grants
 from ledger.api.holds import Holds
 from ledger.api.invoiced import InvoicedDocuments
 from ledger.api.keys import Keys
+from ledger.api.prepayments import Prepayments
 from ledger.api.programmes import Programmes
 from ledger.api.tenants import Tenants
 from ledger.commands import Commands
@@ -32,4 +33,5 @@ def resources(kit: Kit, commands: Commands, partitions: TenantPartitions) -> tup
         Balances(kit, partitions),
         Entries(kit),
         InvoicedDocuments(kit, commands),
+        Prepayments(kit, commands),
     )

@@ -10,6 +10,7 @@ from hisab_contracts.reference import Role
 from hisab_contracts.units import instant_text, optional_instant_text
 from ledger.api.requests import READERS, parse_instant
 from ledger.core.balance import Balance
+from ledger.core.prepayments import PREPAID
 from ledger.placement import TenantPartitions
 from ledger.store.queries import TrialBalance, balance_of, trial_balance
 from runtime.auth import require_own_tenant
@@ -22,6 +23,8 @@ class LotAnswer(Model, frozen=True, kw_only=True):
     """One lot whose window has not ended; `available_micro` counts those that are open now."""
 
     grant_id: str
+    source: str
+    """`programme`, or `prepaid`: the tenant paid for it."""
     remaining_micro: str
     reserved_micro: str
     expires_at: str | None
@@ -135,6 +138,7 @@ def _balance_answer(balance: Balance) -> BalanceAnswer:
         lots=[
             LotAnswer(
                 grant_id=lot.grant_id,
+                source="prepaid" if lot.programme_id == PREPAID else "programme",
                 remaining_micro=str(lot.remaining_micro),
                 reserved_micro=str(lot.reserved_micro),
                 expires_at=optional_instant_text(lot.expires_ms),

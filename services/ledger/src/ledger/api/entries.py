@@ -70,6 +70,8 @@ class ChargeAnswer(Model, frozen=True, kw_only=True, omit_defaults=True):
     """What more of the bucket was refunded: `charge_micro` is less by it."""
     reserved: list[ReservedAnswer] | None = None
     """By how much the reservations of its open hold changed, place by place."""
+    short_micro: str | None = None
+    """What more its hold is short of."""
 
 
 class HoldEntryAnswer(Model, frozen=True, kw_only=True, omit_defaults=True):
@@ -94,6 +96,7 @@ class GrantEntryAnswer(Model, frozen=True, kw_only=True, omit_defaults=True):
     priority: int
     effective_at: str
     expires_at: str | None
+    source: str | None = None
     scope: GrantScope | None = None
     coverage_bps: int | None = None
     tax_effect: str | None = None
@@ -209,6 +212,7 @@ def _charge_answer(charge: ChargeDetail) -> ChargeAnswer:
         over_limit=charge.over_limit,
         refunded_micro=None if charge.refunded_micro is None else str(charge.refunded_micro),
         reserved=None if charge.reserved is None else _reserved_answers(charge.reserved),
+        short_micro=None if charge.short_micro is None else str(charge.short_micro),
     )
 
 
@@ -237,6 +241,7 @@ def _grant_entry_answer(grant: GrantDetail) -> GrantEntryAnswer:
         priority=grant.priority,
         effective_at=instant_text(grant.effective_ms),
         expires_at=optional_instant_text(grant.expires_ms),
+        source=grant.source,
         scope=grant.scope,
         coverage_bps=grant.coverage_bps,
         tax_effect=grant.tax_effect,

@@ -25,6 +25,7 @@ from ledger.core.holds import (
     PriceOutOfRange,
 )
 from ledger.core.movements import AlreadyInvoiced, NotReceivable
+from ledger.core.prepayments import PaymentDiffers
 from ledger.core.withdrawals import (
     AlreadyDrawn,
     AlreadyReclaimed,
@@ -98,6 +99,10 @@ def problem_of(refusal: CommandRefusal) -> Problem:
             )
         case NotReceivable(receivable_micro):
             return Problem("not-receivable", receivable_micro=str(receivable_micro))
+        case PaymentDiffers(topup_micro):
+            return Problem(
+                "payment-differs", "this payment is credited", topup_micro=str(topup_micro)
+            )
         case RefundAboveTotal() | TotalOutOfRange():
             # Charges come from metering, never over HTTP.
             raise InvariantBroken(f"only a charge is refused so: {refusal}")

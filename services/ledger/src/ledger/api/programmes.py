@@ -11,8 +11,9 @@ from hisab_contracts.reference import Role
 from ledger.api.problems import problem_of
 from ledger.api.requests import FreeText, parse_micro
 from ledger.commands import Commands
+from ledger.core.directory import fault_of_programme
 from ledger.core.movements import SetBudget
-from runtime.http import IntegerText, Model, Resource, post
+from runtime.http import IntegerText, Model, Problem, Resource, post
 from runtime.idempotency import Answer, read_command, run_command
 from runtime.service import Kit
 
@@ -50,6 +51,9 @@ class Programmes(Resource):
         command = await read_command(request, OpenProgramme)
         body = command.body
         budget_micro = parse_micro(body.budget_micro, "budget_micro", least=0)
+        fault = fault_of_programme(ProgrammeId(body.programme_id))
+        if fault is not None:
+            raise Problem("malformed", fault)
         budget = SetBudget(budget_micro=budget_micro, actor=principal.actor)
 
         async def run(connection: Connection) -> Answer:

@@ -270,7 +270,13 @@ def evolve(books: Books, entry: Entry) -> Books:
             # hold gives up now mends that.
             changes, drawn_micro = _drawn_under(hold, entry.charge, entry.postings)
             book = with_reservations(book, changes)
-            hold = hold_after_charge(hold, drawn_micro, changes, order_of(book.lots))
+            hold = hold_after_charge(
+                hold,
+                drawn_micro,
+                changes,
+                order_of(book.lots),
+                short_micro=entry.charge.short_micro or 0,
+            )
     elif entry.hold is not None:
         before = () if hold is None else hold.reserved
         hold = hold_after(entry.hold, hold, entry.seq)

@@ -23,7 +23,7 @@ Refusals, in order of precedence: `RefundAboveTotal`, `TotalOutOfRange`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -44,7 +44,15 @@ from ledger.core.book import (
 )
 from ledger.core.expiry import expire_lot, take_back
 from ledger.core.holds import LIMIT, Hold, grow_hold, shrink_hold
-from ledger.core.lots import WHOLE_BPS, Draw, Lot, UsageTerms, fitting_lots, take_from_lots
+from ledger.core.lots import (
+    WHOLE_BPS,
+    Draw,
+    Lot,
+    UsageTerms,
+    fitting_lots,
+    in_draw_order,
+    take_from_lots,
+)
 
 
 class RefundAboveTotal(Struct, frozen=True):
@@ -163,30 +171,34 @@ def _return(
 ) -> tuple[Entry, ...]:
     """Enter a total that fell: who gets the difference back, and what of it expires again."""
     book, hold = books.book, _open(books.hold)
-    over = {
-        lot.account: lot
-        for lot in book.lots
-        # What was left of it, if anything, expires in its own time (`expiry`), with this.
+    pieces = _returns(book, bucket, _net_micro(total))
+    expiring = [
+        lot.account
+        for lot in in_draw_order(book.lots)
+        # What is left of it, if anything, expires in its own time (`expiry`), and this with it.
         if lot.is_closed_for_good(books.complete_until_ms) and not lot.remaining_micro
-    }
-    returns = _returns(book, bucket, _net_micro(total))
-    entry = _charge_entry(book, bucket, total, returns, hold, now_ms, expiring=frozenset(over))
+    ]
+    lost = ("unfunded", *expiring)
+    entry = _charge_entry(book, bucket, total, pieces, hold, now_ms, lost=lost)
     entries = [entry]
-    returned = [lot for lot in over.values() if lot.account in dict(returns)]
+    returned = [account for account in expiring if account in dict(pieces)]
     if returned:
         book = evolve(replace(books, bucket=bucket, hold=hold, due=None), entry).book
-    for lot in returned:
-        expiry = expire_lot(book, lot.account, now_ms)
+    for account in returned:
+        expiry = expire_lot(book, account, now_ms)
         book = evolve(Books(book), expiry).book
         entries.append(expiry)
     return tuple(entries)
 
 
 def _returns(book: Book, bucket: BookedBucket, net_micro: int) -> list[Draw]:
-    """Say what goes back where, as negative draws: excess over shares first, then newest first."""
+    """Say what goes back where, piece by piece: excess over shares first, then newest first.
+
+    A lot that was drawn on twice may come twice: what was drawn between returns between.
+    """
     left_micro = bucket.charged_micro - net_micro
     drawn = bucket.drawn_from()
-    back: dict[str, int] = {}
+    pieces: list[Draw] = []
     # Of a lot that pays all of a bucket no more could stay than of its total: newest first does it.
     subsidies = {lot.account: lot for lot in book.lots if lot.coverage_bps < WHOLE_BPS}
     draws = list(bucket.draws)
@@ -195,33 +207,36 @@ def _returns(book: Book, bucket: BookedBucket, net_micro: int) -> list[Draw]:
             share_micro = subsidies[account].share_micro(net_micro)
             excess_micro = min(left_micro, max(0, drawn[account] - share_micro))
             draws = without_newest(draws, account, excess_micro)
-            back[account] = excess_micro
+            pieces.append((account, excess_micro))
             left_micro -= excess_micro
     for account, draw_micro in reversed(draws):
         back_micro = min(left_micro, draw_micro)
-        back[account] = back.get(account, 0) + back_micro
+        pieces.append((account, back_micro))
         left_micro -= back_micro
-    return [(account, -micro) for account, micro in back.items() if micro]
+    return [(account, micro) for account, micro in pieces if micro]
 
 
 def _charge_entry(
     book: Book,
     bucket: BookedBucket,
     total: BucketTotal,
-    draws: list[Draw],
+    draws: Sequence[Draw],
     hold: Hold | None,
     now_ms: int,
     *,
-    expiring: frozenset[str] = frozenset(),
+    lost: Collection[str] = (),
 ) -> Entry:
-    """Make the entry of a charge; what returns to one of `expiring` is reserved by nobody."""
+    """Make the entry of a charge: of what is drawn, or of what returns where the total fell.
+
+    What returns to a `lost` place can be reserved by nobody.
+    """
     difference_micro = _net_micro(total) - bucket.charged_micro
-    drawn_micro = sum(micro for _, micro in draws)
-    invariant(drawn_micro == difference_micro, "draws and overage are the charge")
-    movements = [(account, -micro) for account, micro in draws]
-    if difference_micro:
-        movements.insert(0, ("usage", difference_micro))
-    postings = postings_of(book, movements)
+    sign = 1 if difference_micro < 0 else -1
+    movements: dict[str, int] = {"usage": difference_micro}
+    for account, micro in draws:
+        movements[account] = movements.get(account, 0) + sign * micro
+    invariant(sum(movements.values()) == 0, "draws and overage are the charge")
+    postings = postings_of(book, movements.items())
     # Receivable is the last to be drawn, so an overage is the last posting. It is flagged, never
     # refused: usage that happened is a fact, whatever the limit says.
     over_limit = (
@@ -229,11 +244,13 @@ def _charge_entry(
         and postings[-1].account == "receivable"
         and book.invoiced_micro - postings[-1].balance_micro > book.credit_limit_micro
     )
-    reserved: tuple[Draw, ...] | None = None
+    changes: list[Draw] | None = None
+    short_micro = 0
     if hold is not None and difference_micro >= 0:
-        reserved = tuple(shrink_hold(hold, draws_of(postings)))
+        changes = shrink_hold(hold, draws_of(postings))
     elif hold is not None:
-        reserved = tuple(_grown(hold, draws, expiring))
+        places = [(LIMIT if to == "receivable" else to, micro) for to, micro in draws]
+        changes, short_micro = grow_hold(hold, places, lost)
     detail = ChargeDetail(
         bucket_id=total.bucket_id,
         allocation_id=total.allocation_id,
@@ -250,7 +267,8 @@ def _charge_entry(
         charge_micro=difference_micro,
         over_limit=over_limit,
         refunded_micro=(total.refunded_micro - bucket.refunded_micro) or None,
-        reserved=reserved,
+        reserved=None if changes is None else tuple(changes),
+        short_micro=short_micro or None,
     )
     return next_entry(
         book,
@@ -262,16 +280,6 @@ def _charge_entry(
         actor="metering",
         charge=detail,
     )
-
-
-def _grown(hold: Hold, returns: list[Draw], expiring: frozenset[str]) -> list[Draw]:
-    """Say what the hold of a run reserves again of what the run gave back."""
-    places = [(LIMIT if to == "receivable" else to, -micro) for to, micro in returns]
-    return [
-        (place, micro)
-        for place, micro in grow_hold(hold, places)
-        if place != "unfunded" and place not in expiring
-    ]
 
 
 def _open(hold: Hold | None) -> Hold | None:

@@ -20,8 +20,8 @@ Refusals, in order of precedence; of any command first `NotFound` (no such book)
 `NotFound` (no such hold), `HoldClosed`. Grant approved: `MakerIsChecker`, `GrantNotProposed`,
 `GrantExpired`, `BudgetExceeded`. Invoiced: `AlreadyInvoiced`, `NotReceivable`. Entry reversed:
 `NotReversible`, `AlreadyReversed`, `AlreadyDrawn`, `Reserved`, `AlreadyReclaimed`. Grant revoked:
-`GrantNotApproved`, `GrantExpired`. Expired credit reclaimed: `AlreadyReclaimed`, `NotExpired`. Lots
-expired: none.
+`GrantNotApproved`, `GrantExpired`. Expired credit reclaimed: `AlreadyReclaimed`, `NotExpired`.
+Topped up: `PaymentDiffers`. Lots expired: none.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ from ledger.core.movements import (
     record_invoiced,
     set_budget,
 )
+from ledger.core.prepayments import PREPAID, PaymentDiffers, TopUp, top_up
 from ledger.core.reservations import extend_hold, place_hold, release_hold
 from ledger.core.withdrawals import (
     ReclaimExpired,
@@ -99,6 +100,7 @@ BookCommand = (
     | ReverseEntry
     | RevokeGrant
     | ReclaimExpired
+    | TopUp
     | ExpireLots
 )
 """The closed union of what is asked of a book. Charges come from metering besides."""
@@ -122,6 +124,7 @@ BookRefusal = (
     | ReversalRefusal
     | RevocationRefusal
     | ReclaimRefusal
+    | PaymentDiffers
 )
 """The closed union of why a command is refused; precedence stands in the module's docstring."""
 
@@ -159,12 +162,16 @@ def footprint_of(command: BookCommand) -> Footprint:
             reversed_grant = reversed_entry.grant
             if reversed_grant is None:
                 return Footprint()
-            programme_id, tenant_id = reversed_grant.programme_id, reversed_entry.tenant_id
+            programme_id = reversed_grant.programme_id
+            if programme_id == PREPAID:
+                return Footprint(accounts=(funding_account(PREPAID),), spent_lots=True)
             return Footprint(
                 programme_book_id=TenantId(PROGRAMME_BOOK + programme_id),
-                accounts=_accounts_of_grant(programme_id, tenant_id),
+                accounts=_accounts_of_grant(programme_id, reversed_entry.tenant_id),
                 spent_lots=True,
             )
+        case TopUp():
+            return Footprint(accounts=(funding_account(PREPAID),), spent_lots=True)
         case RevokeGrant():
             return Footprint(spent_lots=True)
         case ReclaimExpired(grant=grant):
@@ -463,6 +470,8 @@ def _decide(
             return revoke_grant(books, command, now_ms)
         case ReclaimExpired():
             return reclaim_expired(books, command, now_ms)
+        case TopUp():
+            return top_up(books.book, command, now_ms)
         case ExpireLots():
             return expire_lots(books, now_ms)
         case _:

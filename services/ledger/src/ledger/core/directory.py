@@ -14,6 +14,7 @@ from typing import Final
 from hisab_contracts.ids import ProgrammeId, TenantId
 from hisab_contracts.reference import Role, TenantRecord
 from ledger.core.book import PROGRAMME_BOOK, Book
+from ledger.core.prepayments import PREPAID
 
 PROGRAMME_CURRENCY: Final = "PKR"
 """Programmes grant rupees only: their budgets come from one public fund."""
@@ -24,6 +25,13 @@ def fault_of_tenant(record: TenantRecord) -> str | None:
     # The limit counts what is receivable, and only a commercial tenant ever owes anything.
     if record.credit_limit_micro and record.kind != "commercial":
         return "only a commercial tenant has a credit limit"
+    return None
+
+
+def fault_of_programme(programme_id: ProgrammeId) -> str | None:
+    """Say why a programme cannot be called so, or None."""
+    if programme_id == PREPAID:
+        return f"{PREPAID} stands for what tenants pay beforehand; choose another programme_id"
     return None
 
 

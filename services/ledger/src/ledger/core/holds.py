@@ -8,8 +8,9 @@ order (the limit is last of all). So drawing under a hold leaves the available a
 
 Credit that returns to what a run of an open hold drew lets the hold grow back where it returned,
 once it has made good what was drawn past the hold (`grow_hold`). A lot that expires takes its
-reservations with it: they move to other lots and to the limit, and what fits nowhere the hold is
-*short* (`expiry`). So always `hold = open + short + given up`, and what was given up was drawn.
+reservations with it: they move to other lots and to the limit. What fits nowhere, and what returns
+where nothing can be reserved, the hold is *short*. So always `hold = open + short + given up`, and
+what was given up was drawn.
 
 A hold ends once, by the first of: its allocation's `final`, a release, its expiry by the ledger's
 clock. Ended, it reserves nothing; a later charge of its run is booked as one without a hold.
@@ -26,7 +27,7 @@ Refusals, in order of precedence. Pricing: `NoPrice`, `PriceOutOfRange`. Placing
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, Literal
 
 from msgspec import Struct
@@ -37,7 +38,7 @@ from hisab_contracts.ids import AllocationId, HoldId, HubCode, PriceClass, Proje
 from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.prices import PriceBook, PriceSeries, quote_micro
 from hisab_contracts.units import MAX_MICRO, hour_floor_ms
-from ledger.core.lots import Draw, Lot, UsageTerms
+from ledger.core.lots import Draw, Lot, UsageTerms, in_draw_order
 
 LIMIT: Final = "limit"
 """Where a hold reserves on the credit limit instead of on a lot; its draws are `receivable`."""
@@ -104,7 +105,8 @@ class Hold(Struct, frozen=True, kw_only=True):
     placed_seq: int
     """The position of the entry that placed it: reservations move in this order."""
     short_micro: int = 0
-    """What it lost with lots that expired under it; new credit does not give it back."""
+    """What it lost with lots that expired under it, or that returned where nothing can be reserved;
+    new credit does not give it back."""
     drawn_micro: int = 0
     """What its runs were charged while it stood, less what they got back.
 
@@ -289,28 +291,38 @@ def shrink_hold(hold: Hold, draws: Iterable[Draw]) -> list[Draw]:
     ]
 
 
-def grow_hold(hold: Hold, returns: Iterable[Draw]) -> list[Draw]:
-    """Say what a hold reserves again of what its run gave back: its reservations' changes.
+def grow_hold(hold: Hold, returns: Iterable[Draw], lost: Collection[str]) -> tuple[list[Draw], int]:
+    """Say what a hold reserves again of what its run gave back, and what it is short of it.
 
-    `returns` are amounts at lots, at `LIMIT` or at accounts that nothing can be reserved on, in the
-    order in which they return. What was drawn past the hold is made good first; what follows is
-    reserved where it returned. Nothing beyond what was drawn under the hold grows it.
+    `returns` are amounts at lots, at `LIMIT` or at `unfunded`, in the order in which they return.
+    At a place that is `lost` nothing can be reserved. What was drawn past the hold is made good
+    first, out of what is lost before anything else; of what follows the hold grows where it
+    returned, or is short where that is lost. Nothing beyond what was drawn under it counts.
     """
-    past_micro = hold.drawn_micro - hold.given_up_micro
+    # Never below 0 but where old code wrote this hold after new code had counted.
+    past_micro = max(0, hold.drawn_micro - hold.given_up_micro)
     counted_micro = hold.drawn_micro
+    short_micro = 0
     grown: dict[str, int] = {}
-    for place, returned_micro in returns:
+    for place, returned_micro in sorted(returns, key=lambda draw: draw[0] not in lost):
         back_micro = min(returned_micro, counted_micro)
         counted_micro -= back_micro
         made_good_micro = min(back_micro, past_micro)
         past_micro -= made_good_micro
-        if back_micro > made_good_micro:
+        if place in lost:
+            short_micro += back_micro - made_good_micro
+        elif back_micro > made_good_micro:
             grown[place] = grown.get(place, 0) + back_micro - made_good_micro
-    return list(grown.items())
+    return list(grown.items()), short_micro
 
 
 def hold_after_charge(
-    hold: Hold, drawn_micro: int, changes: Iterable[Draw], order: Mapping[str, int]
+    hold: Hold,
+    drawn_micro: int,
+    changes: Iterable[Draw],
+    order: Mapping[str, int],
+    *,
+    short_micro: int = 0,
 ) -> Hold:
     """Return an open hold after a charge of its run drew so much, or gave back, below 0.
 
@@ -322,6 +334,7 @@ def hold_after_charge(
     return replace(
         hold,
         reserved=places_in_order(reserved, order),
+        short_micro=hold.short_micro + short_micro,
         drawn_micro=max(0, hold.drawn_micro + drawn_micro),
     )
 
@@ -334,5 +347,5 @@ def places_in_order(reserved: Mapping[str, int], order: Mapping[str, int]) -> tu
 
 
 def order_of(lots: Iterable[Lot]) -> dict[str, int]:
-    """Number the accounts of lots as they stand in draw order."""
-    return {lot.account: position for position, lot in enumerate(lots)}
+    """Number the accounts of lots as they stand in draw order, whatever order they came in."""
+    return {lot.account: position for position, lot in enumerate(in_draw_order(lots))}

@@ -40,6 +40,7 @@ from ledger.core.decisions import UnitOfWork
 from ledger.core.holds import PlaceHold
 from ledger.core.lots import LOT
 from ledger.core.movements import FUNDING, granted_account
+from ledger.core.prepayments import PREPAID
 
 UNKNOWN: Final = "-"
 """Stands for what is in no entry; no name of ours is so short of letters."""
@@ -176,7 +177,8 @@ def budget_change_of(entry: Entry) -> tuple[ProgrammeId, int] | None:
     if entry.kind not in ("grant", "reversal", "reclaimed"):
         return None
     (posting,) = [found for found in entry.postings if found.account.startswith(FUNDING)]
-    return ProgrammeId(posting.account.removeprefix(FUNDING)), posting.posting_micro
+    programme_id = ProgrammeId(posting.account.removeprefix(FUNDING))
+    return None if programme_id == PREPAID else (programme_id, posting.posting_micro)
 
 
 def reversed_grant_of(entry: Entry) -> GrantId:

@@ -28,10 +28,11 @@ from ledger.core.expiry import expire_lot, take_back
 from ledger.core.grants import Grant, GrantExpired, GrantState
 from ledger.core.lots import Lot
 from ledger.core.movements import funding_account, granted_account
+from ledger.core.prepayments import PREPAID
 
 
 class ReverseEntry(Struct, frozen=True, kw_only=True):
-    """Negate an entry that should not have been made; so far only a grant's can be."""
+    """Negate an entry that should not have been made: a grant's, or a top-up's."""
 
     entry: Entry
     """It is immutable, so whoever loads it before the books are locked loads the same."""
@@ -108,7 +109,8 @@ def reverse_entry(
 ) -> tuple[Entry, ...] | ReversalRefusal:
     """Negate a grant: its lot is gone, and the programme may promise its amount again.
 
-    What had expired of it is taken back first, so that nothing of it stays in `breakage`.
+    A top-up has no programme. What had expired of it is taken back first, so that nothing of it
+    stays in `breakage`.
     """
     reversed_entry, book = command.entry, books.book
     grant = reversed_entry.grant
@@ -130,20 +132,21 @@ def reverse_entry(
     caused_by = f"entry:{reversed_entry.entry_id}"
     micro = grant.grant_micro
     negated = [(lot.account, -micro), (funding_account(grant.programme_id), micro)]
-    return (
-        *entries,
-        _budget_returned(books, micro, now_ms, caused_by=caused_by, actor=command.actor),
-        next_entry(
-            book,
-            "reversal",
-            now_ms,
-            postings=postings_of(book, negated),
-            caused_by=caused_by,
-            actor=command.actor,
-            reverses=reversed_entry.entry_id,
-            reason=command.reason,
-        ),
+    if grant.programme_id != PREPAID:
+        entries.append(
+            _budget_returned(books, micro, now_ms, caused_by=caused_by, actor=command.actor)
+        )
+    reversal = next_entry(
+        book,
+        "reversal",
+        now_ms,
+        postings=postings_of(book, negated),
+        caused_by=caused_by,
+        actor=command.actor,
+        reverses=reversed_entry.entry_id,
+        reason=command.reason,
     )
+    return (*entries, reversal)
 
 
 def revoke_grant(

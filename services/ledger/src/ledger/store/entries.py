@@ -14,7 +14,7 @@ Beside the entries stand the charges that could not become entries (parked, with
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 from msgspec import Struct
@@ -113,6 +113,7 @@ class _RareOfCharge(Struct, frozen=True, omit_defaults=True):
 
     refunded_micro: int | None = None
     reserved: tuple[tuple[str, int], ...] | None = None
+    short_micro: int | None = None
 
 
 class _RareOfEntry(Struct, frozen=True, omit_defaults=True):
@@ -135,7 +136,7 @@ def _detail_bytes(entry: Entry) -> bytes | None:
         rare: Struct = (
             _RareOfEntry(entry.lot, entry.reverses, entry.reason)
             if charge is None
-            else _RareOfCharge(charge.refunded_micro, charge.reserved)
+            else _RareOfCharge(charge.refunded_micro, charge.reserved, charge.short_micro)
         )
         detail = None if rare in (_NOTHING_RARE, _NOTHING_RARE_OF_CHARGE) else rare
     return None if detail is None else msgspec.json.encode(detail)
@@ -170,17 +171,19 @@ async def entries_after(
 
 
 # Backwards: it is asked for again soon after it was entered, and a book may be long.
-_INVOICED_SEQ = """
+_CAUSED_SEQ = """
 select seq from entries
- where tenant_id = $1 and kind = 'invoiced' and caused_by = 'document:' || $2::text
+ where tenant_id = $1 and kind = $2 and caused_by = $3
  order by seq desc
  limit 1
 """
 
 
-async def invoiced_entry(connection: Connection, tenant_id: str, document_id: str) -> Entry:
-    """Find the entry that moved what a document bills; there is one."""
-    seq = await connection.fetchval(_INVOICED_SEQ, tenant_id, document_id)
+async def entry_caused_by(
+    connection: Connection, tenant_id: str, kind: Literal["invoiced", "top_up"], cause: str
+) -> Entry:
+    """Find the entry that a document or a payment has caused; there is one."""
+    seq = await connection.fetchval(_CAUSED_SEQ, tenant_id, kind, cause)
     (entry,) = await entries_after(connection, tenant_id, seq - 1, 1)
     return entry
 
@@ -216,7 +219,7 @@ def entry_from_row(row: Row) -> Entry:
         charge = _charge_from_row(row, effective_ms, postings)
     kind, detail = row["kind"], row["detail"]
     rare = _NOTHING_RARE
-    if detail is not None and charge is None and kind not in _OF_HOLDS and kind != "grant":
+    if detail is not None and charge is None and kind not in (*_OF_HOLDS, *_OF_LOTS):
         rare = msgspec.json.decode(detail, type=_RareOfEntry)
     return Entry(
         tenant_id=tenant_id,
@@ -232,13 +235,14 @@ def entry_from_row(row: Row) -> Entry:
         hash=row["hash"].hex(),
         charge=charge,
         hold=msgspec.json.decode(detail, type=HoldDetail) if kind in _OF_HOLDS else None,
-        grant=msgspec.json.decode(detail, type=GrantDetail) if kind == "grant" else None,
+        grant=msgspec.json.decode(detail, type=GrantDetail) if kind in _OF_LOTS else None,
         lot=rare.lot,
         reverses=rare.reverses,
         reason=rare.reason,
     )
 
 
+_OF_LOTS: Final = ("grant", "top_up")
 _OF_HOLDS: Final = ("hold_placed", "hold_extended", "hold_moved", "hold_released")
 
 
@@ -266,6 +270,7 @@ def _charge_from_row(row: Row, effective_ms: int, postings: Sequence[Posting]) -
         over_limit=row["over_limit"],
         refunded_micro=rare.refunded_micro,
         reserved=rare.reserved,
+        short_micro=rare.short_micro,
     )
 
 
