@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from operator import ge
 
-NEVER = 2**62
 Terms = dict[str, str | None]  # hub, SKU, project, price class: by the members of a scope
 
 
@@ -27,7 +26,7 @@ class Lot:
     granted: int
     priority: int = 0
     effective: int = 0
-    expires: int = NEVER
+    expires: int = 2**62
     scope: dict[str, list[str]] = field(default_factory=dict)
     bps: int = 10_000
     left: int = 0
@@ -75,7 +74,6 @@ class CreditOracle:
         return self
 
     def free(self, lot: Lot, but: Hold | None = None) -> int:
-        """Say what no hold (but one) reserves; the limit may be overdrawn."""
         return lot.left - sum(h.reserved[lot.name] for h in self.holds.values() if h is not but)
 
     def available(self) -> int:
@@ -116,11 +114,11 @@ class CreditOracle:
         self.holds[name] = hold
         self.entries.append("hold_placed")
 
-    def seat(self, hold: Hold, missing: int, but: Lot | None = None) -> int:
-        """Reserve what is missing of a hold where it fits (but on one lot); say what is left."""
+    def seat(self, hold: Hold, missing: int, but: tuple[Lot, ...] = ()) -> int:
+        """Reserve what is missing of a hold where it fits (but on some); say what is left."""
         for lot in self.places(self.now, hold.terms):
             share = hold.micro * lot.bps // 10_000 - hold.reserved[lot.name]
-            found = max(0, min(missing, self.free(lot), share)) if lot is not but else 0
+            found = max(0, min(missing, self.free(lot), share)) if lot not in but else 0
             hold.reserved[lot.name] += found
             missing -= found
         return missing
@@ -143,8 +141,7 @@ class CreditOracle:
                 self.draw(paid, net, self.places(at, terms)[:-1], hold)
 
     def draw(self, paid: list[str], net: int, lots: list[Lot], hold: Hold | None) -> None:
-        units: list[str] = []
-        wanted = net - len(paid)
+        units, wanted = list[str](), net - len(paid)
         for lot in lots:
             share = net * lot.bps // 10_000 - paid.count(lot.name)
             usable = self.free(lot, but=hold)
@@ -167,34 +164,37 @@ class CreditOracle:
                 hold.reserved[max(kept, key=Lot.order).name] -= 1
 
     def give_back(self, paid: list[str], net: int, hold: Hold | None) -> None:
-        """Return unit by unit: the newest of a lot that is above its share, else the newest."""
-        units: list[str] = []
+        """Return unit by unit: of the newest lot that is above its share, else the newest."""
+        units, lost = list[str](), ["unfunded"]
+        newest_first = [self.lots.get(unit) for unit in dict.fromkeys(reversed(paid))]
+        subsidies = [lot for lot in newest_first if lot and lot.bps < 10_000]
         while len(paid) > net:
-            above = [n for n, t in self.lots.items() if paid.count(n) > net * t.bps // 10_000]
-            lots = [n for n, unit in enumerate(paid) if unit in above and unit != "limit"]
-            units.append(paid.pop(lots[-1] if lots else -1))
+            above = (t.name for t in subsidies if paid.count(t.name) > net * t.bps // 10_000)
+            unit = next(above, paid[-1])
+            units.append(paid.pop(max(n for n, drawn in enumerate(paid) if drawn == unit)))
         self.entries.append("charge")
-        lost = ["unfunded"]
         for lot in self.lots.values():
-            back = units.count(lot.name)
-            if back and self.is_past(lot) and not lot.left:
+            if lot.name in units and self.is_past(lot) and not lot.left:
                 self.entries.append("expiry")
-                lot.expired += back
+                lot.expired += units.count(lot.name)
                 lost.append(lot.name)
             else:
-                lot.left += back
+                lot.left += units.count(lot.name)
         if hold:
+            # Past the hold was drawn first of all what nothing can be reserved on.
+            units.sort(key=lambda unit: unit not in lost)
             counted, kept = min(len(units), hold.drawn), hold.reserved.total() + hold.short
-            healed = min(counted, max(0, hold.drawn - (hold.micro - kept)))
-            hold.drawn -= counted
-            hold.reserved.update(unit for unit in units[healed:counted] if unit not in lost)
+            healed = min(counted, hold.drawn - (hold.micro - kept))
+            hold.drawn, back = hold.drawn - counted, Counter(units[healed:counted])
+            hold.short += sum(back.pop(place, 0) for place in lost)
+            hold.reserved += back
 
     def expire(self) -> None:
         """Take to breakage what is left of lots that are past; holds move off them first."""
-        past = [lot for lot in self.lots.values() if self.is_past(lot) and lot.left]
+        past = tuple(lot for lot in self.lots.values() if self.is_past(lot) and lot.left)
         for lot in sorted(past, key=lambda lot: (lot.expires, lot.order())):
             for hold in [hold for hold in self.holds.values() if hold.reserved[lot.name]]:
-                hold.short += self.seat(hold, hold.reserved.pop(lot.name), but=lot)
+                hold.short += self.seat(hold, hold.reserved.pop(lot.name), but=past)
                 self.entries.append("hold_moved")
             self.entries.append("expiry")
             lot.expired, lot.left = lot.expired + lot.left, 0

@@ -18,12 +18,14 @@ PKR = 1_000_000
 
 @dataclass(frozen=True)
 class Grant:
-    """An approved grant: a lot. Usage before `until` may draw on it (None: it never ends)."""
+    """An approved grant: a lot. Usage from `since` on and before `until` may draw on it."""
 
     name: str
     granted: int
     first: int = 0
     """Its priority: lower numbers pay first."""
+    since: int | None = None
+    """The hour; None: long ago, or (of `until`) never."""
     until: int | None = None
     percent: int = 100
     hubs: tuple[str, ...] = ()
@@ -40,6 +42,8 @@ class Hold:
     hub: str = "lhr"
     project: str = "main"
     price_class: str | None = None
+    until: int | None = None
+    """The hour in which its time comes; None: later than anything here."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,11 @@ class Total:
 class Reported:
     """Hubs say up to which hour all of their usage is reported; the ledger expires what it may."""
 
-    lhr: int
-    khi: int
+    lhr: int | None
+    """None: it has emitted, and says nothing yet."""
+    khi: int | None
+    swept: bool = True
+    """False: the ledger has not come to it yet."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +304,7 @@ MOVED_AND_SHORT = Scenario(
         Row((9, 1), "30 on A, 20 on B",
             Hold("H2", 50), (0, 0, 0, 50), {"A": (100, 100, 0), "B": (40, 20, 0)},
             {"H1": (70, 0, 0), "H2": (50, 0, 0)}, kinds=("hold_placed",)),
-        Row((12, 30), "A expires: H1 moves 20 to B, 30 to the limit, 20 are short; H2 is short of 30",
+        Row((12, 30), "A expires: H1 moves 20 to B, 30 to the limit; it is short of 20, H2 of 30",
             Reported(lhr=12, khi=12), (0, 0, 0, 0), {"A": (0, 0, 100), "B": (40, 40, 0)},
             {"H1": (50, 20, 0), "H2": (20, 30, 0)}, kinds=("hold_moved", "hold_moved", "expiry")),
         Row((12, 40), "new credit does not heal that",
@@ -347,6 +354,80 @@ GROWN_BACK = Scenario(
         Row((9, 50), "40 more: 10 heal the rest of that, the hold reserves the other 30 again",
             Total("b", 120, refunded=70, hold="H"), (50, 50, 0, 70), {"G": (50, 30, 0)},
             {"H": (30, 0, 50)}, kinds=("charge",)),
+    ),
+)
+
+PAST_FIRST = Scenario(
+    "what was drawn past a hold is made good first: the unfunded before the lots",
+    "startup",
+    grants=(Grant("S", 100, percent=40), Grant("G", 36, first=1)),
+    rows=(
+        Row((9, 0), "24 on S, 36 on G",
+            Hold("H", 60), (0, 0, 0, 76), {"S": (100, 24, 0), "G": (36, 36, 0)}, {"H": (60, 0, 0)},
+            kinds=("hold_placed",)),
+        Row((9, 30), "100 under it: S 40, G 36, 24 unfunded; it gives up all, 40 are past it",
+            Total("b", 100, hold="H"), (100, 76, 24, 60), {"S": (60, 0, 0), "G": (0, 0, 0)},
+            {"H": (0, 0, 100)}, kinds=("charge",)),
+        Row((9, 40), "corrected to 50: S 20, unfunded 24, G 6 return: 40 made good, 10 reserved",
+            Total("b", 50, hold="H", revision=1), (50, 50, 0, 76),
+            {"S": (80, 4, 0), "G": (6, 6, 0)}, {"H": (10, 0, 50)}, kinds=("charge",)),
+        Row((9, 50), "to 0: all that it promised stands again",
+            Total("b", 0, hold="H", revision=2), (0, 0, 0, 76),
+            {"S": (100, 24, 0), "G": (36, 36, 0)}, {"H": (60, 0, 0)}, kinds=("charge",)),
+    ),
+)
+
+RETURNED_TO_EXPIRED = Scenario(
+    "what returns to a lot that is past cannot be reserved again: the hold is short of it",
+    "startup",
+    grants=(Grant("E", 10, until=12),),
+    rows=(
+        Row((9, 0), "10 on E",
+            Hold("H", 10), (0, 0, 0, 0), {"E": (10, 10, 0)}, {"H": (10, 0, 0)},
+            kinds=("hold_placed",)),
+        Row((9, 30), "10 under it",
+            Total("b", 10, hour=9, hold="H"), (10, 10, 0, 0), {"E": (0, 0, 0)}, {"H": (0, 0, 10)},
+            kinds=("charge",)),
+        Row((12, 30), "nothing is left that could expire",
+            Reported(lhr=12, khi=12), (10, 10, 0, 0), {"E": (0, 0, 0)}, {"H": (0, 0, 10)}),
+        Row((12, 31), "5 refunded expire at once",
+            Total("b", 10, hour=9, refunded=5, hold="H"), (5, 5, 0, 0), {"E": (0, 0, 5)},
+            {"H": (0, 5, 5)}, kinds=("charge", "expiry")),
+        Row((12, 32), "new credit of 3",
+            Grant("F", 3), (5, 5, 0, 3), {"E": (0, 0, 5), "F": (3, 0, 0)}, {"H": (0, 5, 5)},
+            kinds=("grant",)),
+        Row((12, 33), "3 under it, which it had not promised",
+            Total("c", 3, hour=12, hold="H"), (8, 8, 0, 0), {"E": (0, 0, 5), "F": (0, 0, 0)},
+            {"H": (0, 5, 8)}, kinds=("charge",)),
+        Row((12, 34), "these refunded: that makes good what was drawn past it, and no more",
+            Total("c", 3, hour=12, refunded=3, hold="H"), (5, 5, 0, 3),
+            {"E": (0, 0, 5), "F": (3, 0, 0)}, {"H": (0, 5, 5)}, kinds=("charge",)),
+    ),
+)
+
+INTERLEAVED = Scenario(
+    "draws return newest first also where one lot was drawn from twice",
+    "commercial",
+    grants=(Grant("A", 30, first=0), Grant("B", 30, first=1)),
+    rows=(
+        Row((9, 0), "20 on A",
+            Hold("H", 20), (0, 0, 0, 40), {"A": (30, 20, 0), "B": (30, 0, 0)}, {"H": (20, 0, 0)},
+            kinds=("hold_placed",)),
+        Row((9, 1), "another reserves 10 on A, 10 on B",
+            Hold("I", 20), (0, 0, 0, 20), {"A": (30, 30, 0), "B": (30, 10, 0)},
+            {"H": (20, 0, 0), "I": (20, 0, 0)}, kinds=("hold_placed",)),
+        Row((9, 10), "40 under H: A 20, B 20",
+            Total("b", 40, hold="H"), (40, 40, 0, 0), {"A": (10, 10, 0), "B": (10, 10, 0)},
+            {"H": (0, 0, 40), "I": (20, 0, 0)}, kinds=("charge",)),
+        Row((9, 11), "I is given back",
+            Release("I"), (40, 40, 0, 20), {"A": (10, 0, 0), "B": (10, 0, 0)}, {"H": (0, 0, 40)},
+            kinds=("hold_released",)),
+        Row((9, 12), "10 more: A 10",
+            Total("b", 50, hold="H"), (50, 50, 0, 10), {"A": (0, 0, 0), "B": (10, 0, 0)},
+            {"H": (0, 0, 50)}, kinds=("charge",)),
+        Row((9, 20), "all refunded: A 10 and B 20 make good 30 past it, the older 20 of A are kept",
+            Total("b", 50, refunded=50, hold="H"), (0, 0, 0, 40),
+            {"A": (30, 20, 0), "B": (30, 0, 0)}, {"H": (20, 0, 0)}, kinds=("charge",)),
     ),
 )
 
@@ -425,6 +506,9 @@ SCENARIOS = (
     MOVED_AND_SHORT,
     MOVED_BY_SHARE,
     GROWN_BACK,
+    PAST_FIRST,
+    RETURNED_TO_EXPIRED,
+    INTERLEAVED,
     REVERSAL,
     INVOICED,
 )
