@@ -6,6 +6,7 @@ which kind was taken, and ends with the session however that ends.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -26,8 +27,10 @@ def anyio_backend() -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepare the list of what was started."""
+    """Prepare the list of what was started, and say how the brokers of the tests are run."""
     config.stash[_PROVIDERS] = {}
+    # Dozens of brokers live for a minute or two each: not long enough to be compiled twice.
+    os.environ.setdefault("HISAB_KAFKA_JVM", "-XX:TieredStopAtLevel=1")
 
 
 def pytest_terminal_summary(
