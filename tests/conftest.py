@@ -6,7 +6,9 @@ which kind was taken, and ends with the session however that ends.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,8 @@ from stack import Stack
 
 pytest_plugins = ["plugins.defects", "plugins.properties"]
 
-_PROVIDERS = pytest.StashKey[dict[str, str]]()
+_PROVIDERS = pytest.StashKey[dict[str, list[str]]]()
+"""By name of what was started: the kinds that were taken, each once."""
 
 
 @pytest.fixture(scope="session")
@@ -26,21 +29,41 @@ def anyio_backend() -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepare the list of what was started."""
+    """Prepare the list of what was started, and say how the brokers of the tests are run."""
     config.stash[_PROVIDERS] = {}
+    # Dozens of brokers live for a minute or two each: not long enough to be compiled twice.
+    os.environ.setdefault("HISAB_KAFKA_JVM", "-XX:TieredStopAtLevel=1")
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Say which broker and which database server the tests ran on."""
-    for name, kinds in config.stash[_PROVIDERS].items():
-        terminalreporter.write_line(f"{name}: {kinds}")
+    for name, kinds in sorted(config.stash[_PROVIDERS].items()):
+        terminalreporter.write_line(f"{name}: {'; or '.join(kinds)}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand on what a worker started: the process that reports sees nothing else of it."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["providers"] = session.config.stash[_PROVIDERS]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Take over what a worker started, where tests run in several; one that died says nothing."""
+    for name, kinds in getattr(node, "workeroutput", {}).get("providers", {}).items():
+        _take(node.config, name, kinds)
 
 
 def _note(request: pytest.FixtureRequest, name: str, running: Stack) -> None:
     kinds = ", ".join(f"{part} {kind}" for part, kind in running.provider.items())
-    request.config.stash[_PROVIDERS][name] = kinds
+    _take(request.config, name, [kinds])
+
+
+def _take(config: pytest.Config, name: str, kinds: list[str]) -> None:
+    noted = config.stash[_PROVIDERS].setdefault(name, [])
+    noted.extend(kind for kind in kinds if kind not in noted)
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,11 @@ def _read_stamp() -> str:
 
 def _hash_place() -> str:
     """Name where the environment is and what runs it: its scripts hold both."""
-    return hashlib.sha256(f"{ROOT} {_INTERPRETER} {sys.version}".encode()).hexdigest()
+    # By its file: `python3` and `python3.11` are one, and the environment's own Python says the
+    # other name. Whoever ran `make` from within it had it cleared and built again under those that
+    # were using it.
+    interpreter = Path(_INTERPRETER).resolve()
+    return hashlib.sha256(f"{ROOT} {interpreter} {sys.version}".encode()).hexdigest()
 
 
 def _hash_inputs() -> str:

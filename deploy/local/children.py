@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
 import pwd
 import signal
@@ -101,13 +102,22 @@ def free_ports(number: int) -> Iterator[int]:
     """Yield free TCP ports of the loopback, below the range the kernel lends to clients.
 
     Ports of that range could be taken by an outgoing connection while a service restarts. `number`
-    (the supervisor's pid) gives each stack a place of its own to begin at, so that stacks that
-    start together do not find the same port free.
+    (the pid of who asks) says where to begin. Twenty ports in a row are the asker's alone for as
+    long as it keeps this iterator: a port looks free while what listens on it is being started or
+    brought back, and another stack of this machine must not take it then.
     """
-    for step in range(_PORTS):
-        port = 20_000 + (number * _PORTS_OF_A_STACK + step) % _PORTS
-        if _is_free(port):
-            yield port
+    with contextlib.ExitStack() as claims:
+        for step in range(_PORTS // _PORTS_OF_A_STACK):
+            first = 20_000 + (number + step) * _PORTS_OF_A_STACK % _PORTS
+            # An abstract name belongs to one process, and is free again however that one ends.
+            claim = claims.enter_context(socket.socket(socket.AF_UNIX))
+            try:
+                claim.bind(f"\0hisab-ports-{first}")
+            except OSError as taken:
+                if taken.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            yield from filter(_is_free, range(first, first + _PORTS_OF_A_STACK))
     raise StackError("no free TCP port between 20000 and 32000 on 127.0.0.1")
 
 

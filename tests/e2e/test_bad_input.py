@@ -181,7 +181,7 @@ async def test_a_bad_line_is_rejected_alone(outside: Outside) -> None:
     first = outside.usage("lhr", "lines", tenant, "lined", at("01:00"), at("02:00"))
     last = outside.usage("lhr", "lines", tenant, "lined", at("02:00"), at("03:00"))
     lines = [json.dumps(first), '{"a', "[" * 5_000, "", '"\\"', json.dumps(last)]
-    async with httpx2.AsyncClient(timeout=30) as client:
+    async with httpx2.AsyncClient(timeout=PATIENCE_S) as client:
         answer = await client.post(
             outside.api.url("metering", "/v1/events"),
             content="\n".join(lines).encode(),

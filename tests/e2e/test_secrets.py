@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 import services
 from databases import SERVICES
 from demo.api import Api
-from e2e.outside import until
+from e2e.outside import PATIENCE_S, until
 from runtime.kafka import Kafka
 from stack import Stack
 
@@ -44,7 +44,7 @@ async def use_secrets(stack: Stack) -> str:
         for service in SERVICES:
             await api.get(service, "/v1/status", "auditor")
     killed = stack.kill("postgres")
-    async with httpx2.AsyncClient(timeout=30) as client:
+    async with httpx2.AsyncClient(timeout=PATIENCE_S) as client:
         for service in SERVICES:
             for key in (WRONG_KEY, stack.key("operator")):
                 headers = {"authorization": f"Bearer {key}"}

@@ -19,7 +19,7 @@ import secrets
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,6 +55,7 @@ class ComposeProcesses:
     data: Path
     jars: Path
     java: Path
+    _free_ports: Iterator[int] = field(default_factory=lambda: children.free_ports(os.getpid()))
     _ports: dict[tuple[str, int], int] = field(default_factory=dict)
     _running: dict[str, tuple[ComposeService, Program, asyncio.subprocess.Process]] = field(
         default_factory=dict
@@ -108,7 +109,6 @@ class ComposeProcesses:
 
     def _choose_ports(self, composed: Sequence[ComposeService]) -> None:
         """Give every port inside a container one of this machine, for as long as the run lasts."""
-        free = children.free_ports(os.getpid())
         for service in composed:
             listening = (
                 {_POSTGRES_PORT} if service.name == "postgres" else set(service.ports.values())
@@ -117,9 +117,7 @@ class ComposeProcesses:
                 listening |= {int(port) for port in re.findall(r":(\d{4})\b", value)}
             for port in sorted(listening):
                 if (service.name, port) not in self._ports:
-                    self._ports[service.name, port] = next(
-                        found for found in free if found not in self._ports.values()
-                    )
+                    self._ports[service.name, port] = next(self._free_ports)
 
     def _outside(self, value: str) -> str:
         """Replace the names of containers, where a value names a host, by the loopback."""

@@ -99,6 +99,25 @@ def test_a_changed_lock_is_noticed(checkout: Path) -> None:
     assert "False" == answer.stdout.strip()
 
 
+def test_one_interpreter_has_one_place_whatever_it_is_called(
+    checkout: Path, tmp_path: Path
+) -> None:
+    """The environment's own Python, and a link to the one that made it: nothing is built again."""
+    link = tmp_path / "python"
+    link.symlink_to(bootstrap._INTERPRETER)
+    places = {
+        subprocess.run(
+            [python, "-c", "import bootstrap; print(bootstrap._hash_place())"],
+            cwd=checkout / "deploy" / "local",
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for python in (bootstrap._INTERPRETER, link, sys.executable)
+    }
+    assert 1 == len(places)
+
+
 @pytest.mark.slow
 def test_an_ordinary_user_needs_neither_venv_nor_a_pip_of_her_own(checkout: Path) -> None:
     """On a Python that the system manages (PEP 668), without `venv` and `ensurepip`.

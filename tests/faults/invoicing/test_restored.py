@@ -11,6 +11,7 @@ from demo.api import Json
 from e2e.outside import outside_of, until
 from faults.backup import Backup
 from faults.invoicing.test_killed_closing import MONTH, book_july
+from retries import ANSWER_PATIENCE_S
 from stack import Stack
 
 BILLED = 5
@@ -19,7 +20,7 @@ BILLED = 5
 async def answers(stack: Stack, path: str) -> tuple[int, dict[str, Any]]:
     """Status and body of an answer of invoicing; 0 while it is down."""
     headers = {"authorization": f"Bearer {stack.key('finance')}"}
-    async with httpx2.AsyncClient(timeout=10, trust_env=False) as client:
+    async with httpx2.AsyncClient(timeout=ANSWER_PATIENCE_S, trust_env=False) as client:
         try:
             answer = await client.get(stack.url("invoicing") + path, headers=headers)
         except httpx2.HTTPError:

@@ -21,6 +21,7 @@ from e2e.outside import Outside, outside_of, until
 from faults.backup import Backup
 from hisab_contracts.entries import Entry, read_entry_message
 from hisab_contracts.topics import CHARGES, ENTRIES, partition_of
+from retries import ANSWER_PATIENCE_S
 from stack import Stack
 from unit.ledger.values import DAY_MS, HOUR_MS, total
 
@@ -100,7 +101,7 @@ async def published(stack: Stack) -> dict[tuple[str, int], set[str]]:
 async def answers(stack: Stack, path: str) -> tuple[int, dict[str, Any]]:
     """Status and body of an answer of the ledger; 0 while it is down."""
     headers = {"authorization": f"Bearer {stack.key('operator')}"}
-    async with httpx2.AsyncClient(timeout=10, trust_env=False) as client:
+    async with httpx2.AsyncClient(timeout=ANSWER_PATIENCE_S, trust_env=False) as client:
         try:
             answer = await client.get(stack.url("ledger") + path, headers=headers)
         except httpx2.HTTPError:
@@ -185,7 +186,7 @@ async def test_a_ledger_restored_under_traffic_refuses_and_recovers_what_it_publ
             "ledger", f"/v1/tenants/{later['tenant_id']}/balance", "operator"
         )
         assert ("3000000", "2000000") == (balance["available_micro"], balance["held_micro"])
-        async with httpx2.AsyncClient(timeout=10, trust_env=False) as client:
+        async with httpx2.AsyncClient(timeout=ANSWER_PATIENCE_S, trust_env=False) as client:
             refused = await client.get(
                 own_stack.url("ledger") + "/v1/status",
                 headers={"authorization": f"Bearer {later['secret']}"},

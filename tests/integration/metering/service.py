@@ -311,13 +311,14 @@ def read_all(infrastructure: Infrastructure, topic: str) -> list[bytes]:
 def running(infrastructure: Infrastructure, log: Path) -> Iterator[Metering]:
     """Metering alone, with two tenants, a price list, and a key per role."""
     database = infrastructure.migrated_database("metering")
+    ports = free_ports(os.getpid())  # Kept to the end: the process is stopped and started again.
     make_topics(infrastructure, "ledger.access.v1", "ledger.tenants.v1")
     for role in ("operator", "auditor", "scheduler", "finance", "officer"):
         send_key(infrastructure, role)
     for tenant in TENANTS:
         send_tenant(infrastructure, tenant)
         send_key(infrastructure, "tenant", tenant=tenant)
-    metering = Metering(infrastructure, database, next(free_ports(os.getpid())), log=log)
+    metering = Metering(infrastructure, database, next(ports), log=log)
     try:
         metering.start()
         eventually(

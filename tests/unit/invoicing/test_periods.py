@@ -303,7 +303,9 @@ def test_a_month_goes_from_open_to_closable_to_closing_to_closed() -> None:
     assert PeriodProgress("closed", ()) == progress_of(done)
 
 
-@pytest.mark.parametrize("kind", [*LASTING, "no-watermark", "silent-hub", "quarantine", "compute"])
+@pytest.mark.parametrize(
+    "kind", [*sorted(LASTING), "no-watermark", "silent-hub", "quarantine", "compute"]
+)
 def test_what_was_overridden_is_read_back_as_it_was_recorded(kind: BlockerKind) -> None:
     """Closings keep it as JSON for ever, whatever it is about."""
     recorded = (PeriodBlocker(kind=kind, hub=LHR, detail="late"),)
