@@ -21,7 +21,7 @@ from ledger.core.decisions import BookCommand, BookRefusal
 from ledger.core.expiry import ExpireLots, hold_at
 from ledger.core.grants import GrantExpired
 from ledger.core.holds import HoldClosed, InsufficientCredit
-from ledger.core.movements import (
+from ledger.core.withdrawals import (
     AlreadyDrawn,
     AlreadyReversed,
     NotReversible,
