@@ -67,7 +67,20 @@ LEDGER: Final[Reasons] = MappingProxyType(
         "the id is made from (tenant, Idempotency-Key), and the key was taken before": (
             "grants_pkey holds_hold_id_key"
         ),
-        "a word of the core's": "grants_state_check",
+        "a word of the core's": "grants_state_check proposals_kind_check proposals_state_check",
+        "a proposal is locked, and what the core decides about it is written at once": (
+            "decided_at_some_time decided_by_somebody grants_rejected_at_check "
+            "grants_rejected_by_check only_approved_is_entered proposals_check"
+        ),
+        "the id is made from (scope, Idempotency-Key), and the key was taken before": (
+            "proposals_pkey"
+        ),
+        "a sequence gives each number once": (
+            "approval_limits_pkey grants_number_key proposals_number_key"
+        ),
+        "of no key, or no amount: 404 and 422 (integration/ledger/test_proposals)": (
+            "approval_limits_approve_up_to_micro_check approval_limits_key_id_fkey"
+        ),
         "kept by upsert, from metering's topic, which states what is newer": (
             "parked_charges_pkey price_lines_pkey"
         ),

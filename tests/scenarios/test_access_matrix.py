@@ -28,8 +28,18 @@ MY_HUB, OTHER_HUB = "lhr", "khi"
 TENANT, HUB = f"tenant:{MINE}", f"hub:{MY_HUB}"
 KEYS = (*STAFF, TENANT, HUB)
 STATUS_OF = {"not-found": {404}, "forbidden": {403}}
-TAKEN_TO_BE_REFUSED = {("/v1/grants/{grant_id}/approve", "officer")}
-"""An officer's key is read there only so that a proposer hears that makers are no checkers."""
+TAKEN_TO_BE_REFUSED = {
+    ("/v1/grants/{grant_id}/approve", "officer"),
+    ("/v1/grants/{grant_id}/approve", "finance"),
+    ("/v1/grants/{grant_id}/reject", "finance"),
+    ("/v1/proposals/{proposal_id}/approve", "officer"),
+    ("/v1/proposals/{proposal_id}/approve", "finance"),
+    ("/v1/proposals/{proposal_id}/reject", "officer"),
+}
+"""Keys that may propose are read there only so that a proposer hears that makers are no checkers.
+
+They may take back what is their own: grants are the officer's here, limits are finance's.
+"""
 PKR = 1_000_000
 ONE_ITEM = {"/v1/legal-entities"}
 """Lists that cannot have a second page yet: one legal entity sells."""
@@ -116,16 +126,44 @@ async def plant(outside: Outside) -> Mapping[str, Things]:
     )
     bills = {invoice["tenant_id"]: str(invoice["invoice_id"]) for invoice in invoices}
     quarantined = (await outside.quarantined(MY_HUB))[0]["quarantine_id"]
-    anybody = {"month": "2025-07", "quarantine_id": quarantined, "grant_id": "g", "key_id": "k"}
+    anybody = {"month": "2025-07", "quarantine_id": quarantined, "key_id": "k"}
+    proposed = {tenant_id: await propose_for(outside, tenant_id) for tenant_id in (MINE, OTHERS)}
+    second = {"programme_id": "second", "name": "Second", "budget_micro": "1"}
+    await outside.api.post("ledger", "/v1/programmes", "operator", second)
+    anybody |= {"programme_id": "ignite"}
     mine = {"tenant_id": MINE, "hub": MY_HUB, "allocation_id": f"job-mine-{MY_HUB}"}
     mine |= {"hold_id": holds[0], "invoice_id": bills[MINE]}
     others = {"tenant_id": OTHERS, "hub": MY_HUB, "allocation_id": f"job-others-{MY_HUB}"}
     others |= {"hold_id": holds[1], "invoice_id": bills[OTHERS]}
+    mine |= proposed[MINE] | {"entry_id": f"{MINE}.1"}
+    others |= proposed[OTHERS] | {"entry_id": f"{OTHERS}.1"}
     elsewhere = mine | {"hub": OTHER_HUB, "allocation_id": f"job-mine-{OTHER_HUB}"}
     return {
         TENANT: Things(anybody | mine, anybody | others),
         HUB: Things(anybody | mine, anybody | elsewhere),
     } | {role: Things(anybody | mine, anybody | others) for role in STAFF}
+
+
+async def propose_for(outside: Outside, tenant_id: str) -> dict[str, str]:
+    """Propose two grants and a credit limit for a tenant; name one of each."""
+    grant = {
+        "tenant_id": tenant_id,
+        "programme_id": "ignite",
+        "priority": 1,
+        "effective_at": "2025-07-01T00:00:00.000Z",
+        "expires_at": None,
+    }
+    grants = [
+        await outside.api.post("ledger", "/v1/grants", "officer", grant | {"grant_micro": micro})
+        for micro in ("1", "2")
+    ]
+    limit = {"credit_limit_micro": str(10**15), "reason": "as before"}
+    path = f"/v1/tenants/{tenant_id}/credit-limit"
+    limited = await outside.api.post("ledger", path, "finance", limit)
+    return {
+        "grant_id": str(grants[0]["grant_id"]),
+        "proposal_id": str(limited["proposal_id"]),
+    }
 
 
 async def hold_of(outside: Outside, tenant_id: str) -> str:
@@ -165,7 +203,7 @@ class Caller:
         }
         headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
         content = None
-        if operation.method == "POST":
+        if operation.method in ("POST", "PUT"):
             headers |= {"content-type": "application/json", "idempotency-key": "matrix"}
             content = b"no JSON"
         return await self.client.request(

@@ -141,6 +141,12 @@ class LotDetail(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What of its expired credit went back to its programme: it can no longer be taken back."""
 
 
+class LimitDetail(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The credit limit that holds from this entry on."""
+
+    credit_limit_micro: int
+
+
 class Entry(
     Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="message", tag="entry"
 ):
@@ -162,6 +168,7 @@ class Entry(
     hold: HoldDetail | None = None
     grant: GrantDetail | None = None
     lot: LotDetail | None = None
+    limit: LimitDetail | None = None
     reverses: EntryId | None = None
     """The entry that this one negates."""
     reason: str | None = None

@@ -17,15 +17,16 @@ from hisab_contracts.ids import (
     KeyId,
     ProgrammeId,
     ProjectId,
+    ProposalId,
     TenantId,
 )
-from hisab_contracts.reference import PriceLine, TenantKind, TenantRecord
+from hisab_contracts.reference import PriceLine, Role, TenantKind, TenantRecord
 from hisab_contracts.topics import ACCESS, PRICES, TENANTS
 from infrastructure import Database as Addresses
 from ledger import jobs
 from ledger.api.problems import CommandRefusal
 from ledger.audit import audit
-from ledger.commands import Commands
+from ledger.commands import Approved, Commands
 from ledger.consumer import ChargeConsumer, keep_prices
 from ledger.core.balance import Balance
 from ledger.core.decisions import NotFound
@@ -33,9 +34,17 @@ from ledger.core.grants import Grant
 from ledger.core.holds import HoldState, PlaceHold, ReleaseHold
 from ledger.core.lots import WHOLE_BPS
 from ledger.core.movements import RecordInvoiced, SetBudget
+from ledger.core.proposals import (
+    NO_CONFLICT,
+    KeptTerms,
+    Proposal,
+    reclaim_of,
+    reversal_of,
+    revocation_of,
+)
 from ledger.placement import TenantPartitions
-from ledger.store.directory import tenant_of_hold
-from ledger.store.entries import entries_after
+from ledger.store.directory import find_grant, tenant_of_hold
+from ledger.store.entries import entries_after, find_entry
 from ledger.store.queries import balance_of
 from runtime.clock import now_ms
 from runtime.consumer import Batch
@@ -127,11 +136,7 @@ class RealLedger:
         )
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
             assert None is await self.commands.propose_grant(connection, grant)
-        async with self.api.transaction(tenant=ALL_TENANTS) as connection:
-            approved = await self.commands.approve_grant(
-                connection, grant_id, KeyId("approver"), actor="key:approver"
-            )
-            assert isinstance(approved, Grant)
+        await self.approve(grant_id)
 
     def batch(self, messages: Sequence[ChargeMessage | bytes], partition: int = 0) -> Batch:
         """Write messages as the records of one batch."""
@@ -214,32 +219,66 @@ class RealLedger:
             await jobs.expire_lots(connection, self.partitions, self._committed)
 
     async def reverse(self, entry: Entry) -> Entry:
-        """Negate an entry; raises when it is refused."""
+        """Have an entry negated by two keys; raises when it is refused."""
+        approved = await self.by_two(f"p-{entry.entry_id}", reversal_of(entry, "wrong tenant"))
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
-            reversal = await self.commands.reverse_entry(
-                connection, entry, actor="key:approver", reason="wrong tenant"
-            )
-            if not isinstance(reversal, Entry):
-                raise Refused(reversal)
+            reversal = await find_entry(connection, approved.entry_ids[-1])
+        assert reversal is not None
         return reversal
 
     async def revoke(self, grant_id: str) -> list[str]:
-        """End a grant early; the kinds of what was entered."""
-        async with self.api.transaction(tenant=ALL_TENANTS) as connection:
-            made = await self.commands.revoke_grant(
-                connection, grant_id, actor="key:approver", reason="closed down"
-            )
-            if not isinstance(made, tuple):
-                raise Refused(made)
-        return [entry.kind for entry in made]
+        """Have a grant ended early by two keys; the kinds of what was entered."""
+        terms = revocation_of(await self._grant(grant_id), "closed down")
+        return await self._kinds_of(await self.by_two(f"r-{grant_id}", terms))
 
     async def reclaim(self, grant_id: str) -> list[str]:
-        """Give what expired of a grant back to its programme; the kinds of what was entered."""
+        """Have expired credit given back to its programme; the kinds of what was entered."""
+        terms = reclaim_of(await self._grant(grant_id))
+        return await self._kinds_of(await self.by_two(f"c-{grant_id}", terms))
+
+    async def _grant(self, grant_id: str) -> Grant:
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
-            made = await self.commands.reclaim_expired(connection, grant_id, actor="key:approver")
-            if not isinstance(made, tuple):
-                raise Refused(made)
-        return [entry.kind for entry in made]
+            grant = await find_grant(connection, grant_id)
+        if grant is None:
+            raise Refused(NotFound("grant"))
+        return grant
+
+    async def _kinds_of(self, approved: Approved) -> list[str]:
+        async with self.api.transaction(tenant=ALL_TENANTS) as connection:
+            found = [await find_entry(connection, entry_id) for entry_id in approved.entry_ids]
+        return [entry.kind for entry in found if entry is not None]
+
+    async def by_two(self, name: str, terms: KeptTerms) -> Approved:
+        """Propose by one key and approve by another; raises when either is refused."""
+        return await self.approve(await self.propose(name, terms))
+
+    async def propose(self, name: str, terms: KeptTerms) -> ProposalId:
+        """Propose by the officer's key; raises when it is refused."""
+        proposal = Proposal(
+            proposal_id=ProposalId(f"{name}-{next(self._offsets)}"),
+            terms=terms,
+            proposed_by=KeyId("officer"),
+        )
+        async with self.api.transaction(tenant=ALL_TENANTS) as connection:
+            refused = await self.commands.propose(connection, proposal)
+            if refused is not None:
+                raise Refused(refused)
+        return proposal.proposal_id
+
+    async def approve(self, proposal_id: str) -> Approved:
+        """Approve by the approver's key; raises when it is refused."""
+        async with self.api.transaction(tenant=ALL_TENANTS) as connection:
+            approved = await self.commands.approve(
+                connection,
+                proposal_id,
+                KeyId("approver"),
+                Role.APPROVER,
+                conflict_of_interest=NO_CONFLICT,
+                actor="key:approver",
+            )
+            if not isinstance(approved, Approved):
+                raise Refused(approved)
+        return approved
 
     async def entries(self, tenant_id: str) -> list[Entry]:
         """Read a book's entries."""

@@ -44,6 +44,11 @@ class Api:
             headers["idempotency-key"] = key
         return await self._client.post(path, json=body, headers=headers)
 
+    async def put(self, path: str, body: object, who: str) -> httpx2.Response:
+        """State something as somebody."""
+        headers = {"authorization": f"Bearer {self.keys.get(who, who)}"}
+        return await self._client.put(path, json=body, headers=headers)
+
     async def insist(self, path: str, body: object, who: str, *, key: str) -> httpx2.Response:
         """Command as a client should: again, with the same key, while the answer is retryable."""
         while True:
@@ -135,7 +140,7 @@ async def test_a_grant_is_proposed_by_one_and_approved_by_another(api: Api) -> N
     assert (200, "approved") == (approved.status_code, approved.json()["state"])
     assert approved.content == again.content
     late = await api.post(path, {}, "approver", key="a2")
-    assert (409, "grant-not-proposed") == (late.status_code, late.json()["code"])
+    assert (409, "already-decided") == (late.status_code, late.json()["code"])
     balance = (await api.get("/v1/tenants/fresh/balance", "operator")).json()
     assert "50" == balance["available_micro"]
     assert ["50"] == [lot["remaining_micro"] for lot in balance["lots"]]

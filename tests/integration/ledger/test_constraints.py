@@ -27,6 +27,7 @@ TENANT = {
     "credit_limit_micro": "1000",
 }
 PROGRAMME = {"programme_id": "con-p", "name": "Con", "budget_micro": "10"}
+LIMIT = {"credit_limit_micro": "5", "reason": "grows"}
 KEY: dict[str, Any] = {"role": "tenant", "tenant_id": "con"}
 
 Row = tuple[str, str, str, dict[str, Any], int, str]
@@ -135,14 +136,34 @@ ROWS: tuple[Row, ...] = (
         404,
         "not-found",
     ),
+    ("programmes_theme_check", "programmes", "operator", PROGRAMME | {"theme": ""}, 422, ""),
     ("maker_is_not_checker", "grants/GRANT/approve", "officer", {}, 403, "maker-is-checker"),
+    (
+        "proposer_is_not_approver",
+        "proposals/PROPOSAL/approve",
+        "finance",
+        {},
+        403,
+        "maker-is-checker",
+    ),
+    ("grants_reason_check", "grants/GRANT/reject", "approver", {"reason": ""}, 422, ""),
+    ("rejected_for_a_reason", "proposals/PROPOSAL/reject", "approver", {"reason": ""}, 422, ""),
+    ("proposals_tenant_id_fkey", "tenants/none/credit-limit", "finance", LIMIT, 404, "not-found"),
+    (
+        "proposals_amount_micro_check",
+        "tenants/con/credit-limit",
+        "finance",
+        LIMIT | {"credit_limit_micro": "-1"},
+        422,
+        "",
+    ),
     (
         "grants_approved_by_check grants_approved_at_check lots_pkey",
         "grants/GRANT/approve",
         "approver",
         {},
         409,
-        "grant-not-proposed",
+        "already-decided",
     ),
     ("holds_hold_micro_check", "holds", "scheduler", hold_of("con", "-1"), 422, ""),
     ("bigint", "holds", "scheduler", hold_of("con", str(2**63)), 422, ""),
@@ -178,6 +199,8 @@ async def test_what_the_schema_forbids_is_refused_before_it_gets_there(
     assert 201 == (await api.post("/v1/programmes", PROGRAMME, "operator", key="con")).status_code
     proposed = await api.post("/v1/grants", grant_of("con", "50"), "officer", key="con-g")
     grant_id = proposed.json()["grant_id"]
+    limited = await api.post("/v1/tenants/con/credit-limit", LIMIT, "finance", key="con-l")
+    proposal_id = limited.json()["proposal_id"]
     placed = await api.post("/v1/holds", hold_of("con", "1"), "scheduler", key="con-h")
     hold_id = placed.json()["hold_id"]
     for path, who in (
@@ -199,6 +222,7 @@ async def test_what_the_schema_forbids_is_refused_before_it_gets_there(
     )
     for number, (name, path, who, body, status, code) in enumerate(ROWS):
         named = path.replace("GRANT", grant_id).replace("HOLD", hold_id)
+        named = named.replace("PROPOSAL", proposal_id)
         answer = await api.post(f"/v1/{named}", body, who, key=f"con-{number}")
         found = answer.json()
         assert (status, code or "malformed") == (answer.status_code, found["code"]), (name, found)

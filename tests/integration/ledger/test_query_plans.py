@@ -10,7 +10,16 @@ from uuid import UUID
 import pytest
 
 from integration.ledger.real import RealLedger
-from ledger.store import books, directory, entries, holds, queries, sequence
+from ledger.store import (
+    books,
+    directory,
+    entries,
+    holds,
+    programmes,
+    proposals,
+    queries,
+    sequence,
+)
 
 NOW = dt.datetime(2025, 7, 31, tzinfo=dt.UTC)
 BUCKET = [UUID(int=1)]
@@ -36,10 +45,18 @@ QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("due watermarks", sequence._DUE_WATERMARKS, ("1",)),
     ("balance", queries._BALANCE, ("a", NOW, 0)),
     ("hold", queries._HOLD_WITH_BOOK, ("h", NOW)),
+    ("proposal", proposals._FIND_PROPOSAL, ("p",)),
+    ("proposals", proposals._LIST_PROPOSALS, (0, "proposed", None, None, 10)),
+    ("proposals of a tenant", proposals._LIST_PROPOSALS, (0, None, None, "a", 10)),
+    ("grants to decide", proposals._LIST_GRANTS, (0, ["proposed"], None, 10)),
+    ("programmes", programmes._PROGRAMMES, (NOW, "", None, 10)),
+    ("shares", programmes._SHARES, (NOW, ["p"], "", 10)),
+    ("grants", programmes._LIST_GRANTS, (0, "a", None, None, None, None, 10)),
+    ("grants of a programme", programmes._LIST_GRANTS, (0, None, "p", "approved", True, NOW, 10)),
     ("price lines", directory._PRICE_LINES_OF, ("PKR", "sku", "on_demand")),
 ]
 BIG = {"entries", "buckets", "books", "lots", "holds", "sequence_windows", "price_lines", "grants"}
-BIG |= {"unpublished_watermarks"}
+BIG |= {"unpublished_watermarks", "proposals", "accounts"}
 
 
 def scanned(plan: dict[str, Any]) -> set[str]:

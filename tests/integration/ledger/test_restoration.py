@@ -12,12 +12,13 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
-from hisab_contracts.ids import ProgrammeId
+from hisab_contracts.ids import ProgrammeId, TenantId
 from hisab_contracts.topics import partition_of
 from infrastructure import Database as Addresses
 from infrastructure import Infrastructure
-from integration.ledger.real import RealLedger, opened
+from integration.ledger.real import RealLedger, Refused, opened
 from ledger.core.book import Book
+from ledger.core.proposals import AlreadyDecided, BudgetTerms, CreditLimitTerms
 from ledger.recovery import NotRecovered, Recovery
 from ledger.restoration import LedgerTopics, PublishedGuard, offsets_to_compare
 from ledger.sequencer import Sequencer
@@ -251,6 +252,44 @@ async def test_a_programme_of_later_needs_its_budget_named(restored: Restored) -
     await restored.recovery(copy, relief=500).run(accepted_by="ops", reason="disk lost")
     (relief,) = [book for book in await books_of(copy) if book.tenant_id.endswith("relief")]
     assert (450, 50) == (relief.accounts["budget"], relief.accounts[f"granted:{TENANT}"])
+    assert [] == await copy.audit()
+
+
+async def test_a_budget_raised_since_the_backup_has_to_be_named_whole(restored: Restored) -> None:
+    """What a programme was given is in no topic: the refusal says how to name it."""
+    copy = await restored.copy()
+    more = BudgetTerms(programme_id=ProgrammeId("ignite"), add_micro=50)
+    await restored.now.by_two("more", more)
+    await restored.now.grant(TENANT, "g2", 10**14 - 60)
+    await restored.publish(restored.now)
+    with pytest.raises(NotRecovered, match="--programme ignite=BUDGET_MICRO"):
+        await restored.recovery(copy).run(accepted_by="op", reason="backup")
+    recovery = restored.recovery(copy, ignite=10**14 + 50)
+    await recovery.run(accepted_by="op", reason="backup")
+    was, taken_back = [
+        {str(book.tenant_id): book.accounts for book in await books_of(ledger)}
+        for ledger in (restored.now, copy)
+    ]
+    assert was["/programmes/ignite"] == taken_back["/programmes/ignite"]
+    assert [] == await copy.audit()
+
+
+async def test_a_limit_approved_since_the_backup_holds_and_is_not_approved_again(
+    restored: Restored,
+) -> None:
+    """Its proposal is in the backup as open: it is marked as what its entry says."""
+    await restored.now.tenant("firm", limit_micro=100)
+    terms = CreditLimitTerms(tenant_id=TenantId("firm"), credit_limit_micro=70, reason="owes")
+    proposal_id = await restored.now.propose("limit", terms)
+    copy = await restored.copy()
+    await restored.now.approve(proposal_id)
+    await restored.publish(restored.now)
+    await restored.recovery(copy).run(accepted_by="op", reason="backup")
+    assert await books_of(restored.now) == await books_of(copy)
+    assert 70 == (await copy.balance("firm")).book.credit_limit_micro
+    with pytest.raises(Refused) as again:
+        await copy.approve(proposal_id)
+    assert AlreadyDecided("approved") == again.value.refusal
     assert [] == await copy.audit()
 
 

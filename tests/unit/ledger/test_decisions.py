@@ -22,7 +22,7 @@ from ledger.core.decisions import (
     footprint_of,
 )
 from ledger.core.expiry import ExpireLots
-from ledger.core.grants import BudgetExceeded, GrantNotProposed, MakerIsChecker
+from ledger.core.grants import BudgetExceeded
 from ledger.core.holds import Hold, HoldClosed, HoldOver, InsufficientCredit
 from ledger.core.movements import AlreadyInvoiced, NotReceivable, SetBudget
 from unit.ledger.values import (
@@ -355,13 +355,11 @@ def test_a_programme_never_promises_more_than_its_budget() -> None:
     assert 100 == ledger.programme.accounts["granted:t"]
 
 
-def test_who_approves_is_decided_with_the_books() -> None:
-    """Maker is not checker, and a grant is decided once: before anything moves."""
+def test_a_grant_that_is_decided_is_never_entered_again() -> None:
+    """Whoever asks has refused it before (`proposals`): here it is a defect of ours."""
     ledger = CoreLedger(book("startup"))
-    by_maker = approve(grant("g", 1), by="officer")
-    assert MakerIsChecker() == ledger.do(by_maker)
-    again = approve(grant("g", 1, state="approved"))
-    assert GrantNotProposed("approved") == ledger.do(again)
+    with pytest.raises(InvariantBroken):
+        ledger.do(approve(grant("g", 1, state="approved")))
     assert (0, 0) == (ledger.programme.seq, ledger.book.seq)
 
 

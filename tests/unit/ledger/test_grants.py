@@ -1,39 +1,21 @@
-"""Terms of a grant, and who may propose and approve it."""
+"""Terms of a grant, and when it can be proposed and approved."""
 
 from __future__ import annotations
 
 import pytest
 
 from hisab_contracts.entries import GrantScope
-from hisab_contracts.ids import HubCode, KeyId
+from hisab_contracts.ids import HubCode
 from ledger.core.grants import (
     BudgetExceeded,
     CurrencyDiffers,
     GrantExpired,
-    GrantNotProposed,
-    MakerIsChecker,
     fault_of_terms,
     refuse_approval,
-    refuse_maker,
     refuse_proposal,
     scope_of,
 )
 from unit.ledger.values import approve, at, grant
-
-
-def test_an_approval_needs_a_second_key() -> None:
-    """Maker is not checker, whatever else is wrong."""
-    own = approve(grant("g", 9, state="approved", expires_ms=at(11)), by="officer")
-    assert MakerIsChecker() == refuse_approval(own, budget_left_micro=0, complete_until_ms=at(12))
-    asked = [refuse_maker(own.grant, KeyId(key_id)) for key_id in ("officer", "approver")]
-    assert [MakerIsChecker(), None] == asked
-
-
-def test_a_grant_is_approved_once() -> None:
-    """The second approval is refused, also of a grant that is over and beyond the budget."""
-    decided = approve(grant("g", 9, state="approved", expires_ms=at(11)))
-    refused = refuse_approval(decided, budget_left_micro=0, complete_until_ms=at(12))
-    assert GrantNotProposed("approved") == refused
 
 
 def test_a_grant_whose_window_has_ended_is_not_approved() -> None:

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from hisab_contracts.charges import BucketTotal
 from hisab_contracts.entries import Entry
 from hisab_contracts.ids import ProgrammeId, TenantId
+from ledger.core.adjustments import AddBudget
 from ledger.core.book import Book
 from ledger.core.decisions import BookCommand
 from ledger.core.directory import book_of_programme
@@ -26,6 +27,7 @@ from ledger.core.restoration import (
     compare_published,
     counterpart_of,
     first_to_compare,
+    give_budget,
     placing_of,
     programme_book_of,
     refuse_taking_back,
@@ -161,3 +163,16 @@ def test_a_reversal_is_taken_back_with_its_side_in_the_programmes_book() -> None
         (posting.account, posting.posting_micro, posting.balance_micro)
         for posting in counterpart.postings
     ]
+
+
+def test_a_programme_is_given_what_an_operator_names_and_nothing_twice() -> None:
+    """Opened with it, raised to it, or left: what it was given is never taken away."""
+    unit = unit_of(IGNITE)
+    first = give_budget(unit.book(IGNITE.tenant_id), 1_000, actor="a")
+    assert SetBudget(budget_micro=1_000, actor="a") == first
+    entered(unit, first, IGNITE.tenant_id)
+    raised = give_budget(unit.book(IGNITE.tenant_id), 1_050, actor="a")
+    assert AddBudget(add_micro=50, caused_by="a", actor="a") == raised
+    entered(unit, raised, IGNITE.tenant_id)
+    for budget_micro in (1_050, 1_000):
+        assert None is give_budget(unit.book(IGNITE.tenant_id), budget_micro, actor="a")

@@ -10,7 +10,7 @@ from hisab_contracts.invariants import InvariantBroken
 from ledger.core.balance import balance_at
 from ledger.core.book import Books
 from ledger.core.decisions import Footprint, footprint_of
-from ledger.core.grants import Grant, GrantExpired
+from ledger.core.grants import Grant, GrantExpired, GrantState
 from ledger.core.restoration import budget_change_of
 from ledger.core.withdrawals import (
     AlreadyDrawn,
@@ -145,6 +145,13 @@ def test_a_grant_that_ends_no_later_anyway_is_not_revoked(expires_ms: int) -> No
     ledger = CoreLedger(book())
     found, _ = granted(ledger, 40, expires_ms=expires_ms)
     assert GrantExpired(expires_ms) == ledger.do(revoke(found), at(9, 20))
+
+
+@pytest.mark.parametrize("state", ["proposed", "rejected"])
+def test_nothing_is_reclaimed_of_what_was_never_granted(state: GrantState) -> None:
+    """It has no lot."""
+    ledger = CoreLedger(book())
+    assert NotExpired() == ledger.do(reclaim(grant("g", 40, state=state)))
 
 
 def test_what_expired_goes_back_to_the_programme_once_and_is_never_taken_back() -> None:

@@ -197,7 +197,7 @@ def release(hold_id: str, ended_by: HoldEnd = "released") -> ReleaseHold:
 
 def approve(proposed: Grant, *, by: str = "approver") -> ApproveGrant:
     """An approval by a key."""
-    return ApproveGrant(grant=proposed, approver=KeyId(by), actor=f"key:{by}")
+    return ApproveGrant(grant=proposed, actor=f"key:{by}")
 
 
 def invoiced(document_id: str, invoiced_micro: int) -> RecordInvoiced:

@@ -34,6 +34,7 @@ from hisab_contracts.invariants import InvariantBroken
 from ledger.core.book import Book, BookedBucket, RebuiltBook, fold, hold_id_of
 from ledger.core.holds import Hold
 from ledger.store.books import load_buckets
+from ledger.store.directory import registered_limit_micro
 from ledger.store.entries import entries_after, first_parked, parked_count
 from ledger.store.holds import load_holds
 from ledger.store.queries import (
@@ -172,7 +173,8 @@ class _BookAudit:
                 tenant_id=live.tenant_id,
                 kind=live.kind,
                 currency=live.currency,
-                credit_limit_micro=live.credit_limit_micro,
+                # Not the live one: entries may have changed it since.
+                credit_limit_micro=await registered_limit_micro(connection, live.tenant_id),
             )
         return self._book
 

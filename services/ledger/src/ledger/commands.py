@@ -9,14 +9,15 @@ What other services have to know of at once (tenants, keys) is written to the ou
 transaction.
 
 Refusals, in order of precedence. Any: `NotFound`. Tenant or programme opened: `AlreadyExists`.
-Grant proposed: `CurrencyDiffers`, `GrantExpired`. Hold priced: `NoPrice`, `PriceOutOfRange`. All
+Grant proposed: `CurrencyDiffers`, `GrantExpired`. Anything approved or rejected: those of
+`core.proposals`, before those of what it enters. Hold priced: `NoPrice`, `PriceOutOfRange`. All
 others as `core.decisions` says.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, assert_never
 
 import msgspec
 from msgspec import Struct
@@ -24,10 +25,11 @@ from msgspec.structs import replace
 
 from hisab_contracts import topics
 from hisab_contracts.entries import Entry
-from hisab_contracts.ids import KeyId, PriceClass, ProgrammeId, Sku
+from hisab_contracts.ids import EntryId, KeyId, PriceClass, ProgrammeId, Sku
 from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.prices import PriceBook, PriceSeries
 from hisab_contracts.reference import Role, TenantRecord
+from ledger.core.adjustments import AddBudget, ChangeCreditLimit
 from ledger.core.book import hold_state
 from ledger.core.decisions import BookCommand, BookRefusal, NotFound, UnitOfWork, footprint_of
 from ledger.core.directory import PROGRAMME_CURRENCY, book_of_programme, book_of_tenant
@@ -43,9 +45,26 @@ from ledger.core.holds import (
 )
 from ledger.core.movements import RecordInvoiced, SetBudget
 from ledger.core.prepayments import TopUp
+from ledger.core.proposals import (
+    AlreadyDecided,
+    Approval,
+    BudgetTerms,
+    CreditLimitTerms,
+    DecisionForbidden,
+    DecisionRefusal,
+    GrantTerms,
+    Proposal,
+    ProposedCommand,
+    ReclaimTerms,
+    ReverseTerms,
+    RevokeTerms,
+    entry_ids_of,
+    refuse_decision,
+    refuse_rejection,
+)
 from ledger.core.withdrawals import ReclaimExpired, ReverseEntry, RevokeGrant
 from ledger.placement import TenantPartitions
-from ledger.store import books, directory, entries
+from ledger.store import books, directory, entries, proposals
 from ledger.store.completeness import complete_until_of
 from ledger.store.queries import hold_of
 from runtime.auth import AccessKey, MintedKey, access_message, mint, store_keys
@@ -59,6 +78,18 @@ if TYPE_CHECKING:
     from runtime.clock import Clock
     from runtime.database import Connection
     from runtime.outbox import Outbox
+
+
+PROPOSED: Final = "proposed"
+"""The actor of entries that are decided to see whether they could be, and thrown away."""
+
+
+class Approved(Struct, frozen=True):
+    """What was approved, and what that entered."""
+
+    proposal: Proposal
+    """As it stood before."""
+    entry_ids: tuple[EntryId, ...]
 
 
 class AlreadyExists(Struct, frozen=True):
@@ -90,18 +121,28 @@ class Commands:
         if not await directory.add_tenant(connection, record, name):
             return AlreadyExists(f"tenant {record.tenant_id}")
         await books.insert_book(connection, book_of_tenant(record))
-        message = Message(
-            topics.TENANTS, key=record.tenant_id.encode(), value=msgspec.json.encode(record)
-        )
-        await self._outbox.write(connection, [message])
+        await self._outbox.write(connection, [_tenant_message(record)])
         return None
 
     async def open_programme(
-        self, connection: Connection, programme_id: ProgrammeId, name: str, budget: SetBudget
+        self,
+        connection: Connection,
+        programme_id: ProgrammeId,
+        name: str,
+        budget: SetBudget,
+        *,
+        theme: str | None = None,
+        ends_ms: int | None = None,
     ) -> AlreadyExists | BookRefusal | None:
         """Register a programme and enter its budget into its own book."""
         added = await directory.add_programme(
-            connection, programme_id, name, PROGRAMME_CURRENCY, budget.budget_micro
+            connection,
+            programme_id,
+            name,
+            PROGRAMME_CURRENCY,
+            budget.budget_micro,
+            theme=theme,
+            ends_ms=ends_ms,
         )
         if not added:
             return AlreadyExists(f"programme {programme_id}")
@@ -135,6 +176,25 @@ class Commands:
         await store_keys(connection, [access_key])
         await self._outbox.write(connection, [access_message(access_key)])
 
+    async def limit_key(
+        self, connection: Connection, key_id: str, up_to_micro: int | None, *, actor: str
+    ) -> None:
+        """Say how much a key may approve: in force for every approval that begins afterwards."""
+        await proposals.keep_approval_limit(connection, key_id, up_to_micro, actor)
+
+    async def propose(self, connection: Connection, proposal: Proposal) -> BookRefusal | None:
+        """Store a proposal of any kind but a grant; refused as its approval would be now."""
+        # Decided, and thrown away: whoever proposes learns at once what cannot be, and nothing is
+        # entered before somebody else approves.
+        command = await self._command_of(connection, proposal, PROPOSED)
+        book_id = proposal.terms.book_id
+        unit = await self._open(connection, book_id, command)
+        decided = unit.enter(book_id, command)
+        if not isinstance(decided, tuple):
+            return decided
+        await proposals.add_proposal(connection, proposal)
+        return None
+
     async def propose_grant(
         self, connection: Connection, grant: Grant
     ) -> NotFound | ProposalRefusal | None:
@@ -155,57 +215,93 @@ class Commands:
         await directory.add_grant(connection, grant)
         return None
 
-    async def approve_grant(
-        self, connection: Connection, grant_id: str, approver: KeyId, *, actor: str
-    ) -> Grant | BookRefusal:
-        """Move budget of the programme to a lot of the tenant: two books, one transaction."""
-        # The grant is locked before the books: of two approvals one sees the other's.
-        grant = await directory.lock_grant(connection, grant_id)
-        if grant is None:
-            return NotFound("grant")
-        command = ApproveGrant(grant=grant, approver=approver, actor=actor)
-        entered = await self._enter(connection, grant.tenant_id, command)
+    async def approve(
+        self,
+        connection: Connection,
+        proposal_id: str,
+        approver: KeyId,
+        role: str,
+        *,
+        conflict_of_interest: str,
+        actor: str,
+    ) -> Approved | NotFound | DecisionRefusal | BookRefusal:
+        """Decide a proposal of any kind, grants too, and enter what it comes to now."""
+        # The proposal is locked before the books: of two decisions one sees the other's.
+        proposal = await proposals.lock_proposal(connection, proposal_id)
+        if proposal is None:
+            return NotFound("proposal")
+        needed_micro = proposal.terms.limited_micro or 0
+        approval = Approval(
+            key_id=approver,
+            role=role,
+            conflict_of_interest=conflict_of_interest,
+            up_to_micro=await proposals.approval_limit_micro(connection, approver),
+            others=await proposals.approvers_up_to(connection, needed_micro, proposal.proposed_by),
+        )
+        refused = refuse_decision(proposal, approval)
+        if refused is not None:
+            return refused
+        command = await self._command_of(connection, proposal, actor)
+        entered = await self._enter(connection, proposal.terms.book_id, command)
         if not isinstance(entered, tuple):
             return entered
-        return await directory.mark_approved(connection, grant.grant_id, approver)
-
-    async def reverse_entry(
-        self, connection: Connection, entry: Entry, *, actor: str, reason: str
-    ) -> Entry | BookRefusal:
-        """Negate an entry that should not have been made: two books, one transaction."""
-        command = ReverseEntry(entry=entry, actor=actor, reason=reason)
-        entered = await self._enter(connection, entry.tenant_id, command)
-        if not isinstance(entered, tuple):
-            return entered
-        if entry.grant is not None:
-            await directory.mark_ended(connection, entry.grant.grant_id, "reversed")
         _, made = entered
-        return made[-1]
+        entry_ids = entry_ids_of(proposal, made, actor)
+        await proposals.keep_approval(connection, proposal, approver, entry_ids)
+        await self._follow(connection, proposal.terms.book_id, command)
+        return Approved(proposal, entry_ids)
 
-    async def revoke_grant(
-        self, connection: Connection, grant_id: str, *, actor: str, reason: str
-    ) -> tuple[Entry, ...] | BookRefusal:
-        """End a grant early."""
-        grant = await directory.lock_grant(connection, grant_id)
-        if grant is None:
-            return NotFound("grant")
-        command = RevokeGrant(grant=grant, actor=actor, reason=reason)
-        entered = await self._enter(connection, grant.tenant_id, command)
-        if not isinstance(entered, tuple):
-            return entered
-        await directory.mark_ended(connection, grant.grant_id, "revoked")
-        return entered[1]
+    async def reject(
+        self, connection: Connection, proposal_id: str, key_id: KeyId, role: str, reason: str
+    ) -> Proposal | NotFound | DecisionForbidden | AlreadyDecided:
+        """Put on the record that a proposal of any kind will never be entered."""
+        proposal = await proposals.lock_proposal(connection, proposal_id)
+        if proposal is None:
+            return NotFound("proposal")
+        refused = refuse_rejection(proposal, key_id, role)
+        if refused is not None:
+            return refused
+        await proposals.keep_rejection(connection, proposal, key_id, reason)
+        return proposal
 
-    async def reclaim_expired(
-        self, connection: Connection, grant_id: str, *, actor: str
-    ) -> tuple[Entry, ...] | BookRefusal:
-        """Give what has expired of a grant back to its programme: two books, one transaction."""
-        grant = await directory.find_grant(connection, grant_id)
-        if grant is None:
-            return NotFound("grant")
-        command = ReclaimExpired(grant=grant, actor=actor)
-        entered = await self._enter(connection, grant.tenant_id, command)
-        return entered[1] if isinstance(entered, tuple) else entered
+    async def _command_of(
+        self, connection: Connection, proposal: Proposal, actor: str
+    ) -> ProposedCommand:
+        """Return what a proposal has decided, with what it names loaded and locked."""
+        terms = proposal.terms
+        match terms:
+            case ReverseTerms():
+                entry = await entries.find_entry(connection, terms.entry_id)
+                if entry is None:
+                    raise InvariantBroken(f"entry {terms.entry_id} was there, and entries stay")
+                return terms.command(entry, actor)
+            case RevokeTerms() | ReclaimTerms():
+                grant = await directory.lock_grant(connection, terms.grant_id)
+                if grant is None:
+                    raise InvariantBroken(f"grant {terms.grant_id} was there, and grants stay")
+                return terms.command(grant, actor)
+            case GrantTerms() | BudgetTerms() | CreditLimitTerms():
+                return terms.command(proposal.proposal_id, actor)
+            case _:
+                assert_never(terms)
+
+    async def _follow(self, connection: Connection, book_id: str, command: ProposedCommand) -> None:
+        """Keep in step with the books what stands beside them."""
+        match command:
+            case ReverseEntry(entry=entry):
+                if entry.grant is not None:
+                    await directory.mark_ended(connection, entry.grant.grant_id, "reversed")
+            case RevokeGrant(grant=grant):
+                await directory.mark_ended(connection, grant.grant_id, "revoked")
+            case ChangeCreditLimit():
+                record = await directory.find_tenant(connection, book_id)
+                if record is None:
+                    raise InvariantBroken("a tenant whose limit was changed is registered")
+                await self._outbox.write(connection, [_tenant_message(record)])
+            case ApproveGrant() | AddBudget() | ReclaimExpired():
+                pass
+            case _:
+                assert_never(command)
 
     async def price_hold(
         self,
@@ -281,12 +377,23 @@ class Commands:
         self, connection: Connection, book_id: str, command: BookCommand
     ) -> tuple[UnitOfWork, tuple[Entry, ...]] | BookRefusal:
         """Open what a command touches, have it decided, save; return the books and what is new."""
+        unit = await self._open(connection, book_id, command)
+        decided = unit.enter(book_id, command)
+        if not isinstance(decided, tuple):
+            return decided
+        await books.save(connection, unit.changes())
+        # Not before COMMIT: whoever is woken looks for the entries at once.
+        after_commit(self._committed)
+        return unit, decided
+
+    async def _open(self, connection: Connection, book_id: str, command: BookCommand) -> UnitOfWork:
+        """Lock and load all that a command touches."""
         footprint = footprint_of(command)
         hold_id, second_book_id = footprint.hold_id, footprint.programme_book_id
         complete_until_ms: dict[str, int | None] = {}
         if footprint.needs_completeness:
             complete_until_ms[book_id] = await self._complete_until_ms(connection, book_id)
-        unit = await books.open_books(
+        return await books.open_books(
             connection,
             [book_id] if second_book_id is None else [book_id, second_book_id],
             self._clock,
@@ -295,13 +402,10 @@ class Commands:
             spent_lots=footprint.spent_lots,
             complete_until_ms=complete_until_ms,
         )
-        decided = unit.enter(book_id, command)
-        if not isinstance(decided, tuple):
-            return decided
-        await books.save(connection, unit.changes())
-        # Not before COMMIT: whoever is woken looks for the entries at once.
-        after_commit(self._committed)
-        return unit, decided
+
+
+def _tenant_message(record: TenantRecord) -> Message:
+    return Message(topics.TENANTS, key=record.tenant_id.encode(), value=msgspec.json.encode(record))
 
 
 def id_from_command(prefix: str, scope: str, idempotency_key: str) -> str:

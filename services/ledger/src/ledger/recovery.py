@@ -13,9 +13,9 @@ totals. A ledger that waits behind its gate opens by itself afterwards, and publ
 again: readers drop what they have.
 
 In no topic, and gone unless the backup has them: names of tenants and programmes opened since (the
-id stands in), who proposed a grant, what a scheduler said of a hold's job, proposals that nobody
-had approved, answers to idempotency keys, and what was entered in the last moments before the loss
-and had not left yet.
+id stands in), what programmes were given since (`--programme` names it), who proposed a grant, what
+a scheduler said of a hold's job, proposals and limits of approvers made since, answers to
+idempotency keys, and what was entered in the last moments before the loss and had not left yet.
 
 Refusals: those of `core.restoration`, records that the broker has removed, and a ledger that serves
 this database. Nothing of the batch that is refused is stored.
@@ -37,7 +37,7 @@ from hisab_contracts.entries import Entry
 from hisab_contracts.ids import KeyId, ProgrammeId
 from hisab_contracts.reference import TenantRecord
 from ledger.core.directory import PROGRAMME_CURRENCY, book_of_programme, book_of_tenant
-from ledger.core.movements import SetBudget
+from ledger.core.proposals import proposal_id_of
 from ledger.core.restoration import (
     UNKNOWN,
     BookUnknown,
@@ -52,6 +52,7 @@ from ledger.core.restoration import (
     budget_change_of,
     compare_published,
     counterpart_of,
+    give_budget,
     placing_of,
     programme_book_of,
     refuse_taking_back,
@@ -99,7 +100,7 @@ class Recovery:
         charges: str = topics.CHARGES,
         budgets_micro: Mapping[ProgrammeId, int] | None = None,
     ) -> None:
-        """`budgets_micro` are those of programmes that were opened after the backup."""
+        """`budgets_micro` are those of programmes opened, or given more, after the backup."""
         published = published or LedgerTopics()
         self._kafka = kafka
         self._charges = charges
@@ -216,6 +217,9 @@ class Recovery:
             await recoveries.take_back_grant(
                 connection, entry.tenant_id, entry.grant, UNKNOWN, approver, entry.recorded_ms
             )
+        elif (proposal_id := proposal_id_of(entry)) is not None:
+            approver = KeyId(entry.actor.removeprefix("key:"))
+            await recoveries.take_back_approval(connection, proposal_id, approver, entry)
         elif entry.kind == "reversal":
             await directory.mark_ended(connection, reversed_grant_of(entry), "reversed")
         elif entry.kind == "grant_revoked" and entry.lot is not None:
@@ -223,18 +227,22 @@ class Recovery:
         unit.take_back(entry, placing_of(entry))
 
     async def _open_programmes(self, connection: Connection, batch: Sequence[Entry]) -> None:
-        """Open programmes whose budget the operator has named and that are not here."""
+        """Give programmes the budgets that the operator has named: those opened or raised since."""
         granting = {entry.grant.programme_id for entry in batch if entry.grant is not None}
         for programme_id in sorted(granting & set(self._budgets_micro)):
             budget_micro = self._budgets_micro[programme_id]
             added = await directory.add_programme(
                 connection, programme_id, programme_id, PROGRAMME_CURRENCY, budget_micro
             )
+            book = book_of_programme(programme_id)
             if added:
-                book = book_of_programme(programme_id)
                 await books.insert_book(connection, book)
-                unit = await books.open_books(connection, [book.tenant_id], now_ms)
-                unit.enter(book.tenant_id, SetBudget(budget_micro=budget_micro, actor=ACTOR))
+            unit = await books.open_books(
+                connection, [book.tenant_id], now_ms, accounts=("authority", "budget")
+            )
+            given = give_budget(unit.book(book.tenant_id), budget_micro, actor=ACTOR)
+            if given is not None:
+                unit.enter(book.tenant_id, given)
                 await books.save(connection, unit.changes())
 
 
@@ -261,7 +269,11 @@ def reason_of(refusal: TakingBackRefusal) -> str:
                 f"--programme {programme_id}=BUDGET_MICRO"
             )
         case BudgetTooSmall(programme_id, left_micro):
-            return f"programme {programme_id} has {left_micro} left, less than it granted next"
+            return (
+                f"programme {programme_id} has {left_micro} left, less than it granted next. Its "
+                "budget was raised after the backup: name all that it was given, "
+                f"--programme {programme_id}=BUDGET_MICRO"
+            )
         case _:
             assert_never(refusal)
 
@@ -278,7 +290,7 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         action="append",
         default=[],
         metavar="ID=BUDGET_MICRO",
-        help="the budget of a programme that was opened after the backup",
+        help="the whole budget of a programme that was opened, or given more, after the backup",
     )
     chosen = parser.parse_args(arguments)
     for name in ("HISAB_DB_WRITER", "HISAB_KAFKA"):

@@ -1,7 +1,7 @@
 """The HTTP edge: resources, strict bodies, problems, and pages.
 
-Theory. A resource is a class whose marked methods (`get`, `post`) are endpoints; what they need is
-given to its constructor. An endpoint takes the raw request and calls, in this order:
+Theory. A resource is a class whose marked methods (`get`, `post`, `put`) are endpoints; what they
+need is given to its constructor. An endpoint takes the raw request and calls, in this order:
 `access.authorise` (401, 403), its own look-up of what the path names (404), `read_body` or
 `idempotency.read_command` (413, 415, 422), and then acts (409): the order of checks is the order of
 lines. Models are msgspec structs, strict: an integer is never taken from a float, a string or a
@@ -420,6 +420,33 @@ def post(
             body=body,
             paged=False,
             idempotent=idempotent,
+            roles=tuple(roles),
+            others=others,
+            query=(),
+            problems=tuple(problems),
+        )
+    )
+
+
+def put(
+    path: str,
+    *,
+    roles: Collection[str],
+    others: Mapping[str, Others] = NOBODY,
+    body: type[msgspec.Struct],
+    answer: type[msgspec.Struct],
+    problems: Sequence[str] = (),
+) -> Callable[[Endpoint], Endpoint]:
+    """Mark a method of a `Resource` as the endpoint of `PUT path`: it takes no Idempotency-Key."""
+    return _mark(
+        Operation(
+            method="PUT",
+            path=path,
+            answer=answer,
+            status=200,
+            body=body,
+            paged=False,
+            idempotent=False,
             roles=tuple(roles),
             others=others,
             query=(),

@@ -2,11 +2,13 @@
 
 Each endpoint reads in the order of its checks: who calls, what the path names, what the body says;
 then it acts through `commands` or reads through `store`. What goes in and comes out stands beside
-it; `requests` reads amounts and instants, `problems` gives refusals their codes.
+it; `approvals` is what all doors share that take two people, `requests` reads amounts and instants,
+`problems` gives refusals their codes.
 """
 
 from __future__ import annotations
 
+from ledger.api.approvals import Approvals
 from ledger.api.balances import Balances
 from ledger.api.entries import Entries
 from ledger.api.grants import Grants
@@ -15,6 +17,7 @@ from ledger.api.invoiced import InvoicedDocuments
 from ledger.api.keys import Keys
 from ledger.api.prepayments import Prepayments
 from ledger.api.programmes import Programmes
+from ledger.api.proposals import Proposals
 from ledger.api.tenants import Tenants
 from ledger.commands import Commands
 from ledger.placement import TenantPartitions
@@ -24,14 +27,16 @@ from runtime.service import Kit
 
 def resources(kit: Kit, commands: Commands, partitions: TenantPartitions) -> tuple[Resource, ...]:
     """Wire every resource."""
+    approvals = Approvals(kit, commands)
     return (
-        Tenants(kit, commands),
-        Programmes(kit, commands),
+        Tenants(kit, commands, approvals),
+        Programmes(kit, commands, approvals),
         Keys(kit, commands),
-        Grants(kit, commands),
+        Grants(kit, commands, approvals, partitions),
+        Proposals(kit, approvals),
         Holds(kit, commands),
         Balances(kit, partitions),
-        Entries(kit),
+        Entries(kit, approvals),
         InvoicedDocuments(kit, commands),
         Prepayments(kit, commands),
     )

@@ -12,14 +12,17 @@ from hisab_contracts.entries import (
     GrantDetail,
     GrantScope,
     HoldDetail,
+    LimitDetail,
     LotDetail,
 )
 from hisab_contracts.reference import Role
 from hisab_contracts.units import MAX_MICRO, instant_text, optional_instant_text
-from ledger.api.requests import READERS
+from ledger.api.approvals import REVERSAL_PROBLEMS, Approvals, ProposedAnswer
+from ledger.api.requests import READERS, ReasonText
 from ledger.core.lots import Draw
+from ledger.core.proposals import reversal_of
 from ledger.store.directory import find_tenant
-from ledger.store.entries import entries_after
+from ledger.store.entries import entries_after, find_entry
 from runtime.auth import require_own_tenant
 from runtime.http import (
     Model,
@@ -29,8 +32,10 @@ from runtime.http import (
     get,
     page_of,
     page_response,
+    post,
     query_integer,
 )
+from runtime.idempotency import read_command
 from runtime.service import Kit
 
 
@@ -110,6 +115,12 @@ class LotEntryAnswer(Model, frozen=True, kw_only=True, omit_defaults=True):
     reclaimed_micro: str | None = None
 
 
+class LimitEntryAnswer(Model, frozen=True, kw_only=True):
+    """The credit limit that holds from this entry on."""
+
+    credit_limit_micro: str
+
+
 class EntryAnswer(Model, frozen=True, kw_only=True, omit_defaults=True):
     """One entry of a book; what only some kinds have stands in entries of those kinds only.
 
@@ -132,13 +143,21 @@ class EntryAnswer(Model, frozen=True, kw_only=True, omit_defaults=True):
     lot: LotEntryAnswer | None = None
     reverses: str | None = None
     reason: str | None = None
+    limit: LimitEntryAnswer | None = None
+
+
+class ProposeReversal(Model, frozen=True, kw_only=True):
+    """Why an entry should not have been made."""
+
+    reason: ReasonText
 
 
 class Entries(Resource):
     """The entries of a book, ascending: all that their hashes cover."""
 
-    def __init__(self, kit: Kit) -> None:
+    def __init__(self, kit: Kit, approvals: Approvals) -> None:
         self._kit = kit
+        self._approvals = approvals
 
     @get(
         "/v1/tenants/{tenant_id}/entries",
@@ -163,6 +182,26 @@ class Entries(Resource):
             found = await entries_after(connection, tenant_id, after_seq, page.limit + 1)
         answers = [_entry_answer(entry) for entry in found]
         return page_response(answers, page, lambda entry: (int(entry.seq),))
+
+    @post(
+        "/v1/entries/{entry_id}/reverse",
+        roles=(Role.OFFICER, Role.FINANCE),
+        body=ProposeReversal,
+        answer=ProposedAnswer,
+        status=202,
+        idempotent=True,
+        problems=REVERSAL_PROBLEMS,
+    )
+    async def propose_reversal(self, request: Request, entry_id: str) -> Response:
+        """Propose to negate an entry; it is once an approver has approved it."""
+        principal = await self._kit.access.authorise(request)
+        async with self._kit.api.transaction(tenant=principal.sees) as connection:
+            entry = await find_entry(connection, entry_id)
+        if entry is None:
+            raise Problem("not-found", "no such entry")
+        command = await read_command(request, ProposeReversal)
+        terms = reversal_of(entry, command.body.reason)
+        return await self._approvals.propose(principal, command, terms)
 
 
 def _entry_answer(entry: Entry) -> EntryAnswer:
@@ -191,6 +230,7 @@ def _entry_answer(entry: Entry) -> EntryAnswer:
         lot=None if entry.lot is None else _lot_entry_answer(entry.lot),
         reverses=entry.reverses,
         reason=entry.reason,
+        limit=None if entry.limit is None else _limit_entry_answer(entry.limit),
     )
 
 
@@ -254,3 +294,7 @@ def _lot_entry_answer(lot: LotDetail) -> LotEntryAnswer:
         expires_at=optional_instant_text(lot.expires_ms),
         reclaimed_micro=None if lot.reclaimed_micro is None else str(lot.reclaimed_micro),
     )
+
+
+def _limit_entry_answer(limit: LimitDetail) -> LimitEntryAnswer:
+    return LimitEntryAnswer(credit_limit_micro=str(limit.credit_limit_micro))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import msgspec
 from fastapi import Request, Response
@@ -11,17 +11,48 @@ from msgspec import Meta, field
 from hisab_contracts.entries import GrantScope
 from hisab_contracts.ids import GrantId, HubText, IdText, KeyId, ProgrammeId, TenantId
 from hisab_contracts.reference import Role
+from hisab_contracts.units import instant_text, optional_instant_text
+from ledger.api.approvals import (
+    APPROVAL_PROBLEMS,
+    DECIDERS,
+    REVOCATION_PROBLEMS,
+    Approvals,
+    ApproveProposal,
+    DecisionAnswer,
+    ProposedAnswer,
+    RejectProposal,
+)
 from ledger.api.problems import problem_of
-from ledger.api.requests import parse_instant, parse_micro
+from ledger.api.requests import READERS, parse_instant, parse_micro, query_choice
 from ledger.commands import Commands, id_from_command
-from ledger.core.grants import MOST_IN_SCOPE, Grant, fault_of_terms, refuse_maker, scope_of
-from ledger.store import directory
-from runtime.http import IntegerText, Model, NoBody, Problem, Resource, post
+from ledger.core.balance import complete_until
+from ledger.core.grants import MOST_IN_SCOPE, Grant, GrantState, fault_of_terms, scope_of
+from ledger.core.programmes import GrantStanding, standing_of
+from ledger.core.proposals import revocation_of
+from ledger.placement import TenantPartitions
+from ledger.store.completeness import complete_until_of
+from ledger.store.directory import find_grant
+from ledger.store.programmes import ListedGrant, list_grants, show_grant
+from runtime.auth import require_own_tenant
+from runtime.http import (
+    IntegerText,
+    Model,
+    Position,
+    Problem,
+    Resource,
+    get,
+    json_response,
+    page_of,
+    page_response,
+    post,
+)
 from runtime.idempotency import Answer, read_command, run_command
 from runtime.service import Kit
 
 if TYPE_CHECKING:
     from runtime.database import Connection
+
+STATES: tuple[GrantStanding, ...] = (*get_args(GrantState), "expired")
 
 
 _Names = Annotated[tuple[IdText, ...], Meta(min_length=1, max_length=MOST_IN_SCOPE)]
@@ -51,25 +82,60 @@ class ProposeGrant(Model, frozen=True, kw_only=True):
     tax_effect: Literal["tender", "reduces_base"] = "tender"
 
 
-class GrantAnswer(Model, frozen=True, kw_only=True):
-    """Where a grant stands."""
+class ProposedGrant(Model, frozen=True, kw_only=True):
+    """A grant that was proposed; its id is its proposal's too."""
 
     grant_id: str
+    proposal_id: str
     state: str
+
+
+class GrantAnswer(Model, frozen=True, kw_only=True):
+    """A grant: its terms, where it stands, and what is left; drawn is what usage was paid with."""
+
+    grant_id: str
+    proposal_id: str
+    tenant_id: str
+    programme_id: str
+    grant_micro: str
+    priority: int
+    effective_at: str
+    expires_at: str | None
+    scope: GrantScope
+    coverage_bps: int
+    tax_effect: str
+    state: str
+    remaining_micro: str
+    drawn_micro: str
+    reserved_micro: str
+    expired_micro: str
+    proposed_by: str
+    proposed_at: str
+    approved_by: str | None
+    approved_at: str | None
+    rejected_by: str | None
+    rejected_at: str | None
+    reason: str | None
+    """Why it was rejected."""
 
 
 class Grants(Resource):
     """`/v1/grants`: nothing is granted by one person alone."""
 
-    def __init__(self, kit: Kit, commands: Commands) -> None:
+    def __init__(
+        self, kit: Kit, commands: Commands, approvals: Approvals, partitions: TenantPartitions
+    ) -> None:
+        """`partitions` says which watermarks there are: by them grants expire."""
         self._kit = kit
         self._commands = commands
+        self._approvals = approvals
+        self._partitions = partitions
 
     @post(
         "/v1/grants",
         roles=(Role.OFFICER,),
         body=ProposeGrant,
-        answer=GrantAnswer,
+        answer=ProposedGrant,
         status=201,
         idempotent=True,
         problems=("unsupported", "grant-expired", "not-found"),
@@ -104,48 +170,114 @@ class Grants(Resource):
             refused = await self._commands.propose_grant(connection, grant)
             if refused is not None:
                 raise problem_of(refused)
-            return Answer(201, _grant_answer(grant))
+            return Answer(
+                201,
+                ProposedGrant(
+                    grant_id=grant.grant_id, proposal_id=grant.grant_id, state=grant.state
+                ),
+            )
 
         return await run_command(
             self._kit.api, command, run, scope=body.tenant_id, tenant=principal.sees
         )
 
+    @get(
+        "/v1/grants",
+        roles=READERS,
+        others={Role.TENANT: "not-found"},
+        answer=GrantAnswer,
+        paged=True,
+        query=("tenant_id", "programme_id", "state"),
+    )
+    async def list_grants(self, request: Request) -> Response:
+        """Grants in the order in which they were proposed, each with what is left of it."""
+        principal = await self._kit.access.authorise(request)
+        tenant_id = request.query_params.get("tenant_id")
+        if tenant_id is not None:
+            require_own_tenant(principal, tenant_id)
+        page = page_of(request, tuple[Position])
+        (after,) = page.after or (0,)
+        state = query_choice(request, "state", STATES)
+        programme_id = request.query_params.get("programme_id")
+        async with self._kit.api.transaction(tenant=principal.sees) as connection:
+            until_ms = await self._complete_until_ms(connection)
+            found = await list_grants(
+                connection,
+                after,
+                page.limit + 1,
+                tenant_id=tenant_id,
+                programme_id=programme_id,
+                state=state,
+                complete_until_ms=until_ms,
+            )
+        numbers = {str(listed.grant.grant_id): listed.number for listed in found}
+        answers = [_grant_answer(listed, until_ms) for listed in found]
+        return page_response(answers, page, lambda answer: (numbers[answer.grant_id],))
+
+    @get(
+        "/v1/grants/{grant_id}",
+        roles=READERS,
+        others={Role.TENANT: "not-found"},
+        answer=GrantAnswer,
+    )
+    async def get_grant(self, request: Request, grant_id: str) -> Response:
+        """One grant: its terms, who decided it, and what is left of it."""
+        principal = await self._kit.access.authorise(request)
+        async with self._kit.api.transaction(tenant=principal.sees) as connection:
+            until_ms = await self._complete_until_ms(connection)
+            found = await show_grant(connection, grant_id)
+        if found is None:
+            raise Problem("not-found", "no such grant")
+        return json_response(_grant_answer(found, until_ms))
+
     @post(
         "/v1/grants/{grant_id}/approve",
-        roles=(Role.APPROVER, Role.OFFICER),
-        body=NoBody,
-        answer=GrantAnswer,
+        roles=DECIDERS,
+        body=ApproveProposal,
+        answer=DecisionAnswer,
         idempotent=True,
-        problems=("maker-is-checker", "grant-not-proposed", "grant-expired", "budget-exceeded"),
+        problems=(*APPROVAL_PROBLEMS, "grant-expired", "budget-exceeded"),
     )
     async def approve_grant(self, request: Request, grant_id: str) -> Response:
         """Approve a grant that another key proposed."""
+        return await self._approvals.approve(request, grant_id, only_grants=True)
+
+    @post(
+        "/v1/grants/{grant_id}/reject",
+        roles=DECIDERS,
+        body=RejectProposal,
+        answer=DecisionAnswer,
+        idempotent=True,
+        problems=("already-decided",),
+    )
+    async def reject_grant(self, request: Request, grant_id: str) -> Response:
+        """Reject a grant, or take one's own proposal back."""
+        return await self._approvals.reject(request, grant_id, only_grants=True)
+
+    @post(
+        "/v1/grants/{grant_id}/revoke",
+        roles=(Role.OFFICER,),
+        body=RejectProposal,
+        answer=ProposedAnswer,
+        status=202,
+        idempotent=True,
+        problems=REVOCATION_PROBLEMS,
+    )
+    async def propose_revocation(self, request: Request, grant_id: str) -> Response:
+        """Propose to end a grant early; once approved its window ends with the hour begun."""
         principal = await self._kit.access.authorise(request)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
-            grant = await directory.find_grant(connection, grant_id)
-        # An officer may not approve at all, but the proposer is told the better reason.
-        approver = KeyId(principal.key_id)
-        if grant is not None:
-            own_proposal = refuse_maker(grant, approver)
-            if own_proposal is not None:
-                raise problem_of(own_proposal)
-        if principal.role != Role.APPROVER:
-            raise Problem("forbidden", "approving takes a key of role approver")
+            grant = await find_grant(connection, grant_id)
         if grant is None:
             raise Problem("not-found", "no such grant")
-        command = await read_command(request, NoBody)
+        command = await read_command(request, RejectProposal)
+        terms = revocation_of(grant, command.body.reason)
+        return await self._approvals.propose(principal, command, terms)
 
-        async def run(connection: Connection) -> Answer:
-            approved = await self._commands.approve_grant(
-                connection, grant_id, approver, actor=principal.actor
-            )
-            if not isinstance(approved, Grant):
-                raise problem_of(approved)
-            return Answer(200, _grant_answer(approved))
-
-        return await run_command(
-            self._kit.api, command, run, scope=grant.tenant_id, tenant=principal.sees
-        )
+    async def _complete_until_ms(self, connection: Connection) -> int | None:
+        """Say until when all usage of all tenants has been heard of."""
+        until_ms = await complete_until_of(connection, self._partitions.all())
+        return complete_until(until_ms.values())
 
 
 def _scope_of(scope: Scope) -> GrantScope | None:
@@ -153,5 +285,30 @@ def _scope_of(scope: Scope) -> GrantScope | None:
     return scope_of(msgspec.convert(msgspec.to_builtins(scope), GrantScope))
 
 
-def _grant_answer(grant: Grant) -> GrantAnswer:
-    return GrantAnswer(grant_id=grant.grant_id, state=grant.state)
+def _grant_answer(listed: ListedGrant, complete_until_ms: int | None) -> GrantAnswer:
+    grant, lot = listed.grant, listed.lot
+    return GrantAnswer(
+        grant_id=grant.grant_id,
+        proposal_id=grant.grant_id,
+        tenant_id=grant.tenant_id,
+        programme_id=grant.programme_id,
+        grant_micro=str(grant.grant_micro),
+        priority=grant.priority,
+        effective_at=instant_text(grant.effective_ms),
+        expires_at=optional_instant_text(grant.expires_ms),
+        scope=grant.scope or GrantScope(),
+        coverage_bps=grant.coverage_bps,
+        tax_effect=grant.tax_effect,
+        state=standing_of(grant, lot, complete_until_ms),
+        remaining_micro=str(lot.remaining_micro),
+        drawn_micro=str(lot.drawn_micro),
+        reserved_micro=str(lot.reserved_micro),
+        expired_micro=str(lot.expired_micro),
+        proposed_by=grant.proposed_by,
+        proposed_at=instant_text(listed.proposed_ms),
+        approved_by=grant.approved_by,
+        approved_at=optional_instant_text(listed.approved_ms),
+        rejected_by=listed.rejected_by,
+        rejected_at=optional_instant_text(listed.rejected_ms),
+        reason=listed.reason,
+    )

@@ -9,11 +9,22 @@ from fastapi import Request, Response
 from hisab_contracts.ids import HubText, IdText
 from hisab_contracts.reference import Role
 from ledger.api.problems import problem_of
+from ledger.api.requests import parse_micro
 from ledger.commands import Commands, id_from_command
 from ledger.core.decisions import NotFound
-from ledger.core.directory import fault_of_key
+from ledger.core.directory import fault_of_key, fault_of_limit
 from runtime.auth import find_access_key
-from runtime.http import Model, NoBody, Problem, Resource, post
+from runtime.http import (
+    IntegerText,
+    Model,
+    NoBody,
+    Problem,
+    Resource,
+    json_response,
+    post,
+    put,
+    read_body,
+)
 from runtime.idempotency import Answer, read_command, run_command
 from runtime.service import Kit
 
@@ -41,6 +52,19 @@ class RevokedKey(Model, frozen=True, kw_only=True):
 
     key_id: str
     state: str
+
+
+class LimitKey(Model, frozen=True, kw_only=True):
+    """How much a key may approve at once; null: any amount."""
+
+    approve_up_to_micro: IntegerText | None
+
+
+class KeyLimits(Model, frozen=True, kw_only=True):
+    """How much a key may approve from now on."""
+
+    key_id: str
+    approve_up_to_micro: str | None
 
 
 class Keys(Resource):
@@ -107,3 +131,27 @@ class Keys(Resource):
         return await run_command(
             self._kit.api, command, run, scope=principal.role_scope, tenant=principal.sees
         )
+
+    @put(
+        "/v1/keys/{key_id}/limits",
+        roles=(Role.OPERATOR,),
+        body=LimitKey,
+        answer=KeyLimits,
+    )
+    async def limit_key(self, request: Request, key_id: str) -> Response:
+        """Say how much a key may approve: for every approval that begins afterwards."""
+        principal = await self._kit.access.authorise(request)
+        async with self._kit.api.connection() as connection:
+            found = await find_access_key(connection, key_id)
+        if found is None:
+            raise Problem("not-found", "no such key")
+        body = await read_body(request, LimitKey)
+        fault = fault_of_limit(Role(found.role))
+        if fault is not None:
+            raise Problem("malformed", fault)
+        up_to_micro = None
+        if body.approve_up_to_micro is not None:
+            up_to_micro = parse_micro(body.approve_up_to_micro, "approve_up_to_micro", least=0)
+        async with self._kit.api.transaction(tenant=principal.sees) as connection:
+            await self._commands.limit_key(connection, key_id, up_to_micro, actor=principal.actor)
+        return json_response(KeyLimits(key_id=key_id, approve_up_to_micro=body.approve_up_to_micro))

@@ -7,14 +7,13 @@ from typing import Final, assert_never
 from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.units import MAX_MICRO, instant_text
 from ledger.commands import AlreadyExists
+from ledger.core.adjustments import BudgetOutOfRange, NotCommercial
 from ledger.core.charges import RefundAboveTotal, TotalOutOfRange
 from ledger.core.decisions import BookRefusal, NotFound
 from ledger.core.grants import (
     BudgetExceeded,
     CurrencyDiffers,
     GrantExpired,
-    GrantNotProposed,
-    MakerIsChecker,
     ProposalRefusal,
 )
 from ledger.core.holds import (
@@ -26,6 +25,14 @@ from ledger.core.holds import (
 )
 from ledger.core.movements import AlreadyInvoiced, NotReceivable
 from ledger.core.prepayments import PaymentDiffers
+from ledger.core.proposals import (
+    AboveLimit,
+    AlreadyDecided,
+    ConflictOfInterest,
+    DecisionForbidden,
+    DecisionRefusal,
+    MakerIsChecker,
+)
 from ledger.core.withdrawals import (
     AlreadyDrawn,
     AlreadyReclaimed,
@@ -45,7 +52,9 @@ _NOT_REVERSIBLE: Final = {
     "not-reversible": "entries of this kind are not reversed",
 }
 
-CommandRefusal = BookRefusal | ProposalRefusal | NoPrice | PriceOutOfRange | AlreadyExists
+CommandRefusal = (
+    BookRefusal | ProposalRefusal | DecisionRefusal | NoPrice | PriceOutOfRange | AlreadyExists
+)
 """Why a command is refused, over HTTP."""
 
 
@@ -60,10 +69,19 @@ def problem_of(refusal: CommandRefusal) -> Problem:
             return Problem("already-exists", f"{what} exists")
         case CurrencyDiffers(currency):
             return Problem("unsupported", f"the programme grants {currency} only")
-        case MakerIsChecker():
-            return Problem("maker-is-checker")
-        case GrantNotProposed(state):
-            return Problem("grant-not-proposed", f"it is {state}", state=state)
+        case (
+            MakerIsChecker()
+            | DecisionForbidden()
+            | AlreadyDecided()
+            | ConflictOfInterest()
+            | AboveLimit()
+        ):
+            return _problem_of_decision(refusal)
+        case BudgetOutOfRange(budget_micro):
+            bound = f"a budget is at most {MAX_MICRO} micro in all"
+            return Problem("budget-out-of-range", bound, budget_micro=str(budget_micro))
+        case NotCommercial(kind):
+            return Problem("not-commercial", f"the tenant is of kind {kind}")
         case GrantExpired(expires_ms):
             return Problem("grant-expired", f"its window ended at {instant_text(expires_ms)}")
         case BudgetExceeded(budget_left_micro=left_micro, shortfall_micro=shortfall_micro):
@@ -131,5 +149,31 @@ def _problem_of_withdrawal(refusal: WithdrawalRefusal) -> Problem:
             return Problem("already-reclaimed", "the programme has it again")
         case NotExpired():
             return Problem("not-expired", "nothing has expired of this grant, or not all of it yet")
+        case _:
+            assert_never(refusal)
+
+
+def _problem_of_decision(refusal: DecisionRefusal) -> Problem:
+    """Return the problem of an approval or rejection that is refused."""
+    match refusal:
+        case MakerIsChecker():
+            return Problem("maker-is-checker", "have it approved with another key")
+        case DecisionForbidden(who):
+            return Problem("forbidden", who)
+        case AlreadyDecided(state):
+            return Problem("already-decided", f"it is {state}", state=state)
+        case ConflictOfInterest():
+            return Problem("conflict-of-interest", "have it approved by somebody without one")
+        case AboveLimit(
+            up_to_micro=up_to_micro, needed_micro=needed_micro, may_approve=may_approve
+        ):
+            who = ", ".join(may_approve) or "nobody: an operator may raise a limit"
+            return Problem(
+                "above-limit",
+                f"this key approves up to {up_to_micro} micro; who may approve it: {who}",
+                approve_up_to_micro=str(up_to_micro),
+                needed_micro=str(needed_micro),
+                may_approve=list(may_approve),
+            )
         case _:
             assert_never(refusal)

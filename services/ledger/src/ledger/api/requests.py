@@ -8,8 +8,9 @@ Refusals (`Problem`, 422 `malformed`): an amount out of its bounds, a text that 
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
+from fastapi import Request
 from msgspec import Meta
 
 from hisab_contracts.events import EARLIEST_MS, LATEST_MS
@@ -17,7 +18,11 @@ from hisab_contracts.reference import Role
 from hisab_contracts.units import MAX_MICRO, instant_ms
 from runtime.http import Problem
 
+T = TypeVar("T", bound=str)
+
 FreeText = Annotated[str, Meta(min_length=1, max_length=200)]
+ReasonText = Annotated[str, Meta(min_length=1, max_length=1_000)]
+"""Why a person decides something: kept with the decision."""
 
 READERS: Final = (
     Role.OPERATOR,
@@ -28,6 +33,17 @@ READERS: Final = (
     Role.TENANT,
 )
 """Who may read books; a tenant's key only its own."""
+
+
+def query_choice(request: Request, name: str, choices: tuple[T, ...]) -> T | None:
+    """Read a filter that takes one of a few words; None without it, 422 for any other word."""
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    for choice in choices:
+        if choice == text:
+            return choice
+    raise Problem("malformed", f"{name} is one of {', '.join(choices)}")
 
 
 def parse_micro(text: str, name: str, *, least: int) -> int:

@@ -33,6 +33,7 @@ from hisab_contracts.entries import (
     Entry,
     GrantDetail,
     HoldDetail,
+    LimitDetail,
     LotDetail,
     Posting,
     entry_hash,
@@ -206,6 +207,7 @@ def next_entry(
     hold: HoldDetail | None = None,
     grant: GrantDetail | None = None,
     lot: LotDetail | None = None,
+    limit: LimitDetail | None = None,
     reverses: EntryId | None = None,
     reason: str | None = None,
 ) -> Entry:
@@ -232,6 +234,7 @@ def next_entry(
         hold=hold,
         grant=grant,
         lot=lot,
+        limit=limit,
         reverses=reverses,
         reason=reason,
     )
@@ -284,6 +287,8 @@ def evolve(books: Books, entry: Entry) -> Books:
         book = with_reservations(book, [*freed, *hold.reserved])
     elif entry.lot is not None:
         book = replace(book, lots=_with_change(book.lots, entry.lot))
+    elif entry.limit is not None:
+        book = replace(book, credit_limit_micro=entry.limit.credit_limit_micro)
     return Books(book, bucket, hold, programme)
 
 

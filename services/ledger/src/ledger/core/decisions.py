@@ -17,11 +17,12 @@ What each command enters is decided in a module of its own subject: `charges`, `
 Refusals, in order of precedence; of any command first `NotFound` (no such book). Charge:
 `RefundAboveTotal`, `TotalOutOfRange`. Hold placed: `HoldOver`, `InsufficientCredit`. Hold extended:
 `NotFound` (no such hold), `HoldClosed`, `HoldOver`, `InsufficientCredit`. Hold released:
-`NotFound` (no such hold), `HoldClosed`. Grant approved: `MakerIsChecker`, `GrantNotProposed`,
-`GrantExpired`, `BudgetExceeded`. Invoiced: `AlreadyInvoiced`, `NotReceivable`. Entry reversed:
-`NotReversible`, `AlreadyReversed`, `AlreadyDrawn`, `Reserved`, `AlreadyReclaimed`. Grant revoked:
-`GrantNotApproved`, `GrantExpired`. Expired credit reclaimed: `AlreadyReclaimed`, `NotExpired`.
-Topped up: `PaymentDiffers`. Lots expired: none.
+`NotFound` (no such hold), `HoldClosed`. Grant approved: `GrantExpired`, `BudgetExceeded`. Invoiced:
+`AlreadyInvoiced`, `NotReceivable`. Budget added: `BudgetOutOfRange`. Credit limit changed:
+`NotCommercial`. Entry reversed: `NotReversible`, `AlreadyReversed`, `AlreadyDrawn`, `Reserved`,
+`AlreadyReclaimed`. Grant revoked: `GrantNotApproved`, `GrantExpired`. Expired credit reclaimed:
+`AlreadyReclaimed`, `NotExpired`. Topped up: `PaymentDiffers`. Lots expired: none. Who may approve
+what is decided before (`proposals`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,14 @@ from msgspec.structs import replace
 from hisab_contracts.charges import AllocationFinal, BucketTotal
 from hisab_contracts.entries import Entry
 from hisab_contracts.ids import HoldId, ProgrammeId, TenantId
+from ledger.core.adjustments import (
+    AddBudget,
+    BudgetOutOfRange,
+    ChangeCreditLimit,
+    NotCommercial,
+    add_budget,
+    change_credit_limit,
+)
 from ledger.core.book import (
     INVOICED,
     PROGRAMME_BOOK,
@@ -97,6 +106,8 @@ BookCommand = (
     | ApproveGrant
     | RecordInvoiced
     | SetBudget
+    | AddBudget
+    | ChangeCreditLimit
     | ReverseEntry
     | RevokeGrant
     | ReclaimExpired
@@ -125,6 +136,8 @@ BookRefusal = (
     | RevocationRefusal
     | ReclaimRefusal
     | PaymentDiffers
+    | BudgetOutOfRange
+    | NotCommercial
 )
 """The closed union of why a command is refused; precedence stands in the module's docstring."""
 
@@ -184,8 +197,10 @@ def footprint_of(command: BookCommand) -> Footprint:
             return Footprint()
         case RecordInvoiced():
             return Footprint(accounts=(INVOICED + command.document_id,))
-        case SetBudget():
+        case SetBudget() | AddBudget():
             return Footprint(accounts=("authority", "budget"))
+        case ChangeCreditLimit():
+            return Footprint()
         case _:
             assert_never(command)
 
@@ -349,7 +364,7 @@ class UnitOfWork:
         """Open a book where a command touches it; None when there is no such book."""
         book = self._books.get(book_id)
         # A programme's book takes its budget and nothing else; a tenant's never takes one.
-        if book is None or (book.kind == "fund") != isinstance(command, SetBudget):
+        if book is None or (book.kind == "fund") != isinstance(command, SetBudget | AddBudget):
             return None
         due = self._due.get(book_id)
         if isinstance(command, BucketTotal):
@@ -474,5 +489,9 @@ def _decide(
             return top_up(books.book, command, now_ms)
         case ExpireLots():
             return expire_lots(books, now_ms)
+        case AddBudget():
+            return add_budget(books.book, command, now_ms)
+        case ChangeCreditLimit():
+            return change_credit_limit(books.book, command, now_ms)
         case _:
             assert_never(command)

@@ -3,8 +3,8 @@
 A tenant and a programme are registered together with their book, which begins without entries. A
 key belongs to at most one tenant or one hub, and its role says to which.
 
-Refusals: `fault_of_tenant` and `fault_of_key` say what makes no sense, before anything is looked
-up. Whether an id is taken the store finds out when it registers.
+Refusals: `fault_of_tenant`, `fault_of_key` and `fault_of_limit` say what makes no sense, before
+anything is looked up. Whether an id is taken the store finds out when it registers.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ def fault_of_key(role: Role, *, tenant_id: str | None, hub: str | None) -> str |
     if (role is Role.HUB) != (hub is not None):
         return "hub goes with role hub, and with no other"
     return None
+
+
+def fault_of_limit(role: Role) -> str | None:
+    """Say why a key cannot be given a limit of what it approves, or None."""
+    return None if role is Role.APPROVER else "only a key of role approver approves anything"
 
 
 def book_of_tenant(record: TenantRecord) -> Book:

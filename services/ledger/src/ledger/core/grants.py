@@ -1,10 +1,10 @@
-"""What a grant is, what is wrong with its terms, and who may approve it.
+"""What a grant is, what is wrong with its terms, and when it can be approved.
 
 A *grant* is a promise of credit by a programme to a tenant: proposed by an officer, approved by
-somebody else. An approved grant is one *lot* of the tenant's book (`lots.Lot`), with terms that
-never change: a window [effective, expires) on whole UTC hours, a priority, a scope, and the share
-of each bucket that it pays. Because usage is charged by the UTC hour, an hour bucket lies wholly
-inside or outside every window.
+somebody else (`proposals`). An approved grant is one *lot* of the tenant's book (`lots.Lot`), with
+terms that never change: a window [effective, expires) on whole UTC hours, a priority, a scope, and
+the share of each bucket that it pays. Because usage is charged by the UTC hour, an hour bucket lies
+wholly inside or outside every window.
 
 Approving moves budget of the programme to the tenant, in two books at once, so a programme can
 never promise more than it has (`decisions`).
@@ -13,8 +13,8 @@ A grant is over only when all usage of its window has been heard of: then it wou
 One whose window has ended by the clock still pays for usage that is heard of late.
 
 Refusals, in order of precedence. Terms: not well-formed (`fault_of_terms`).
-Proposal: `CurrencyDiffers`, `GrantExpired`. Approval: `MakerIsChecker`, `GrantNotProposed`,
-`GrantExpired`, `BudgetExceeded`.
+Proposal: `CurrencyDiffers`, `GrantExpired`. Approval, once the approver may approve it
+(`proposals`): `GrantExpired`, `BudgetExceeded`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from msgspec.structs import replace
 
 from hisab_contracts.entries import GrantScope
 from hisab_contracts.ids import GrantId, KeyId, ProgrammeId, TenantId
+from hisab_contracts.invariants import invariant
 from hisab_contracts.units import is_whole_hour
 from ledger.core.lots import WHOLE_BPS
 
-GrantState = Literal["proposed", "approved", "revoked", "reversed"]
+GrantState = Literal["proposed", "approved", "rejected", "revoked", "reversed"]
 TaxEffect = Literal["tender", "reduces_base"]
 """What paying with a grant means for tax: it pays the bill, or it makes the taxed price less."""
 
@@ -38,7 +39,7 @@ MOST_IN_SCOPE: Final = 100
 
 
 class Grant(Struct, frozen=True, kw_only=True):
-    """A proposed or approved grant: its terms, who proposed it and who approved it."""
+    """A grant, proposed or decided: its terms, who proposed it and who approved it."""
 
     grant_id: GrantId
     tenant_id: TenantId
@@ -63,7 +64,6 @@ class ApproveGrant(Struct, frozen=True, kw_only=True):
     """Move budget of the grant's programme to a lot of its tenant: two books, one command."""
 
     grant: Grant
-    approver: KeyId
     actor: str
     """The approver as entries name who did something."""
 
@@ -73,16 +73,6 @@ class CurrencyDiffers(Struct, frozen=True):
 
     currency: str
     """The programme's."""
-
-
-class MakerIsChecker(Struct, frozen=True):
-    """The key that proposed a grant asks to approve it."""
-
-
-class GrantNotProposed(Struct, frozen=True):
-    """The grant has been decided already."""
-
-    state: GrantState
 
 
 class GrantExpired(Struct, frozen=True):
@@ -101,7 +91,7 @@ class BudgetExceeded(Struct, frozen=True, kw_only=True):
 ProposalRefusal = CurrencyDiffers | GrantExpired
 """Why a grant cannot be proposed, in order of precedence."""
 
-ApprovalRefusal = MakerIsChecker | GrantNotProposed | GrantExpired | BudgetExceeded
+ApprovalRefusal = GrantExpired | BudgetExceeded
 """Why a grant cannot be approved, in order of precedence."""
 
 
@@ -121,14 +111,9 @@ def refuse_proposal(
 def refuse_approval(
     command: ApproveGrant, *, budget_left_micro: int, complete_until_ms: int | None
 ) -> ApprovalRefusal | None:
-    """Say why a grant cannot be approved, or None. Every grant needs two keys."""
+    """Say why a grant cannot be approved, or None; who may approve it is decided before."""
     grant = command.grant
-    # First of all: the proposer learns nothing else about the grant, not even that it is decided.
-    own_proposal = refuse_maker(grant, command.approver)
-    if own_proposal is not None:
-        return own_proposal
-    if grant.state != "proposed":
-        return GrantNotProposed(grant.state)
+    invariant(grant.state == "proposed", "a grant is decided once")
     expired = _refuse_expired(grant, complete_until_ms)
     if expired is not None:
         return expired
@@ -136,11 +121,6 @@ def refuse_approval(
     if shortfall_micro > 0:
         return BudgetExceeded(budget_left_micro=budget_left_micro, shortfall_micro=shortfall_micro)
     return None
-
-
-def refuse_maker(grant: Grant, approver: KeyId) -> MakerIsChecker | None:
-    """Refuse to have a grant approved by the key that proposed it; None for any other key."""
-    return MakerIsChecker() if approver == grant.proposed_by else None
 
 
 def _refuse_expired(grant: Grant, complete_until_ms: int | None) -> GrantExpired | None:

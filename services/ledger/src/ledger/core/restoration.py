@@ -27,6 +27,7 @@ from msgspec import Struct
 
 from hisab_contracts.entries import Entry, entry_hash
 from hisab_contracts.ids import EntryId, GrantId, HubCode, ProgrammeId, ProjectId, Sku, TenantId
+from ledger.core.adjustments import AddBudget
 from ledger.core.book import (
     PROGRAMME_BOOK,
     Book,
@@ -39,7 +40,7 @@ from ledger.core.book import (
 from ledger.core.decisions import UnitOfWork
 from ledger.core.holds import PlaceHold
 from ledger.core.lots import LOT
-from ledger.core.movements import FUNDING, granted_account
+from ledger.core.movements import FUNDING, SetBudget, granted_account
 from ledger.core.prepayments import PREPAID
 
 UNKNOWN: Final = "-"
@@ -206,6 +207,14 @@ def counterpart_of(
         caused_by=entry.caused_by,
         actor=entry.actor,
     )
+
+
+def give_budget(programme: Book, budget_micro: int, *, actor: str) -> SetBudget | AddBudget | None:
+    """Say by which command a programme comes to what an operator says that it was given in all."""
+    if not programme.seq:
+        return SetBudget(budget_micro=budget_micro, actor=actor)
+    add_micro = budget_micro + balance_micro(programme, "authority")
+    return AddBudget(add_micro=add_micro, caused_by=actor, actor=actor) if add_micro > 0 else None
 
 
 def programme_book_of(programme_id: ProgrammeId) -> TenantId:

@@ -182,6 +182,8 @@ def reclaim_expired(
 ) -> tuple[Entry, ...] | ReclaimRefusal:
     """Give what has expired of a grant back to its programme: an entry in each of their books."""
     grant, book = command.grant, books.book
+    if grant.state in ("proposed", "rejected"):
+        return NotExpired()
     lot = lot_of(book, grant.grant_id)
     if lot.reclaimed_micro:
         return AlreadyReclaimed()

@@ -250,11 +250,12 @@ _BOOK_ARRAYS = (
     + ")"
 )
 _INSERT_BOOK = "insert into books (" + BOOK_COLUMNS + ") select " + BOOK_COLUMNS + _BOOK_ARRAYS
-# Kind, currency and limit of a book never change.
+# Kind and currency of a book never change.
 _UPDATE_BOOKS = (
     """
 update books b
    set seq = n.seq, head_hash = n.head_hash, recorded_at = n.recorded_at,
+       credit_limit_micro = n.credit_limit_micro,
        charged_micro = n.charged_micro, funded_micro = n.funded_micro,
        receivable_micro = n.receivable_micro, invoiced_micro = n.invoiced_micro,
        settled_micro = n.settled_micro, unfunded_micro = n.unfunded_micro,

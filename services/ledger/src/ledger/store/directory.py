@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 from hisab_contracts.ids import (
+    EntryId,
     GrantId,
     KeyId,
     PriceClass,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from runtime.database import Connection
 
-_GRANT_COLUMNS: Final = """
+GRANT_COLUMNS: Final = """
 grant_id, tenant_id, programme_id, grant_micro, priority, effective_at, expires_at, state,
 proposed_by, approved_by, scope, coverage_bps, tax_effect
 """
@@ -67,13 +68,16 @@ async def add_tenant(connection: Connection, record: TenantRecord, name: str) ->
     return True
 
 
+# The limit as it is now: in the book. In `tenants` it stands as it was registered.
 _TENANT = """
-select t.tenant_id, t.kind, t.currency, t.credit_limit_micro,
+select t.tenant_id, t.kind, t.currency, b.credit_limit_micro,
        array(select p.project_id from projects p where p.tenant_id = t.tenant_id
               order by p.project_id) as projects
   from tenants t
+  join books b on b.tenant_id = t.tenant_id
  where t.tenant_id = $1
 """
+_REGISTERED_LIMIT = "select credit_limit_micro from tenants where tenant_id = $1"
 
 
 async def find_tenant(connection: Connection, tenant_id: str) -> TenantRecord | None:
@@ -90,6 +94,12 @@ async def find_tenant(connection: Connection, tenant_id: str) -> TenantRecord | 
     )
 
 
+async def registered_limit_micro(connection: Connection, tenant_id: str) -> int:
+    """Return the credit limit with which a book was opened; a programme's has none."""
+    limit_micro: int | None = await connection.fetchval(_REGISTERED_LIMIT, tenant_id)
+    return limit_micro or 0
+
+
 _UNKNOWN_TENANTS = """
 select n.tenant_id
   from unnest($1::text[]) as n (tenant_id)
@@ -104,17 +114,32 @@ async def unknown_tenants(connection: Connection, tenant_ids: Sequence[str]) -> 
 
 
 _INSERT_PROGRAMME = """
-insert into programmes (programme_id, name, currency, budget_micro)
-values ($1, $2, $3, $4)
+insert into programmes (programme_id, name, currency, budget_micro, theme, ends_at)
+values ($1, $2, $3, $4, $5, $6)
 on conflict do nothing
 """
 
 
 async def add_programme(
-    connection: Connection, programme_id: str, name: str, currency: str, budget_micro: int
+    connection: Connection,
+    programme_id: str,
+    name: str,
+    currency: str,
+    budget_micro: int,
+    *,
+    theme: str | None = None,
+    ends_ms: int | None = None,
 ) -> bool:
     """Register a programme; False when its id is taken."""
-    status = await connection.execute(_INSERT_PROGRAMME, programme_id, name, currency, budget_micro)
+    status = await connection.execute(
+        _INSERT_PROGRAMME,
+        programme_id,
+        name,
+        currency,
+        budget_micro,
+        theme,
+        optional_moment_of(ends_ms),
+    )
     return status == "INSERT 0 1"
 
 
@@ -131,17 +156,26 @@ async def programme_currency(connection: Connection, programme_id: str) -> str |
 
 _INSERT_GRANT = (
     "insert into grants ("
-    + _GRANT_COLUMNS
+    + GRANT_COLUMNS
     + ") values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11::jsonb, $12, $13)"
 )
-_FIND_GRANT = "select " + _GRANT_COLUMNS + " from grants where grant_id = $1"
+_FIND_GRANT = "select " + GRANT_COLUMNS + " from grants where grant_id = $1"
 _LOCK_GRANT = _FIND_GRANT + " for no key update"
 _APPROVE_GRANT = (
     """
-update grants set state = 'approved', approved_by = $2, approved_at = clock_timestamp()
+update grants
+   set state = 'approved', approved_by = $2, approved_at = clock_timestamp(), entry_ids = $3
  where grant_id = $1
 returning """
-    + _GRANT_COLUMNS
+    + GRANT_COLUMNS
+)
+_REJECT_GRANT = (
+    """
+update grants
+   set state = 'rejected', rejected_by = $2, rejected_at = clock_timestamp(), reason = $3
+ where grant_id = $1
+returning """
+    + GRANT_COLUMNS
 )
 
 
@@ -168,19 +202,21 @@ async def add_grant(connection: Connection, grant: Grant) -> None:
 async def find_grant(connection: Connection, grant_id: str) -> Grant | None:
     """Find a grant that this transaction may see."""
     row = await connection.fetchrow(_FIND_GRANT, grant_id)
-    return None if row is None else _grant_from_row(row)
+    return None if row is None else grant_from_row(row)
 
 
 async def lock_grant(connection: Connection, grant_id: str) -> Grant | None:
     """Find a grant and keep others from deciding it before this transaction ends."""
     row = await connection.fetchrow(_LOCK_GRANT, grant_id)
-    return None if row is None else _grant_from_row(row)
+    return None if row is None else grant_from_row(row)
 
 
-async def mark_approved(connection: Connection, grant_id: GrantId, approver: KeyId) -> Grant:
+async def mark_approved(
+    connection: Connection, grant_id: GrantId, approver: KeyId, entry_ids: Sequence[EntryId]
+) -> Grant:
     """Store an approval; returns the grant as approved. It is decided, and the row locked."""
-    (row,) = await connection.fetch(_APPROVE_GRANT, grant_id, approver)
-    return _grant_from_row(row)
+    (row,) = await connection.fetch(_APPROVE_GRANT, grant_id, approver, entry_ids)
+    return grant_from_row(row)
 
 
 _END_GRANT = "update grants set state = $2 where grant_id = $1"
@@ -193,7 +229,16 @@ async def mark_ended(
     await connection.execute(_END_GRANT, grant_id, state)
 
 
-def _grant_from_row(row: Row) -> Grant:
+async def mark_rejected(
+    connection: Connection, grant_id: GrantId, rejecter: KeyId, reason: str
+) -> Grant:
+    """Store a rejection; returns the grant as rejected. It is decided, and the row locked."""
+    (row,) = await connection.fetch(_REJECT_GRANT, grant_id, rejecter, reason)
+    return grant_from_row(row)
+
+
+def grant_from_row(row: Row) -> Grant:
+    """Read one grant."""
     return Grant(
         grant_id=GrantId(row["grant_id"]),
         tenant_id=TenantId(row["tenant_id"]),

@@ -13,6 +13,7 @@ Beside the entries stand the charges that could not become entries (parked, with
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -25,6 +26,7 @@ from hisab_contracts.entries import (
     Entry,
     GrantDetail,
     HoldDetail,
+    LimitDetail,
     LotDetail,
     Posting,
 )
@@ -41,7 +43,7 @@ from hisab_contracts.ids import (
     TenantId,
     entry_id,
 )
-from hisab_contracts.units import moment_of, ms_of
+from hisab_contracts.units import MAX_MICRO, moment_of, ms_of
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from runtime.database import Connection
 
 
+_SEQ: Final = re.compile(r"[1-9][0-9]{0,18}")
 _ENTRY_SCALARS: Final = """
 tenant_id, seq, kind, effective_at, recorded_at, hash, caused_by, actor, bucket_id, allocation_id,
 project_id, hold_id, hub, node_id, sku, price_class, price_version, revision, gpu_ns, over_limit,
@@ -120,6 +123,7 @@ class _RareOfEntry(Struct, frozen=True, omit_defaults=True):
     """What few entries of other kinds have."""
 
     lot: LotDetail | None = None
+    limit: LimitDetail | None = None
     reverses: EntryId | None = None
     reason: str | None = None
 
@@ -134,7 +138,7 @@ def _detail_bytes(entry: Entry) -> bytes | None:
     if detail is None:
         charge = entry.charge
         rare: Struct = (
-            _RareOfEntry(entry.lot, entry.reverses, entry.reason)
+            _RareOfEntry(entry.lot, entry.limit, entry.reverses, entry.reason)
             if charge is None
             else _RareOfCharge(charge.refunded_micro, charge.reserved, charge.short_micro)
         )
@@ -188,6 +192,15 @@ async def entry_caused_by(
     return entry
 
 
+async def find_entry(connection: Connection, entry_id: str) -> Entry | None:
+    """Find an entry that this transaction may see, by its id: `<book>.<seq>`."""
+    book_id, _, number = entry_id.rpartition(".")
+    if _SEQ.fullmatch(number) is None or int(number) > MAX_MICRO:
+        return None
+    found = await entries_after(connection, book_id, int(number) - 1, 1)
+    return next((entry for entry in found if entry.entry_id == entry_id), None)
+
+
 # Which entries are here, by place, and what they are.
 _HASHES_OF = """
 select e.tenant_id, e.seq, e.hash
@@ -237,6 +250,7 @@ def entry_from_row(row: Row) -> Entry:
         hold=msgspec.json.decode(detail, type=HoldDetail) if kind in _OF_HOLDS else None,
         grant=msgspec.json.decode(detail, type=GrantDetail) if kind in _OF_LOTS else None,
         lot=rare.lot,
+        limit=rare.limit,
         reverses=rare.reverses,
         reason=rare.reason,
     )

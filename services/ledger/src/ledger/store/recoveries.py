@@ -91,6 +91,29 @@ async def take_back_grant(
     )
 
 
+_TAKE_BACK_PROPOSAL = """
+update proposals
+   set state = 'approved', decided_by = $2, decided_at = $3, entry_ids = array[$4::text]
+ where proposal_id = $1 and state = 'proposed' and proposed_by <> $2
+"""
+
+
+async def take_back_approval(
+    connection: Connection, proposal_id: str, approver: KeyId, entry: Entry
+) -> None:
+    """Note that a proposal which the backup has as open was approved, as its entry says.
+
+    So it is not entered a second time. One that the backup lacks is gone; its entry is not.
+    """
+    await connection.execute(
+        _TAKE_BACK_PROPOSAL,
+        proposal_id,
+        approver,
+        moment_of(entry.recorded_ms),
+        entry.entry_id,
+    )
+
+
 _RECORD_RECOVERY = """
 insert into recoveries (accepted_by, reason, entries, tenants, holds) values ($1, $2, $3, $4, $5)
 """
