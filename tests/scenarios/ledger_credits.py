@@ -2,7 +2,7 @@
 
 Amounts are in PKR (one table counts single micro-units), times are UTC of 31 July 2025. Every row
 says what happens, what the ledger answers, which entries that makes, and what a finance officer
-sees afterwards. Worked with pencil and paper from `interface/credits.md`.
+sees afterwards. Worked with pencil and paper from what outsiders may rely on.
 """
 
 from __future__ import annotations

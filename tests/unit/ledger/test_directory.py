@@ -10,6 +10,7 @@ from ledger.core.directory import (
     book_of_programme,
     book_of_tenant,
     fault_of_key,
+    fault_of_limit,
     fault_of_programme,
     fault_of_tenant,
 )
@@ -89,3 +90,9 @@ def test_no_programme_is_called_as_what_tenants_pay_beforehand() -> None:
     """Their lots would be taken for each other's."""
     named = [fault_of_programme(ProgrammeId(name)) for name in ("ignite", "prepaid")]
     assert [False, True] == [fault is not None for fault in named]
+
+
+def test_only_a_key_that_approves_can_be_limited_in_what_it_approves() -> None:
+    """A limit on any other would say that it may approve something."""
+    faults = {role: fault_of_limit(role) for role in Role}
+    assert [Role.APPROVER] == [role for role, fault in faults.items() if fault is None]
