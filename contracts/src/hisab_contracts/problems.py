@@ -49,6 +49,7 @@ _CATALOGUE = (
     ProblemType("already-decided", "It was approved or rejected before", 409),
     ProblemType("not-commercial", "Only a commercial tenant has a credit limit", 409),
     ProblemType("grant-expired", "The grant's window has already ended", 409),
+    ProblemType("suspended", "The tenant is suspended: no new job of it is admitted", 409),
     ProblemType("hold-closed", "The hold has already reached its end", 409),
     ProblemType("not-receivable", "More than what is receivable would be invoiced", 409),
     ProblemType("already-reversed", "The entry has been negated before", 409),

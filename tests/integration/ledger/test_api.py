@@ -239,6 +239,32 @@ async def test_holds_are_found_by_job_and_extended_whole_or_not_at_all(
     assert (422, "malformed") == (odd.status_code, odd.json()["code"])
 
 
+async def test_a_suspended_tenant_is_refused_before_anything_else_about_its_hold(
+    api: Api, ledger: RealLedger
+) -> None:
+    """Before a price that is missing and credit that lacks; and only until it is resumed."""
+    await ledger.tenant("paused", "commercial", 1_000)
+    path = "/v1/tenants/paused"
+    said = [
+        (await api.post(f"{path}/suspend", {"reason": "abuse"}, "operator", key=f"s-{n}")).json()
+        for n in range(2)
+    ]
+    assert [{"tenant_id": "paused", "state": "suspended"}] * 2 == said
+    unpriced = hold_of("paused", None, sku="unheard", price_class="x", gpus=1, duration_ms=1)
+    for number, asked in enumerate((hold_of("paused", "5000"), unpriced)):
+        refused = await api.post("/v1/holds", asked, "scheduler", key=f"s-hold-{number}")
+        assert (409, "suspended") == (refused.status_code, refused.json()["code"])
+    assert (await api.get(f"{path}/balance", "auditor")).json()["is_suspended"]
+    resumed = await api.post(f"{path}/resume", {}, "operator", key="s-9")
+    assert "active" == resumed.json()["state"]
+    placed = await api.post("/v1/holds", hold_of("paused", "5"), "scheduler", key="s-10")
+    assert 201 == placed.status_code
+    nobody = await api.post("/v1/tenants/nobody-here/resume", {}, "operator", key="s-11")
+    assert 404 == nobody.status_code
+    by_tenant = await api.post(f"{path}/suspend", {"reason": "x"}, "one", key="s-12")
+    assert 403 == by_tenant.status_code
+
+
 async def test_a_payment_is_credited_once_under_whatever_key_it_is_told(
     api: Api, ledger: RealLedger
 ) -> None:

@@ -1,15 +1,24 @@
-"""More budget for a programme, and another credit limit for a tenant."""
+"""More budget for a programme, another credit limit for a tenant, and a tenant suspended."""
 
 from __future__ import annotations
 
 import pytest
 
-from hisab_contracts.ids import TenantId
+from hisab_contracts.ids import HoldId, TenantId
 from hisab_contracts.units import MAX_MICRO
-from ledger.core.adjustments import AddBudget, BudgetOutOfRange, ChangeCreditLimit, NotCommercial
+from ledger.core.adjustments import (
+    AddBudget,
+    BudgetOutOfRange,
+    ChangeCreditLimit,
+    NotCommercial,
+    ResumeTenant,
+    SuspendTenant,
+)
 from ledger.core.book import PROGRAMME_BOOK, Book, BookKind, Books, RebuiltBook, evolve, fold
 from ledger.core.decisions import NotFound, UnitOfWork, decide
-from ledger.core.holds import InsufficientCredit
+from ledger.core.holds import InsufficientCredit, TenantSuspended
+from unit.ledger.test_charges import entered as entries_of
+from unit.ledger.test_reservations import extend
 from unit.ledger.values import DAY_MS, CoreLedger, approve, book, grant, hold, total
 
 RAISE = ChangeCreditLimit(
@@ -131,3 +140,22 @@ def test_added_budget_is_promised_like_the_first() -> None:
     richer = CoreLedger(book("startup"), budget_micro=10)
     assert 100 == unit.book(ledger.programme_id).accounts["budget"]
     assert not isinstance(richer.do(approve(grant("g", 100))), tuple)
+
+
+def test_a_suspended_tenant_gets_no_new_hold_and_its_usage_is_booked() -> None:
+    """What it had been promised stays promised, and can be extended by nothing."""
+    ledger = CoreLedger(book(limit_micro=100))
+    ledger.do(hold("h", 30))
+    (suspended,) = entries_of(ledger.do(SuspendTenant(reason="abuse", actor="key:operator")))
+    assert ("tenant_suspended", "abuse") == (suspended.kind, suspended.reason)
+    assert () == ledger.do(SuspendTenant(reason="again", actor="key:operator"))
+    assert TenantSuspended() == ledger.do(hold("new", 1))
+    assert TenantSuspended() == ledger.do(extend("h", 1))
+    ledger.do(total(20, hold_id="h"))
+    assert (20, 10) == (ledger.book.receivable_micro, ledger.holds[HoldId("h")].open_micro)
+    (resumed,) = entries_of(ledger.do(ResumeTenant(actor="key:operator")))
+    assert "tenant_resumed" == resumed.kind
+    assert () == ledger.do(ResumeTenant(actor="key:operator"))
+    assert isinstance(ledger.do(hold("new", 1)), tuple)
+    folded = fold(RebuiltBook(ledger.opening), ledger.entries)
+    assert ledger.book == folded.book

@@ -10,8 +10,8 @@ transaction.
 
 Refusals, in order of precedence. Any: `NotFound`. Tenant or programme opened: `AlreadyExists`.
 Grant proposed: `CurrencyDiffers`, `GrantExpired`. Anything approved or rejected: those of
-`core.proposals`, before those of what it enters. Hold priced: `NoPrice`, `PriceOutOfRange`. All
-others as `core.decisions` says.
+`core.proposals`, before those of what it enters. Hold priced: `TenantSuspended`, `NoPrice`,
+`PriceOutOfRange`. All others as `core.decisions` says.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hisab_contracts.ids import EntryId, KeyId, PriceClass, ProgrammeId, Sku
 from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.prices import PriceBook, PriceSeries
 from hisab_contracts.reference import Role, TenantRecord
-from ledger.core.adjustments import AddBudget, ChangeCreditLimit
+from ledger.core.adjustments import AddBudget, ChangeCreditLimit, ResumeTenant, SuspendTenant
 from ledger.core.book import hold_state
 from ledger.core.decisions import BookCommand, BookRefusal, NotFound, UnitOfWork, footprint_of
 from ledger.core.directory import PROGRAMME_CURRENCY, book_of_programme, book_of_tenant
@@ -41,6 +41,7 @@ from ledger.core.holds import (
     PlaceHold,
     PriceOutOfRange,
     ReleaseHold,
+    TenantSuspended,
     price_hold,
 )
 from ledger.core.movements import RecordInvoiced, SetBudget
@@ -312,11 +313,14 @@ class Commands:
         *,
         gpus: int,
         duration_ms: int,
-    ) -> int | NotFound | NoPrice | PriceOutOfRange:
+    ) -> int | NotFound | TenantSuspended | NoPrice | PriceOutOfRange:
         """Price a hold asked for as GPUs and a duration, now and in the tenant's currency."""
         tenant = await directory.find_tenant(connection, tenant_id)
         if tenant is None:
             return NotFound("tenant")
+        # Asked again when the hold is placed; here so that a missing price is not told before it.
+        if await books.is_suspended(connection, tenant_id):
+            return TenantSuspended()
         series = PriceSeries(tenant.currency, sku, price_class)
         prices = PriceBook(await directory.price_lines_of(connection, series))
         present_ms = await checked_now_ms(connection, self._clock)
@@ -340,6 +344,13 @@ class Commands:
             return placed
         # The command made an entry, so nothing is due in the book any more.
         return hold_state(unit.book(tenant_id), unit.hold(tenant_id, command.hold_id), unit.now_ms)
+
+    async def change_standing(
+        self, connection: Connection, tenant_id: str, command: SuspendTenant | ResumeTenant
+    ) -> bool | BookRefusal:
+        """Suspend a tenant or resume it; returns whether it is suspended now."""
+        entered = await self._enter(connection, tenant_id, command)
+        return entered[0].book(tenant_id).is_suspended if isinstance(entered, tuple) else entered
 
     async def record_invoiced(
         self, connection: Connection, tenant_id: str, command: RecordInvoiced

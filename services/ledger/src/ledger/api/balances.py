@@ -42,6 +42,8 @@ class BalanceAnswer(Model, frozen=True, kw_only=True):
     """charged = funded + receivable + invoiced + settled + unfunded."""
 
     available_micro: str
+    is_suspended: bool
+    """No new hold is placed, whatever is available."""
     held_micro: str
     charged_micro: str
     funded_micro: str
@@ -126,6 +128,7 @@ def _balance_answer(balance: Balance) -> BalanceAnswer:
     book, until_ms = balance.book, balance.complete_until_ms
     return BalanceAnswer(
         available_micro=str(balance.available_micro),
+        is_suspended=book.is_suspended,
         held_micro=str(balance.held_micro),
         charged_micro=str(book.charged_micro),
         funded_micro=str(book.funded_micro),

@@ -123,7 +123,7 @@ class Holds(Resource):
         answer=HoldAnswer,
         status=201,
         idempotent=True,
-        problems=("insufficient-credit", "no-price", "not-found"),
+        problems=("suspended", "no-price", "insufficient-credit", "not-found"),
     )
     async def place_hold(self, request: Request) -> Response:
         """May this job start? Reserves the amount, or says what is missing."""
@@ -242,7 +242,7 @@ class Holds(Resource):
         body=AskExtension,
         answer=HoldAnswer,
         idempotent=True,
-        problems=("hold-closed", "insufficient-credit"),
+        problems=("hold-closed", "suspended", "insufficient-credit"),
     )
     async def extend_hold(self, request: Request, hold_id: str) -> Response:
         """Guarantee more to a job that runs, for longer, or both: all of it or nothing."""

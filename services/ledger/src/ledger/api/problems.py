@@ -22,6 +22,7 @@ from ledger.core.holds import (
     InsufficientCredit,
     NoPrice,
     PriceOutOfRange,
+    TenantSuspended,
 )
 from ledger.core.movements import AlreadyInvoiced, NotReceivable
 from ledger.core.prepayments import PaymentDiffers
@@ -108,6 +109,8 @@ def problem_of(refusal: CommandRefusal) -> Problem:
                 available_micro=str(available_micro),
                 shortfall_micro=str(shortfall_micro),
             )
+        case TenantSuspended():
+            return Problem("suspended", "no new job of this tenant is admitted")
         case HoldClosed(ended_by):
             # Over the wire the member is called `state`, though it says what ended the hold.
             return Problem("hold-closed", f"it has ended: {ended_by}", state=ended_by)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import Request, Response
 
@@ -13,15 +13,20 @@ from ledger.api.approvals import Approvals, ProposedAnswer
 from ledger.api.problems import problem_of
 from ledger.api.requests import FreeText, ReasonText, parse_micro
 from ledger.commands import Commands
+from ledger.core.adjustments import ResumeTenant, SuspendTenant
 from ledger.core.directory import fault_of_tenant
 from ledger.core.proposals import CreditLimitTerms
 from ledger.store.directory import find_tenant
-from runtime.http import IntegerText, Model, Problem, Resource, post
-from runtime.idempotency import Answer, read_command, run_command
+from runtime.auth import Principal
+from runtime.http import IntegerText, Model, NoBody, Problem, Resource, post
+from runtime.idempotency import Answer, Command, read_command, run_command
 from runtime.service import Kit
 
 if TYPE_CHECKING:
     from runtime.database import Connection
+
+
+M = TypeVar("M", bound=Model)
 
 
 class OpenTenant(Model, frozen=True, kw_only=True):
@@ -50,6 +55,19 @@ class ProposeCreditLimit(Model, frozen=True, kw_only=True):
 
     credit_limit_micro: IntegerText
     reason: ReasonText
+
+
+class Suspend(Model, frozen=True, kw_only=True):
+    """Why no new job of a tenant is to be admitted."""
+
+    reason: ReasonText
+
+
+class StandingAnswer(Model, frozen=True, kw_only=True):
+    """Whether new jobs of a tenant are admitted: `active` or `suspended`."""
+
+    tenant_id: str
+    state: str
 
 
 class Tenants(Resource):
@@ -128,3 +146,51 @@ class Tenants(Resource):
             reason=body.reason,
         )
         return await self._approvals.propose(principal, command, terms)
+
+    @post(
+        "/v1/tenants/{tenant_id}/suspend",
+        roles=(Role.OPERATOR,),
+        body=Suspend,
+        answer=StandingAnswer,
+        idempotent=True,
+        problems=("not-found",),
+    )
+    async def suspend(self, request: Request, tenant_id: str) -> Response:
+        """Admit no new job of a tenant; what it uses is booked, and its holds stay."""
+        principal = await self._kit.access.authorise(request)
+        command = await read_command(request, Suspend)
+        asked = SuspendTenant(reason=command.body.reason, actor=principal.actor)
+        return await self._change_standing(principal, command, tenant_id, asked)
+
+    @post(
+        "/v1/tenants/{tenant_id}/resume",
+        roles=(Role.OPERATOR,),
+        body=NoBody,
+        answer=StandingAnswer,
+        idempotent=True,
+        problems=("not-found",),
+    )
+    async def resume(self, request: Request, tenant_id: str) -> Response:
+        """Admit jobs of a tenant again."""
+        principal = await self._kit.access.authorise(request)
+        command = await read_command(request, NoBody)
+        asked = ResumeTenant(actor=principal.actor)
+        return await self._change_standing(principal, command, tenant_id, asked)
+
+    async def _change_standing(
+        self,
+        principal: Principal,
+        command: Command[M],
+        tenant_id: str,
+        asked: SuspendTenant | ResumeTenant,
+    ) -> Response:
+        async def run(connection: Connection) -> Answer:
+            standing = await self._commands.change_standing(connection, tenant_id, asked)
+            if not isinstance(standing, bool):
+                raise problem_of(standing)
+            state = "suspended" if standing else "active"
+            return Answer(200, StandingAnswer(tenant_id=tenant_id, state=state))
+
+        return await run_command(
+            self._kit.api, command, run, scope=tenant_id, tenant=principal.sees
+        )

@@ -1,14 +1,19 @@
-"""Adjustments: what one person proposes and another approves, where nothing was used or billed.
+"""Adjustments: what is changed by hand of a book's conditions, where nothing was used or billed.
 
-A programme is given more budget, and a commercial tenant another credit limit. Each is a command on
-one book, decided here and called by `decisions.decide` alone; who may ask for it, and who approves
-it, is said in `proposals`.
+A programme is given more budget, and a commercial tenant another credit limit: who may ask for
+that, and who approves it, is said in `proposals`. A tenant is suspended and resumed by one
+operator: that moves no money, and must not wait. Each is a command on one book, decided here and
+called by `decisions.decide` alone.
 
 A new credit limit moves no money, so its entry has no postings: it states the limit that holds from
 then on. A limit below what is owed already is legal. It leaves no headroom, so no hold reserves on
 it any more; holds that did keep what they were guaranteed.
 
-Refusals. Budget added: `BudgetOutOfRange`. Credit limit changed: `NotCommercial`.
+A tenant that is suspended gets no new hold. What it uses all the same is booked, what it had been
+promised stays promised, and its balance is what it is.
+
+Refusals. Budget added: `BudgetOutOfRange`. Credit limit changed: `NotCommercial`. Suspended and
+resumed: none, what is so already stays so without an entry.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from msgspec import Struct
 
 from hisab_contracts.entries import Entry, LimitDetail
 from hisab_contracts.units import MAX_MICRO
-from ledger.core.book import Book, balance_micro, next_entry, postings_of
+from ledger.core.book import RESUMED, SUSPENDED, Book, balance_micro, next_entry, postings_of
 
 
 class AddBudget(Struct, frozen=True, kw_only=True):
@@ -34,6 +39,19 @@ class ChangeCreditLimit(Struct, frozen=True, kw_only=True):
     credit_limit_micro: int
     reason: str
     caused_by: str
+    actor: str
+
+
+class SuspendTenant(Struct, frozen=True, kw_only=True):
+    """Admit no new job of a tenant."""
+
+    reason: str
+    actor: str
+
+
+class ResumeTenant(Struct, frozen=True, kw_only=True):
+    """Admit jobs of a tenant again."""
+
     actor: str
 
 
@@ -85,3 +103,26 @@ def change_credit_limit(
             reason=command.reason,
         ),
     )
+
+
+def suspend_tenant(book: Book, command: SuspendTenant, now_ms: int) -> tuple[Entry, ...]:
+    """Admit no new job of a tenant from this entry on."""
+    if book.is_suspended:
+        return ()
+    return (
+        next_entry(
+            book,
+            SUSPENDED,
+            now_ms,
+            caused_by="suspension",
+            actor=command.actor,
+            reason=command.reason,
+        ),
+    )
+
+
+def resume_tenant(book: Book, command: ResumeTenant, now_ms: int) -> tuple[Entry, ...]:
+    """Admit jobs of a tenant again from this entry on."""
+    if not book.is_suspended:
+        return ()
+    return (next_entry(book, RESUMED, now_ms, caused_by="suspension", actor=command.actor),)

@@ -56,6 +56,10 @@ INVOICED: Final = "invoiced:"
 PROGRAMME_BOOK: Final = "/programmes/"
 """Begins the id of a programme's book. No tenant's id has a slash, so none can be meant."""
 
+SUSPENDED: Final = "tenant_suspended"
+RESUMED: Final = "tenant_resumed"
+"""Kinds of entries that say nothing else than themselves."""
+
 BookKind = TenantKind | Literal["fund"]
 
 # One mapping serves as the default of every book, so nobody may be able to write into it.
@@ -86,6 +90,8 @@ class Book(Struct, frozen=True, kw_only=True):
     """What open holds have reserved on the credit limit."""
     breakage_micro: int = 0
     """What expired of its lots and was not taken back."""
+    is_suspended: bool = False
+    """No new job of the tenant is admitted; what it uses is booked all the same."""
     lots: tuple[Lot, ...] = ()
     """Those with anything left; the spent ones too where credit may return to one of them."""
     accounts: Mapping[str, int] = _NO_ACCOUNTS
@@ -289,6 +295,8 @@ def evolve(books: Books, entry: Entry) -> Books:
         book = replace(book, lots=_with_change(book.lots, entry.lot))
     elif entry.limit is not None:
         book = replace(book, credit_limit_micro=entry.limit.credit_limit_micro)
+    elif entry.kind in (SUSPENDED, RESUMED):
+        book = replace(book, is_suspended=entry.kind == SUSPENDED)
     return Books(book, bucket, hold, programme)
 
 

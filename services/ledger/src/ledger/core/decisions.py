@@ -15,8 +15,9 @@ What each command enters is decided in a module of its own subject: `charges`, `
 `movements`, `withdrawals`, `expiry`.
 
 Refusals, in order of precedence; of any command first `NotFound` (no such book). Charge:
-`RefundAboveTotal`, `TotalOutOfRange`. Hold placed: `HoldOver`, `InsufficientCredit`. Hold extended:
-`NotFound` (no such hold), `HoldClosed`, `HoldOver`, `InsufficientCredit`. Hold released:
+`RefundAboveTotal`, `TotalOutOfRange`. Hold placed: `HoldOver`, `TenantSuspended`,
+`InsufficientCredit`. Hold extended: `NotFound` (no such hold), `HoldClosed`, `HoldOver`,
+`TenantSuspended`, `InsufficientCredit`. Hold released:
 `NotFound` (no such hold), `HoldClosed`. Grant approved: `GrantExpired`, `BudgetExceeded`. Invoiced:
 `AlreadyInvoiced`, `NotReceivable`. Budget added: `BudgetOutOfRange`. Credit limit changed:
 `NotCommercial`. Entry reversed: `NotReversible`, `AlreadyReversed`, `AlreadyDrawn`, `Reserved`,
@@ -41,8 +42,12 @@ from ledger.core.adjustments import (
     BudgetOutOfRange,
     ChangeCreditLimit,
     NotCommercial,
+    ResumeTenant,
+    SuspendTenant,
     add_budget,
     change_credit_limit,
+    resume_tenant,
+    suspend_tenant,
 )
 from ledger.core.book import (
     INVOICED,
@@ -72,6 +77,7 @@ from ledger.core.holds import (
     InsufficientCredit,
     PlaceHold,
     ReleaseHold,
+    TenantSuspended,
 )
 from ledger.core.lots import Lot, UsageTerms
 from ledger.core.movements import (
@@ -108,6 +114,8 @@ BookCommand = (
     | SetBudget
     | AddBudget
     | ChangeCreditLimit
+    | SuspendTenant
+    | ResumeTenant
     | ReverseEntry
     | RevokeGrant
     | ReclaimExpired
@@ -127,6 +135,7 @@ BookRefusal = (
     NotFound
     | ChargeRefusal
     | HoldOver
+    | TenantSuspended
     | InsufficientCredit
     | HoldClosed
     | ApprovalRefusal
@@ -199,7 +208,7 @@ def footprint_of(command: BookCommand) -> Footprint:
             return Footprint(accounts=(INVOICED + command.document_id,))
         case SetBudget() | AddBudget():
             return Footprint(accounts=("authority", "budget"))
-        case ChangeCreditLimit():
+        case ChangeCreditLimit() | SuspendTenant() | ResumeTenant():
             return Footprint()
         case _:
             assert_never(command)
@@ -493,5 +502,9 @@ def _decide(
             return add_budget(books.book, command, now_ms)
         case ChangeCreditLimit():
             return change_credit_limit(books.book, command, now_ms)
+        case SuspendTenant():
+            return suspend_tenant(books.book, command, now_ms)
+        case ResumeTenant():
+            return resume_tenant(books.book, command, now_ms)
         case _:
             assert_never(command)

@@ -20,9 +20,9 @@ and `ended_detail`, and read back here, in `hold_after`. Why a hold has ended is
 everywhere but in what is stored and hashed: there it is the detail's `cause` and the column
 `ended`.
 
-Refusals, in order of precedence. Pricing: `NoPrice`, `PriceOutOfRange`. Placing: `HoldOver`,
-`InsufficientCredit`. Extending: `HoldClosed`, `HoldOver`, `InsufficientCredit`. Releasing:
-`HoldClosed`.
+Refusals, in order of precedence. Pricing: `TenantSuspended`, `NoPrice`, `PriceOutOfRange`. Placing:
+`HoldOver`, `TenantSuspended`, `InsufficientCredit`. Extending: `HoldClosed`, `HoldOver`,
+`TenantSuspended`, `InsufficientCredit`. Releasing: `HoldClosed`.
 """
 
 from __future__ import annotations
@@ -166,6 +166,10 @@ class InsufficientCredit(Struct, frozen=True, kw_only=True):
     """The largest hold of the same terms that would be placed."""
     shortfall_micro: int
     """What the hold that was asked for could not reserve."""
+
+
+class TenantSuspended(Struct, frozen=True):
+    """The tenant gets no new hold."""
 
 
 class HoldClosed(Struct, frozen=True):

@@ -4,8 +4,8 @@ A hold reserves all that it asks for or nothing: on the lots open now that fit i
 each up to its share of the whole hold, then on what is left of the credit limit. What is refused is
 refused with what is missing, and with the largest hold of the same terms that would be placed.
 
-Refusals, in order of precedence. Placed: `HoldOver`, `InsufficientCredit`. Extended: `HoldClosed`,
-`HoldOver`, `InsufficientCredit`. Released: `HoldClosed`.
+Refusals, in order of precedence. Placed: `HoldOver`, `TenantSuspended`, `InsufficientCredit`.
+Extended: `HoldClosed`, `HoldOver`, `TenantSuspended`, `InsufficientCredit`. Released: `HoldClosed`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ledger.core.holds import (
     InsufficientCredit,
     PlaceHold,
     ReleaseHold,
+    TenantSuspended,
     changed_detail,
     order_of,
     placed_detail,
@@ -36,10 +37,12 @@ from ledger.core.lots import Draw, UsageTerms, fitting_lots, largest_hold, take_
 
 def place_hold(
     book: Book, command: PlaceHold, now_ms: int
-) -> tuple[Entry, ...] | HoldOver | InsufficientCredit:
+) -> tuple[Entry, ...] | HoldOver | TenantSuspended | InsufficientCredit:
     """Reserve the amount of a new hold."""
     if command.expires_ms <= now_ms:
         return HoldOver(command.expires_ms)
+    if book.is_suspended:
+        return TenantSuspended()
     hold_micro = command.hold_micro
     reserved = _reserve(book, command.terms, hold_micro, now_ms, total_micro=hold_micro, held={})
     if isinstance(reserved, InsufficientCredit):
@@ -58,13 +61,15 @@ def place_hold(
 
 def extend_hold(
     book: Book, hold: Hold, command: ExtendHold, now_ms: int
-) -> tuple[Entry, ...] | HoldClosed | HoldOver | InsufficientCredit:
+) -> tuple[Entry, ...] | HoldClosed | HoldOver | TenantSuspended | InsufficientCredit:
     """Reserve more for a hold, or keep it longer; what it reserves and has drawn stays."""
     if hold.ended_by is not None:
         return HoldClosed(hold.ended_by)
     expires_ms = hold.expires_ms if command.expires_ms is None else command.expires_ms
     if expires_ms <= now_ms:
         return HoldOver(expires_ms)
+    if book.is_suspended:
+        return TenantSuspended()
     hold_micro = hold.hold_micro + command.add_micro
     held = dict(hold.reserved)
     more = _reserve(

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 BOOK_COLUMNS: Final = """
 tenant_id, kind, currency, credit_limit_micro, seq, head_hash, recorded_at, charged_micro,
 funded_micro, receivable_micro, invoiced_micro, settled_micro, unfunded_micro, reserved_micro,
-breakage_micro
+breakage_micro, is_suspended
 """
 _LOT_COLUMNS: Final = """
 tenant_id, grant_id, programme_id, priority, effective_at, expires_at, granted_micro,
@@ -245,7 +245,7 @@ _BOOK_ARRAYS = (
     """
   from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bytea[],
               $7::timestamptz[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[],
-              $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[]) as n ("""
+              $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[], $16::boolean[]) as n ("""
     + BOOK_COLUMNS
     + ")"
 )
@@ -259,7 +259,8 @@ update books b
        charged_micro = n.charged_micro, funded_micro = n.funded_micro,
        receivable_micro = n.receivable_micro, invoiced_micro = n.invoiced_micro,
        settled_micro = n.settled_micro, unfunded_micro = n.unfunded_micro,
-       reserved_micro = n.reserved_micro, breakage_micro = n.breakage_micro
+       reserved_micro = n.reserved_micro, breakage_micro = n.breakage_micro,
+       is_suspended = n.is_suspended
 """
     + _BOOK_ARRAYS
     + " where b.tenant_id = n.tenant_id"
@@ -273,6 +274,14 @@ async def _lock_books(connection: Connection, book_ids: Sequence[str]) -> Sequen
 async def insert_book(connection: Connection, book: Book) -> None:
     """Open a book without entries."""
     await connection.execute(_INSERT_BOOK, *_columns_of_books([book]))
+
+
+_IS_SUSPENDED = "select is_suspended from books where tenant_id = $1"
+
+
+async def is_suspended(connection: Connection, tenant_id: str) -> bool:
+    """Say whether no new job of a tenant is admitted now; whoever admits one asks again, locked."""
+    return bool(await connection.fetchval(_IS_SUSPENDED, tenant_id))
 
 
 async def _update_books(connection: Connection, books: Sequence[Book]) -> None:
@@ -297,6 +306,7 @@ def book_from_row(row: Row, lots: tuple[Lot, ...], accounts: Mapping[str, int]) 
         unfunded_micro=row["unfunded_micro"],
         reserved_micro=row["reserved_micro"],
         breakage_micro=row["breakage_micro"],
+        is_suspended=row["is_suspended"],
         lots=lots,
         accounts=accounts,
     )
@@ -332,6 +342,7 @@ def _columns_of_books(books: Sequence[Book]) -> tuple[list[object], ...]:
         [book.unfunded_micro for book in books],
         [book.reserved_micro for book in books],
         [book.breakage_micro for book in books],
+        [book.is_suspended for book in books],
     )
 
 
