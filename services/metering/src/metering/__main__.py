@@ -99,6 +99,7 @@ def build(kit: Kit) -> Parts:
             Task("watermarks", 200, watermarks.run),
             Task("finals", 500, jobs.Finals(outbox).run),
             Task("releases", 500, jobs.Releases(outbox).run),
+            Task("usage-sums", 1_000, jobs.fold_usage),
         ),
         status=status,
         status_resource=ReconciledStatus,

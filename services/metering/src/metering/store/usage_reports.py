@@ -1,0 +1,386 @@
+"""Usage added up: the sums that reports read, and how changes of buckets get into them.
+
+A trigger writes down in `usage_changes` what every statement changed of buckets, in the writer's
+transaction; only ever inserted, so that no writer waits for another. The leased task moves them
+into `usage_hours` and `usage_days`. A report reads sums and changes in one statement, so it is
+exact at every instant, whatever was moved meanwhile (decision 0021). Reports run on the `api` role:
+row-level security shows a tenant's key only what is the tenant's.
+
+What a line adds up: `gpu_ns` and `charge_micro` of buckets, as they are stated to the ledger;
+`buckets.refunded_micro`, what refunds gave back of it; `buckets.voided_gpu_ns`, the time that
+corrections took out of a bucket, under the terms by which it was reported.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from hisab_contracts.ids import HubCode
+from metering.core.usage_reports import (
+    UsageLine,
+    UsagePlace,
+    UsageReport,
+    page_windows,
+    reading_of,
+)
+
+if TYPE_CHECKING:
+    from asyncpg import Record as Row
+
+    from runtime.database import Connection
+
+_TERMS: Final = "tenant_id, hub, project_id, sku, price_class"
+_SUMS: Final = "gpu_ns, charge_micro, refunded_micro, voided_gpu_ns"
+_NOTHING: Final = "0, 0, 0, 0"
+_SOMETHING: Final = """
+having sum(gpu_ns) <> 0 or sum(charge_micro) <> 0
+    or sum(refunded_micro) <> 0 or sum(voided_gpu_ns) <> 0
+"""
+_ADDED_UP: Final = """sum(gpu_ns) as gpu_ns, sum(charge_micro) as charge_micro,
+       sum(refunded_micro) as refunded_micro, sum(voided_gpu_ns) as voided_gpu_ns
+"""
+
+# Reports.
+
+_WANTED: Final = """
+     and ($5::text is null or tenant_id = $5) and ($6::text is null or hub = $6)
+     and ($7::text is null or project_id = $7) and ($8::text is null or sku = $8)
+     and ($9::text is null or price_class = $9)
+"""
+
+# Whole days, the hours before and after them, and what is not yet in either. A key that is not
+# grouped by is empty, so that one statement has every grouping; a line in which nothing is left,
+# like that of a bucket which was repaired away, is none.
+_REPORT = (
+    "with chosen as (select day_ms as start_ms, "
+    + _TERMS
+    + ", "
+    + _SUMS
+    + " from usage_days where day_ms >= $3 and day_ms < $4"
+    + _WANTED
+    + "union all select hour_ms, "
+    + _TERMS
+    + ", "
+    + _SUMS
+    + " from usage_hours where hour_ms >= $1 and hour_ms < least($2, $3)"
+    + _WANTED
+    + "union all select hour_ms, "
+    + _TERMS
+    + ", "
+    + _SUMS
+    + " from usage_hours where hour_ms >= $4 and hour_ms < $2"
+    + _WANTED
+    + "union all select hour_ms, "
+    + _TERMS
+    + ", "
+    + _SUMS
+    + " from usage_changes where hour_ms >= $1 and hour_ms < $2"
+    + _WANTED
+    + """), placed as (
+  select case when $10::bigint > 0 then start_ms - (start_ms + 18000000) % $10
+              else ($11::bigint[])[width_bucket(start_ms, $11)] end as start_ms,
+         case when 'tenant_id' = any($12::text[]) then tenant_id else '' end as tenant_id,
+         case when 'hub' = any($12) then hub else '' end as hub,
+         case when 'project_id' = any($12) then project_id else '' end as project_id,
+         case when 'sku' = any($12) then sku else '' end as sku,
+         case when 'price_class' = any($12) then price_class else '' end as price_class, """
+    + _SUMS
+    + """
+    from chosen
+)
+select start_ms, """
+    + _TERMS
+    + ", "
+    + _ADDED_UP
+    + """  from placed
+ where $13::bigint is null
+    or (start_ms, tenant_id, hub, project_id, sku, price_class) > ($13, $14, $15, $16, $17, $18)
+ group by start_ms, """
+    + _TERMS
+    + _SOMETHING
+    + " order by start_ms, "
+    + _TERMS
+    + " limit $19"
+)
+
+
+async def list_usage(
+    connection: Connection, report: UsageReport, after: UsagePlace | None, most: int
+) -> list[UsageLine]:
+    """List lines of a report in order, at most so many; fewer are all that there are.
+
+    Each window is a statement: together they are of one instant only in one snapshot.
+    """
+    lines: list[UsageLine] = []
+    for window in page_windows(report, after):
+        lines += await _read_window(connection, window, after, most - len(lines))
+        if len(lines) == most:
+            break
+    return lines
+
+
+async def _read_window(
+    connection: Connection, report: UsageReport, after: UsagePlace | None, most: int
+) -> list[UsageLine]:
+    reading = reading_of(report)
+    rows = await connection.fetch(
+        _REPORT,
+        report.from_ms,
+        report.until_ms,
+        reading.day_from_ms,
+        reading.day_until_ms,
+        report.tenant_id,
+        report.hub,
+        report.project_id,
+        report.sku,
+        report.price_class,
+        reading.unit_ms,
+        reading.starts_ms,
+        list(report.keys),
+        *((None,) * len(UsagePlace._fields) if after is None else after),
+        most,
+    )
+    return [_line_from_row(row) for row in rows]
+
+
+def _line_from_row(row: Row) -> UsageLine:
+    return UsageLine(
+        place=UsagePlace(
+            start_ms=row["start_ms"],
+            tenant_id=row["tenant_id"],
+            hub=row["hub"],
+            project_id=row["project_id"],
+            sku=row["sku"],
+            price_class=row["price_class"],
+        ),
+        gpu_ns=row["gpu_ns"],
+        charge_micro=row["charge_micro"],
+        refunded_micro=row["refunded_micro"],
+        voided_gpu_ns=row["voided_gpu_ns"],
+    )
+
+
+# Adding changes to the sums.
+
+# The last of the oldest changes, and how many they are.
+_OLDEST = """
+select max(change) as last_change, count(*) as changes
+  from (select change from usage_changes order by change limit $1) oldest
+"""
+
+# A row begins at 0: PostgreSQL holds a proposed row to the table's checks before it finds the one
+# that is there, and what a change takes away is below zero.
+_BEGIN_HOURS = (
+    "insert into usage_hours (hour_ms, "
+    + _TERMS
+    + ", "
+    + _SUMS
+    + ") select distinct hour_ms, "
+    + _TERMS
+    + ", "
+    + _NOTHING
+    + " from usage_changes where change <= $1 on conflict do nothing"
+)
+_BEGIN_DAYS = (
+    "insert into usage_days (day_ms, "
+    + _TERMS
+    + ", "
+    + _SUMS
+    + ") select distinct hour_ms - (hour_ms + 18000000) % 86400000, "
+    + _TERMS
+    + ", "
+    + _NOTHING
+    + " from usage_changes where change <= $1 on conflict do nothing"
+)
+_MORE: Final = """
+   set gpu_ns = s.gpu_ns + k.gpu_ns, charge_micro = s.charge_micro + k.charge_micro,
+       refunded_micro = s.refunded_micro + k.refunded_micro,
+       voided_gpu_ns = s.voided_gpu_ns + k.voided_gpu_ns
+"""
+_SAME_TERMS: Final = """ s.tenant_id = k.tenant_id and s.hub = k.hub
+   and s.project_id = k.project_id and s.sku = k.sku and s.price_class = k.price_class
+"""
+
+# In one statement, so that a report sees a change in one place, once.
+_FOLD = (
+    "with taken as (delete from usage_changes where change <= $1 returning hour_ms, "
+    + _TERMS
+    + ", "
+    + _SUMS
+    + "), hourly as (select hour_ms, "
+    + _TERMS
+    + ", "
+    + _ADDED_UP
+    + " from taken group by hour_ms, "
+    + _TERMS
+    + "), daily as (select hour_ms - (hour_ms + 18000000) % 86400000 as day_ms, "
+    + _TERMS
+    + ", "
+    + _ADDED_UP
+    + " from hourly group by 1, "
+    + _TERMS
+    + "), folded as (update usage_hours s"
+    + _MORE
+    + " from hourly k where s.hour_ms = k.hour_ms and"
+    + _SAME_TERMS
+    + ") update usage_days s"
+    + _MORE
+    + " from daily k where s.day_ms = k.day_ms and"
+    + _SAME_TERMS
+)
+
+
+async def fold_changes(connection: Connection, most: int) -> int:
+    """Add at most so many changes to the sums, the oldest first; return how many there were.
+
+    In a snapshot, so that all statements speak of the same changes. Whoever takes from a bucket has
+    waited for whoever filled it, and so has a later change: in their order no sum is below zero. A
+    change that is committed late is taken up next time.
+    """
+    row = await connection.fetchrow(_OLDEST, most)
+    if row is None or row["last_change"] is None:
+        return 0
+    last_change = row["last_change"]
+    await connection.execute(_BEGIN_HOURS, last_change)
+    await connection.execute(_BEGIN_DAYS, last_change)
+    await connection.execute(_FOLD, last_change)
+    return int(row["changes"])
+
+
+# Holding the sums against the buckets.
+
+_OF_HUB: Final = " where hub = $1 and hour_ms >= $2 and hour_ms < $3"
+_TAKEN_AWAY: Final = "-gpu_ns, -charge_micro, -refunded_micro, -voided_gpu_ns"
+
+# What buckets have more than sums and changes, hour by hour. It stays the same whoever writes or
+# folds meanwhile: both sides of it change together.
+_MISSING_IN_HOURS = (
+    "select hour_ms, "
+    + _TERMS
+    + ", "
+    + _ADDED_UP
+    + " from (select hour_ms, "
+    + _TERMS
+    + ", "
+    + _SUMS
+    + " from buckets"
+    + _OF_HUB
+    + " union all select hour_ms, "
+    + _TERMS
+    + ", "
+    + _TAKEN_AWAY
+    + " from usage_hours"
+    + _OF_HUB
+    + " union all select hour_ms, "
+    + _TERMS
+    + ", "
+    + _TAKEN_AWAY
+    + " from usage_changes"
+    + _OF_HUB
+    + ") compared group by hour_ms, "
+    + _TERMS
+    + _SOMETHING
+)
+_MISSING_IN_DAYS = (
+    "select day_ms, "
+    + _TERMS
+    + ", "
+    + _ADDED_UP
+    + " from (select hour_ms - (hour_ms + 18000000) % 86400000 as day_ms, "
+    + _TERMS
+    + ", "
+    + _SUMS
+    + " from buckets"
+    + _OF_HUB
+    + " union all select day_ms, "
+    + _TERMS
+    + ", "
+    + _TAKEN_AWAY
+    + " from usage_days where hub = $1 and day_ms >= $2 and day_ms < $3"
+    + " union all select hour_ms - (hour_ms + 18000000) % 86400000, "
+    + _TERMS
+    + ", "
+    + _TAKEN_AWAY
+    + " from usage_changes"
+    + _OF_HUB
+    + ") compared group by day_ms, "
+    + _TERMS
+    + _SOMETHING
+)
+_COUNT_MISSING = (
+    "select (select count(*) from ("
+    + _MISSING_IN_HOURS
+    + ") h) + (select count(*) from ("
+    + _MISSING_IN_DAYS
+    + ") d)"
+)
+_BEGIN_MISSING_HOURS = (
+    "insert into usage_hours (hour_ms, "
+    + _TERMS
+    + ", "
+    + _SUMS
+    + ") select hour_ms, "
+    + _TERMS
+    + ", "
+    + _NOTHING
+    + " from ("
+    + _MISSING_IN_HOURS
+    + ") k on conflict do nothing"
+)
+_BEGIN_MISSING_DAYS = (
+    "insert into usage_days (day_ms, "
+    + _TERMS
+    + ", "
+    + _SUMS
+    + ") select day_ms, "
+    + _TERMS
+    + ", "
+    + _NOTHING
+    + " from ("
+    + _MISSING_IN_DAYS
+    + ") k on conflict do nothing"
+)
+_MEND_HOURS = (
+    "update usage_hours s"
+    + _MORE
+    + " from ("
+    + _MISSING_IN_HOURS
+    + ") k where s.hour_ms = k.hour_ms and"
+    + _SAME_TERMS
+)
+_MEND_DAYS = (
+    "update usage_days s"
+    + _MORE
+    + " from ("
+    + _MISSING_IN_DAYS
+    + ") k where s.day_ms = k.day_ms and"
+    + _SAME_TERMS
+)
+
+
+async def count_wrong_sums(
+    connection: Connection, hub: HubCode, from_ms: int, until_ms: int
+) -> int:
+    """Count sums of hours and days of a hub that are not what its buckets come to: 0 is right.
+
+    `[from, until)` in whole days of Karachi, as in `mend_sums`.
+    """
+    return int(await connection.fetchval(_COUNT_MISSING, hub, from_ms, until_ms))
+
+
+async def mend_sums(connection: Connection, hub: HubCode, from_ms: int, until_ms: int) -> None:
+    """Add to the sums of a hub what its buckets have more, or less; while others write, too."""
+    window = (hub, from_ms, until_ms)
+    await connection.execute(_BEGIN_MISSING_HOURS, *window)
+    await connection.execute(_MEND_HOURS, *window)
+    await connection.execute(_BEGIN_MISSING_DAYS, *window)
+    await connection.execute(_MEND_DAYS, *window)
+
+
+_HOURS_OF_HUB = "select min(hour_ms), max(hour_ms) from buckets where hub = $1"
+
+
+async def hours_used(connection: Connection, hub: HubCode) -> tuple[int, int] | None:
+    """Return the first and the last hour of a hub that has a bucket; None where it has none."""
+    row = await connection.fetchrow(_HOURS_OF_HUB, hub)
+    return None if row is None or row[0] is None else (row[0], row[1])
