@@ -1,4 +1,4 @@
-"""Sums of usage on a real database: every grouping is exact, whoever writes and whatever is moved."""
+"""Sums of usage on a real database: every grouping is exact, whoever writes meanwhile."""
 
 from __future__ import annotations
 
@@ -306,9 +306,7 @@ async def test_buckets_of_before_are_added_up_while_old_code_writes(
         infrastructure.drop_database(addresses)
 
 
-async def write_bucket(
-    addresses: Addresses, number: int, hour_ms: int, *, gpu_ns: int = 5
-) -> None:
+async def write_bucket(addresses: Addresses, number: int, hour_ms: int, *, gpu_ns: int = 5) -> None:
     """Write a bucket as the writer of an older release does."""
     connection: Any = await asyncpg.connect(addresses.writer)
     try:

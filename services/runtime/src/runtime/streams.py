@@ -45,15 +45,16 @@ def accepted_form(request: Request, forms: Sequence[str]) -> str | None:
 class Streams:
     """The lists that one resource sends at a time."""
 
-    def __init__(self) -> None:
-        """None runs yet."""
+    def __init__(self, *, take_s: int = TAKE_S) -> None:
+        """None runs yet; a client has `take_s` to take a piece."""
         self._running = 0
+        self._take_s = take_s
 
     def response(
         self, pieces: AsyncGenerator[bytes, None], media_type: str, headers: Mapping[str, str]
     ) -> Response:
         """Answer with these pieces, one after another, or with `Problem` 429."""
-        return _StreamResponse(self._counted(pieces), media_type, headers)
+        return _StreamResponse(self._counted(pieces), media_type, headers, self._take_s)
 
     async def _counted(self, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         if self._running >= MAX_STREAMS:
@@ -73,12 +74,17 @@ class _StreamResponse(Response):
     """A response whose body is made while it is sent."""
 
     def __init__(
-        self, pieces: AsyncGenerator[bytes, None], media_type: str, headers: Mapping[str, str]
+        self,
+        pieces: AsyncGenerator[bytes, None],
+        media_type: str,
+        headers: Mapping[str, str],
+        take_s: int,
     ) -> None:
         super().__init__(headers=headers, media_type=media_type)
         # Its length is not known: it is sent in chunks.
         del self.headers["content-length"]
         self._pieces = pieces
+        self._take_s = take_s
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         gone = asyncio.create_task(_gone(receive))
@@ -96,7 +102,7 @@ class _StreamResponse(Response):
                 async for piece in _after(first, self._pieces):
                     if gone.done():
                         return
-                    async with asyncio.timeout(TAKE_S):
+                    async with asyncio.timeout(self._take_s):
                         await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:

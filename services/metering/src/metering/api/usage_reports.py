@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 from fastapi import Request, Response
 from msgspec import UNSET, UnsetType
 
-from hisab_contracts.ids import TenantId
+from hisab_contracts.ids import HubCode, PriceClass, ProjectId, Sku, TenantId
 from hisab_contracts.reference import Role
 from hisab_contracts.units import (
     floor_gpu_ms,
@@ -50,6 +50,8 @@ from runtime.streams import CSV, LINES, Streams, accepted_form
 
 if TYPE_CHECKING:
     from runtime.database import Connection
+
+T = TypeVar("T")
 
 LINES_OF_A_PIECE: Final = 2_000
 INTERVAL_MEMBERS: Final = {"hour": "hour_at", "day": "on", "month": "month"}
@@ -203,16 +205,20 @@ def _read_report(request: Request, principal: Principal) -> UsageReport:
     keys, interval = _read_grouping(query.get("group_by"), query.get("interval"))
     return UsageReport(
         # What a key may see, row-level security decides; this is what finds it by an index.
-        tenant_id=query.get("tenant_id", principal.tenant_id),
-        hub=query.get("hub", principal.bound_to),
-        project_id=query.get("project_id"),
-        sku=query.get("sku"),
-        price_class=query.get("price_class"),
+        tenant_id=_given(TenantId, query.get("tenant_id", principal.tenant_id)),
+        hub=_given(HubCode, query.get("hub", principal.bound_to)),
+        project_id=_given(ProjectId, query.get("project_id")),
+        sku=_given(Sku, query.get("sku")),
+        price_class=_given(PriceClass, query.get("price_class")),
         from_ms=from_ms,
         until_ms=until_ms,
         keys=keys,
         interval=interval,
     )
+
+
+def _given(kind: Callable[[str], T], text: str | None) -> T | None:
+    return None if text is None else kind(text)
 
 
 def _read_grouping(

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple, assert_never
 
+from hisab_contracts.ids import HubCode, PriceClass, ProjectId, Sku, TenantId
 from hisab_contracts.units import HOUR_MS, hour_floor_ms, month_bounds_ms, month_of
 
 UsageKey = Literal["tenant_id", "hub", "project_id", "sku", "price_class"]
@@ -36,11 +37,11 @@ WIDER: Final = 4
 class UsageReport:
     """What is asked: whose usage, in which window, and grouped by what."""
 
-    tenant_id: str | None
-    hub: str | None
-    project_id: str | None
-    sku: str | None
-    price_class: str | None
+    tenant_id: TenantId | None
+    hub: HubCode | None
+    project_id: ProjectId | None
+    sku: Sku | None
+    price_class: PriceClass | None
     from_ms: int
     until_ms: int
     """`[from, until)`, on whole UTC hours."""
@@ -52,11 +53,11 @@ class UsagePlace(NamedTuple):
     """Where a line stands: what is not grouped by is empty, and the start that of the window."""
 
     start_ms: int
-    tenant_id: str
-    hub: str
-    project_id: str
-    sku: str
-    price_class: str
+    tenant_id: TenantId
+    hub: HubCode
+    project_id: ProjectId
+    sku: Sku
+    price_class: PriceClass
 
 
 class UsageLine(NamedTuple):
@@ -71,7 +72,7 @@ class UsageLine(NamedTuple):
     """Under the terms as they were reported."""
 
 
-class UsageReading(NamedTuple):
+class UsagePlan(NamedTuple):
     """Which sums a report reads: `[day_from, day_until)` in whole days, the rest in hours."""
 
     day_from_ms: int
@@ -82,7 +83,7 @@ class UsageReading(NamedTuple):
     starts_ms: tuple[int, ...]
 
 
-def reading_of(report: UsageReport) -> UsageReading:
+def plan_of(report: UsageReport) -> UsagePlan:
     """Return which sums make up a report: together its window, each hour of it once."""
     from_ms, until_ms = report.from_ms, report.until_ms
     # The first day that begins in the window, and the one in which it ends.
@@ -92,14 +93,14 @@ def reading_of(report: UsageReport) -> UsageReading:
         day_from_ms = day_until_ms = until_ms
     match report.interval:
         case None:
-            return UsageReading(day_from_ms, day_until_ms, 0, (from_ms,))
+            return UsagePlan(day_from_ms, day_until_ms, 0, (from_ms,))
         case "hour":
-            return UsageReading(day_from_ms, day_until_ms, HOUR_MS, ())
+            return UsagePlan(day_from_ms, day_until_ms, HOUR_MS, ())
         case "day":
-            return UsageReading(day_from_ms, day_until_ms, DAY_MS, ())
+            return UsagePlan(day_from_ms, day_until_ms, DAY_MS, ())
         case "month":
             starts = tuple(_month_starts(from_ms, until_ms))
-            return UsageReading(day_from_ms, day_until_ms, 0, starts)
+            return UsagePlan(day_from_ms, day_until_ms, 0, starts)
         case _:
             assert_never(report.interval)
 

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from hisab_contracts.ids import HubCode
+from hisab_contracts.ids import HubCode, PriceClass, ProjectId, Sku, TenantId
 from metering.core.usage_reports import (
     UsageLine,
     UsagePlace,
     UsageReport,
     page_windows,
-    reading_of,
+    plan_of,
 )
 
 if TYPE_CHECKING:
@@ -122,20 +122,20 @@ async def list_usage(
 async def _read_window(
     connection: Connection, report: UsageReport, after: UsagePlace | None, most: int
 ) -> list[UsageLine]:
-    reading = reading_of(report)
+    plan = plan_of(report)
     rows = await connection.fetch(
         _REPORT,
         report.from_ms,
         report.until_ms,
-        reading.day_from_ms,
-        reading.day_until_ms,
+        plan.day_from_ms,
+        plan.day_until_ms,
         report.tenant_id,
         report.hub,
         report.project_id,
         report.sku,
         report.price_class,
-        reading.unit_ms,
-        reading.starts_ms,
+        plan.unit_ms,
+        plan.starts_ms,
         list(report.keys),
         *((None,) * len(UsagePlace._fields) if after is None else after),
         most,
@@ -147,11 +147,11 @@ def _line_from_row(row: Row) -> UsageLine:
     return UsageLine(
         place=UsagePlace(
             start_ms=row["start_ms"],
-            tenant_id=row["tenant_id"],
-            hub=row["hub"],
-            project_id=row["project_id"],
-            sku=row["sku"],
-            price_class=row["price_class"],
+            tenant_id=TenantId(row["tenant_id"]),
+            hub=HubCode(row["hub"]),
+            project_id=ProjectId(row["project_id"]),
+            sku=Sku(row["sku"]),
+            price_class=PriceClass(row["price_class"]),
         ),
         gpu_ns=row["gpu_ns"],
         charge_micro=row["charge_micro"],
