@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hisab_contracts.ids import HubCode, PriceClass, ProjectId, Sku, TenantId
 from hisab_contracts.units import HOUR_MS, KARACHI, moment_of, ms_of
 from metering.core.usage_reports import (
     DAY_MS,
@@ -27,6 +28,7 @@ FIRST_HOUR: Final = ms_of(dt.datetime(2020, 1, 1, tzinfo=dt.UTC)) // HOUR_MS
 HOURS = st.integers(min_value=FIRST_HOUR, max_value=FIRST_HOUR + 24 * 900).map(
     lambda hour: hour * HOUR_MS
 )
+NOTHING = (TenantId(""), HubCode(""), ProjectId(""), Sku(""), PriceClass(""))
 EVERY = st.sampled_from((None, *INTERVALS))
 
 
@@ -98,7 +100,7 @@ def test_windows_of_a_page_follow_each_other_to_the_end(
     begin_ms = from_ms
     if ended is not None and every is not None:
         start_ms = interval_start_ms(every, from_ms + ended * HOUR_MS)
-        after = UsagePlace(start_ms, "", "", "", "", "")
+        after = UsagePlace(start_ms, *NOTHING)
         begin_ms = max(from_ms, start_ms)
     windows = list(page_windows(report, after))
     assert begin_ms == windows[0].from_ms

@@ -16,7 +16,7 @@ from metering.store import allocations, hubs, prices, quarantine, queries, state
 NODE = (["lhr"], ["n1"])
 JOB = ("lhr", "job-1", "ravi-health")
 HOURS = (0, 86_400_000, 0, 86_400_000)
-EVERYTHING = (3_600_000, [], [], None, None, None, None, None, None, 1_001)
+EVERYTHING: tuple[object, ...] = (3_600_000, [], [], None, None, None, None, None, None, 1_001)
 OF_HUB = ("lhr", 0, 86_400_000)
 QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("lock nodes", state._LOCK_NODES, NODE),
@@ -57,12 +57,9 @@ QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("usage of all", usage_reports._REPORT, (*HOURS, *[None] * 5, *EVERYTHING)),
     ("usage of a hub", usage_reports._REPORT, (*HOURS, None, "lhr", *[None] * 3, *EVERYTHING)),
     ("usage of a tenant", usage_reports._REPORT, (*HOURS, "t", *[None] * 4, *EVERYTHING)),
-    ("new hours of usage", usage_reports._BEGIN_HOURS, (1,)),
-    ("new days of usage", usage_reports._BEGIN_DAYS, (1,)),
     ("folded usage", usage_reports._FOLD, (1,)),
     ("wrong sums of usage", usage_reports._COUNT_MISSING, OF_HUB),
-    ("mended hours of usage", usage_reports._MEND_HOURS, OF_HUB),
-    ("mended days of usage", usage_reports._MEND_DAYS, OF_HUB),
+    ("mended sums of usage", usage_reports._MEND, OF_HUB),
     ("hours used", usage_reports._HOURS_OF_HUB, ("lhr",)),
     ("quarantined of an allocation", queries._QUARANTINED_OF, (*JOB, 0, 1)),
 ]

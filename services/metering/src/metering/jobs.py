@@ -299,6 +299,6 @@ class Releases:
 async def fold_usage(connection: Connection) -> None:
     """Add what has changed of buckets to the sums that usage reports read."""
     changes = CHANGES_AT_ONCE
-    while changes == CHANGES_AT_ONCE:
-        async with transaction_on(connection, snapshot=True):
+    while changes >= CHANGES_AT_ONCE:
+        async with transaction_on(connection):
             changes = await usage_reports.fold_changes(connection, CHANGES_AT_ONCE)

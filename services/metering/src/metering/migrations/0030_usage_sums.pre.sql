@@ -103,7 +103,8 @@ grant insert on usage_changes to :service_api, :service_writer;
 grant delete on usage_changes to :service_writer;
 grant insert, update, delete on usage_hours, usage_days to :service_writer;
 
--- As with buckets. Forced upon the owner once it has filled them (0031).
+-- As with buckets; asked once per statement, since a report reads many rows. Forced upon the owner
+-- once it has filled them (0031).
 alter table usage_changes enable row level security;
 create policy usage_changes_api on usage_changes to :service_api
   using (current_setting('app.tenant', true) in (tenant_id, '*'));
@@ -113,13 +114,13 @@ create policy usage_changes_reader on usage_changes for select to :service_reade
 
 alter table usage_hours enable row level security;
 create policy usage_hours_api on usage_hours for select to :service_api
-  using (current_setting('app.tenant', true) in (tenant_id, '*'));
+  using ((select current_setting('app.tenant', true)) in (tenant_id, '*'));
 create policy usage_hours_writer on usage_hours to :service_writer using (true) with check (true);
 create policy usage_hours_reader on usage_hours for select to :service_reader using (true);
 
 alter table usage_days enable row level security;
 create policy usage_days_api on usage_days for select to :service_api
-  using (current_setting('app.tenant', true) in (tenant_id, '*'));
+  using ((select current_setting('app.tenant', true)) in (tenant_id, '*'));
 create policy usage_days_writer on usage_days to :service_writer using (true) with check (true);
 create policy usage_days_reader on usage_days for select to :service_reader using (true);
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 _TERMS: Final = "tenant_id, hub, project_id, sku, price_class"
 _SUMS: Final = "gpu_ns, charge_micro, refunded_micro, voided_gpu_ns"
-_NOTHING: Final = "0, 0, 0, 0"
 _SOMETHING: Final = """
 having sum(gpu_ns) <> 0 or sum(charge_micro) <> 0
     or sum(refunded_micro) <> 0 or sum(voided_gpu_ns) <> 0
@@ -162,43 +161,74 @@ def _line_from_row(row: Row) -> UsageLine:
 
 # Adding changes to the sums.
 
-# The last of the oldest changes, and how many they are.
-_OLDEST = """
-select max(change) as last_change, count(*) as changes
-  from (select change from usage_changes order by change limit $1) oldest
-"""
-
-# A row begins at 0: PostgreSQL holds a proposed row to the table's checks before it finds the one
-# that is there, and what a change takes away is below zero.
-_BEGIN_HOURS = (
-    "insert into usage_hours (hour_ms, "
-    + _TERMS
-    + ", "
-    + _SUMS
-    + ") select distinct hour_ms, "
-    + _TERMS
-    + ", "
-    + _NOTHING
-    + " from usage_changes where change <= $1 on conflict do nothing"
-)
-_BEGIN_DAYS = (
-    "insert into usage_days (day_ms, "
-    + _TERMS
-    + ", "
-    + _SUMS
-    + ") select distinct hour_ms - (hour_ms + 18000000) % 86400000, "
-    + _TERMS
-    + ", "
-    + _NOTHING
-    + " from usage_changes where change <= $1 on conflict do nothing"
-)
 _MORE: Final = """
    set gpu_ns = s.gpu_ns + k.gpu_ns, charge_micro = s.charge_micro + k.charge_micro,
        refunded_micro = s.refunded_micro + k.refunded_micro,
        voided_gpu_ns = s.voided_gpu_ns + k.voided_gpu_ns
 """
+_OR_MORE: Final = """ do update
+   set gpu_ns = s.gpu_ns + excluded.gpu_ns, charge_micro = s.charge_micro + excluded.charge_micro,
+       refunded_micro = s.refunded_micro + excluded.refunded_micro,
+       voided_gpu_ns = s.voided_gpu_ns + excluded.voided_gpu_ns
+"""
 _SAME_TERMS: Final = """ s.tenant_id = k.tenant_id and s.hub = k.hub
    and s.project_id = k.project_id and s.sku = k.sku and s.price_class = k.price_class
+"""
+_NOTHING_LESS: Final = (
+    " gpu_ns >= 0 and charge_micro >= 0 and refunded_micro >= 0 and voided_gpu_ns >= 0 "
+)
+_SOMETHING_LESS: Final = (
+    " (k.gpu_ns < 0 or k.charge_micro < 0 or k.refunded_micro < 0 or k.voided_gpu_ns < 0) and"
+)
+
+# Adds what `hourly` and `daily` say to the sums, or takes it away. What takes away finds a row,
+# since nothing is below zero; it may not be proposed as a new one, because PostgreSQL holds that
+# to the table's checks before it looks for the row.
+_ADD: Final = (
+    ", more_hours as (insert into usage_hours as s (hour_ms, "
+    + _TERMS
+    + ", "
+    + _SUMS
+    + ") select hour_ms, "
+    + _TERMS
+    + ", "
+    + _SUMS
+    + " from hourly where"
+    + _NOTHING_LESS
+    + "order by tenant_id, hour_ms, hub, project_id, sku, price_class on conflict"
+    + " (tenant_id, hour_ms, hub, project_id, sku, price_class)"
+    + _OR_MORE
+    + "), less_hours as (update usage_hours s"
+    + _MORE
+    + " from hourly k where"
+    + _SOMETHING_LESS
+    + " s.hour_ms = k.hour_ms and"
+    + _SAME_TERMS
+    + "), more_days as (insert into usage_days as s (day_ms, "
+    + _TERMS
+    + ", "
+    + _SUMS
+    + ") select day_ms, "
+    + _TERMS
+    + ", "
+    + _SUMS
+    + " from daily where"
+    + _NOTHING_LESS
+    + "order by tenant_id, day_ms, hub, project_id, sku, price_class on conflict"
+    + " (tenant_id, day_ms, hub, project_id, sku, price_class)"
+    + _OR_MORE
+    + "), less_days as (update usage_days s"
+    + _MORE
+    + " from daily k where"
+    + _SOMETHING_LESS
+    + " s.day_ms = k.day_ms and"
+    + _SAME_TERMS
+    + ")"
+)
+
+# The last of the oldest changes.
+_OLDEST = """
+select max(change) from (select change from usage_changes order by change limit $1) oldest
 """
 
 # In one statement, so that a report sees a change in one place, once.
@@ -219,32 +249,20 @@ _FOLD = (
     + _ADDED_UP
     + " from hourly group by 1, "
     + _TERMS
-    + "), folded as (update usage_hours s"
-    + _MORE
-    + " from hourly k where s.hour_ms = k.hour_ms and"
-    + _SAME_TERMS
-    + ") update usage_days s"
-    + _MORE
-    + " from daily k where s.day_ms = k.day_ms and"
-    + _SAME_TERMS
+    + ")"
+    + _ADD
+    + " select count(*) from taken"
 )
 
 
 async def fold_changes(connection: Connection, most: int) -> int:
-    """Add at most so many changes to the sums, the oldest first; return how many there were.
+    """Add the oldest changes to the sums, about so many; return how many there were.
 
-    In a snapshot, so that all statements speak of the same changes. Whoever takes from a bucket has
-    waited for whoever filled it, and so has a later change: in their order no sum is below zero. A
-    change that is committed late is taken up next time.
+    Whoever takes from a bucket has waited for whoever filled it, and so has a later change: in
+    their order no sum is below zero. A change that is committed late is taken up next time.
     """
-    row = await connection.fetchrow(_OLDEST, most)
-    if row is None or row["last_change"] is None:
-        return 0
-    last_change = row["last_change"]
-    await connection.execute(_BEGIN_HOURS, last_change)
-    await connection.execute(_BEGIN_DAYS, last_change)
-    await connection.execute(_FOLD, last_change)
-    return int(row["changes"])
+    last_change = await connection.fetchval(_OLDEST, most)
+    return 0 if last_change is None else int(await connection.fetchval(_FOLD, last_change))
 
 
 # Holding the sums against the buckets.
@@ -314,47 +332,14 @@ _COUNT_MISSING = (
     + _MISSING_IN_DAYS
     + ") d)"
 )
-_BEGIN_MISSING_HOURS = (
-    "insert into usage_hours (hour_ms, "
-    + _TERMS
-    + ", "
-    + _SUMS
-    + ") select hour_ms, "
-    + _TERMS
-    + ", "
-    + _NOTHING
-    + " from ("
+_MEND = (
+    "with hourly as ("
     + _MISSING_IN_HOURS
-    + ") k on conflict do nothing"
-)
-_BEGIN_MISSING_DAYS = (
-    "insert into usage_days (day_ms, "
-    + _TERMS
-    + ", "
-    + _SUMS
-    + ") select day_ms, "
-    + _TERMS
-    + ", "
-    + _NOTHING
-    + " from ("
+    + "), daily as ("
     + _MISSING_IN_DAYS
-    + ") k on conflict do nothing"
-)
-_MEND_HOURS = (
-    "update usage_hours s"
-    + _MORE
-    + " from ("
-    + _MISSING_IN_HOURS
-    + ") k where s.hour_ms = k.hour_ms and"
-    + _SAME_TERMS
-)
-_MEND_DAYS = (
-    "update usage_days s"
-    + _MORE
-    + " from ("
-    + _MISSING_IN_DAYS
-    + ") k where s.day_ms = k.day_ms and"
-    + _SAME_TERMS
+    + ")"
+    + _ADD
+    + " select (select count(*) from hourly) + (select count(*) from daily)"
 )
 
 
@@ -368,13 +353,12 @@ async def count_wrong_sums(
     return int(await connection.fetchval(_COUNT_MISSING, hub, from_ms, until_ms))
 
 
-async def mend_sums(connection: Connection, hub: HubCode, from_ms: int, until_ms: int) -> None:
-    """Add to the sums of a hub what its buckets have more, or less; while others write, too."""
-    window = (hub, from_ms, until_ms)
-    await connection.execute(_BEGIN_MISSING_HOURS, *window)
-    await connection.execute(_MEND_HOURS, *window)
-    await connection.execute(_BEGIN_MISSING_DAYS, *window)
-    await connection.execute(_MEND_DAYS, *window)
+async def mend_sums(connection: Connection, hub: HubCode, from_ms: int, until_ms: int) -> int:
+    """Add to the sums of a hub what its buckets have more, or less; return how many were wrong.
+
+    Others may write meanwhile.
+    """
+    return int(await connection.fetchval(_MEND, hub, from_ms, until_ms))
 
 
 _HOURS_OF_HUB = "select min(hour_ms), max(hour_ms) from buckets where hub = $1"
