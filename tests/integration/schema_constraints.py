@@ -98,6 +98,7 @@ METERING: Final[Reasons] = MappingProxyType(
         ),
         "what `reconcile` adds up and finds, one run at a time": (
             "booked_books_pkey booked_books_seq_check booked_buckets_pkey bucket_differences_pkey "
+            "changed_hours_differences_check changed_hours_pkey "
             "reconcile_runs_differences_check reconcile_runs_found_check reconcile_runs_pkey"
         ),
         "the core states what was decided with its reason, and the API asks for a reason "

@@ -74,6 +74,14 @@ class SourceBehind(Struct, frozen=True):
     reason: str
 
 
+class ReconcileResult(Struct, frozen=True):
+    """What metering found when it last compared its buckets with what the ledger has booked."""
+
+    at_ms: int
+    differences: int
+    """Buckets that were booked otherwise when it ended."""
+
+
 class HubWatermark(Struct, frozen=True, tag_field="kind", tag="watermark"):
     """All usage of this hub before `watermark_ms` has been stated, but what is listed.
 
@@ -89,6 +97,8 @@ class HubWatermark(Struct, frozen=True, tag_field="kind", tag="watermark"):
     quarantined: list[OpenQuarantine]
     behind: list[SourceBehind]
     """At most 20, the furthest behind first."""
+    reconciled: ReconcileResult | None = None
+    """Of all hubs; None: never compared."""
 
 
 ChargeMessage = BucketTotal | AllocationFinal | HubWatermark

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from hisab_contracts.canonical import canonical_bytes, leaf_sha256
-from hisab_contracts.charges import OpenQuarantine, SourceBehind
+from hisab_contracts.charges import OpenQuarantine, ReconcileResult, SourceBehind
 from hisab_contracts.ids import (
     AllocationId,
     BucketId,
@@ -177,6 +177,7 @@ class EntryWatermark(Struct, frozen=True, tag_field="message", tag="watermark"):
     silent: bool
     quarantined: list[OpenQuarantine]
     behind: list[SourceBehind]
+    reconciled: ReconcileResult | None = None
 
 
 EntryMessage = Entry | EntryWatermark

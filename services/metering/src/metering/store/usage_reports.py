@@ -231,7 +231,8 @@ _OLDEST = """
 select max(change) from (select change from usage_changes order by change limit $1) oldest
 """
 
-# In one statement, so that a report sees a change in one place, once.
+# In one statement, so that a report sees a change in one place, once. The hours are marked, to be
+# compared with what the ledger has booked.
 _FOLD = (
     "with taken as (delete from usage_changes where change <= $1 returning hour_ms, "
     + _TERMS
@@ -251,7 +252,11 @@ _FOLD = (
     + _TERMS
     + ")"
     + _ADD
-    + " select count(*) from taken"
+    + """, marked as (
+  insert into changed_hours as c (hub, hour_ms)
+  select distinct hub, hour_ms from hourly order by hub, hour_ms
+  on conflict (hub, hour_ms) do update set marks = c.marks + 1
+) select count(*) from taken"""
 )
 
 
