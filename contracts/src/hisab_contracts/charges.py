@@ -82,7 +82,7 @@ class ReconcileResult(Struct, frozen=True):
     """Buckets that were booked otherwise when it ended."""
 
 
-class HubWatermark(Struct, frozen=True, tag_field="kind", tag="watermark"):
+class HubWatermark(Struct, frozen=True, tag_field="kind", tag="watermark", omit_defaults=True):
     """All usage of this hub before `watermark_ms` has been stated, but what is listed.
 
     Sent in-band to every partition after the charges it covers, and again whenever it or the open

@@ -168,7 +168,7 @@ class Entry(
     """Why, where a person had to say it."""
 
 
-class EntryWatermark(Struct, frozen=True, tag_field="message", tag="watermark"):
+class EntryWatermark(Struct, frozen=True, tag_field="message", tag="watermark", omit_defaults=True):
     """A hub's watermark, published after every entry booked before it in this partition."""
 
     hub: HubCode

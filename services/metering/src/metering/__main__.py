@@ -28,7 +28,7 @@ from metering.api.status import ReconciledStatus
 from metering.consumer import HubConsumer, keep_reference
 from metering.facts import Facts
 from metering.ingest import Ingest
-from metering.reconcile import HourlyReconcile
+from metering.reconcile import ReconcileTask
 from metering.store import hubs
 from runtime.consumer import Consumer, Subscription
 from runtime.kafka import Topic
@@ -101,7 +101,7 @@ def build(kit: Kit) -> Parts:
             Task("finals", 500, jobs.Finals(outbox).run),
             Task("releases", 500, jobs.Releases(outbox).run),
             Task("usage-sums", 1_000, jobs.fold_usage),
-            Task("reconcile", 500, HourlyReconcile(kit.kafka, kit.writer).run),
+            Task("reconcile", 500, ReconcileTask(kit.kafka, kit.writer).run),
         ),
         status=status,
         status_resource=ReconciledStatus,

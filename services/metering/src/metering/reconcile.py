@@ -3,7 +3,7 @@
 Theory. Every bucket is compared with what `ledger.entries.v1` says was booked of it; with
 `--repair`, what differs is stated anew through the outbox (`metering.core.repair`). The command
 (`python -m metering reconcile`) runs beside the service and needs it: the service reads the hubs,
-publishes the outbox, and the ledger books. The service itself (`HourlyReconcile`) compares what
+publishes the outbox, and the ledger books. The service itself (`ReconcileTask`) compares what
 has changed on either side, hour by hour of usage, and repairs nothing: its result is in
 `/v1/status`, in a metric, and goes downstream with the hubs' watermarks. One of all these runs at a
 time.
@@ -432,7 +432,7 @@ async def reconcile(database: Database, kafka: Kafka, *, since_ms: int, restate:
     return 1 if outcome.left_count else 0
 
 
-class HourlyReconcile:
+class ReconcileTask:
     """Compares what has changed, every hour and when a month is complete. One per process."""
 
     def __init__(self, kafka: Kafka, database: Database, *, clock: Clock = now_ms) -> None:

@@ -200,7 +200,7 @@ class ChangedHour(NamedTuple):
 
     hub: HubCode
     hour_ms: int
-    marks: int
+    mark_count: int
 
 
 async def find_differences_in(connection: Connection, hours: Sequence[ChangedHour]) -> None:
