@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
@@ -271,6 +274,44 @@ async def test_wrong_sums_are_found_and_mended(addresses: Addresses) -> None:
                 await usage_reports.mend_sums(connection, hub, FIRST_MS, LAST_MS)
         assert (True, 0) == (before > 10, await wrong_sums(metering))
         await check_groupings(metering, WINDOWS[:1])
+
+
+async def test_the_command_counts_and_mends_wrong_sums(
+    infrastructure: Infrastructure, addresses: Addresses
+) -> None:
+    """Nothing is wrong, then a day is, then it was mended: statuses 0, 1, 0 and 0."""
+    async with opened(addresses) as metering:
+        await use(metering)
+        async with metering.writer.connection() as connection:
+            await fold_usage(connection)
+        assert (0, "wrong 0\n") == check_sums(infrastructure, addresses)
+        changed = await metering.rows(
+            "update usage_days set gpu_ns = gpu_ns + 1 where hub = 'khi' returning 1"
+        )
+        assert (1, f"wrong {len(changed)}\n") == check_sums(infrastructure, addresses)
+        mended = check_sums(infrastructure, addresses, "--mend")
+        assert (0, f"mended {len(changed)}\n") == mended
+        assert (0, "wrong 0\n") == check_sums(infrastructure, addresses)
+        await check_groupings(metering, WINDOWS[:1])
+
+
+def check_sums(
+    infrastructure: Infrastructure, addresses: Addresses, *options: str
+) -> tuple[int, str]:
+    """Run the command as an operator does."""
+    environ = dict(os.environ) | {
+        "HISAB_KAFKA": infrastructure.bootstrap_servers,
+        "HISAB_DB_WRITER": addresses.writer,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "metering", "usage-sums", *options],
+        env=environ,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stdout
 
 
 FOLDER = files("metering") / "migrations"

@@ -1,6 +1,7 @@
 """Run metering: `python -m metering <command>`.
 
-Commands: `migrate`, `serve`, `openapi`, `override-progress`, `accept-restore`, `reconcile`.
+Commands: `migrate`, `serve`, `openapi`, `override-progress`, `accept-restore`, `reconcile`,
+`usage-sums`.
 """
 
 from __future__ import annotations

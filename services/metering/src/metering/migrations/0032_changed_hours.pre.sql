@@ -23,5 +23,7 @@ comment on column reconcile_runs.complete_until_ms is
 
 grant select, insert, update, delete on changed_hours to :service_writer;
 grant select on changed_hours to :service_reader;
+-- What is stated of a hub says what the last run found, whoever looks at the hub: counts only.
+grant select on reconcile_runs to :service_api;
 
 create index booked_buckets_of_hour on booked_buckets (hub, hour_ms);

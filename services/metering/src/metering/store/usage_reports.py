@@ -366,10 +366,18 @@ async def mend_sums(connection: Connection, hub: HubCode, from_ms: int, until_ms
     return int(await connection.fetchval(_MEND, hub, from_ms, until_ms))
 
 
-_HOURS_OF_HUB = "select min(hour_ms), max(hour_ms) from buckets where hub = $1"
+# Also where sums are left without a bucket.
+_HOURS_OF_HUB = """
+select least((select min(hour_ms) from buckets where hub = $1),
+             (select min(hour_ms) from usage_hours where hub = $1)) as first_hour_ms,
+       greatest((select max(hour_ms) from buckets where hub = $1),
+                (select max(hour_ms) from usage_hours where hub = $1)) as last_hour_ms
+"""
 
 
 async def hours_used(connection: Connection, hub: HubCode) -> tuple[int, int] | None:
-    """Return the first and the last hour of a hub that has a bucket; None where it has none."""
+    """Return the first and the last hour of a hub with a bucket or a sum; None: it has none."""
     row = await connection.fetchrow(_HOURS_OF_HUB, hub)
-    return None if row is None or row[0] is None else (row[0], row[1])
+    if row is None or row["first_hour_ms"] is None:
+        return None
+    return row["first_hour_ms"], row["last_hour_ms"]
