@@ -46,6 +46,7 @@ ONLY_IN: Mapping[str, tuple[str, ...]] = {
         "runtime.idempotency",
         "runtime.service",
         "runtime.auth",
+        "runtime.streams",
     ),
     "uvicorn": ("runtime.server",),
     "uvloop": ("runtime.service",),

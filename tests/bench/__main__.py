@@ -31,6 +31,7 @@ import ledger_charges  # noqa: E402
 import ledger_growth  # noqa: E402
 import metering_events  # noqa: E402
 import metering_growth  # noqa: E402
+import metering_usage  # noqa: E402
 import path_freshness  # noqa: E402
 
 from stack import Stack, running  # noqa: E402
@@ -46,6 +47,7 @@ async def _freshness(stack: Stack) -> list[dict[str, Any]]:
 
 FIGURES: dict[str, Measure] = {
     "metering.events": metering_events.measure,
+    "metering.usage_month": metering_usage.measure,
     "ledger.charges": ledger_charges.measure,
     "path.freshness": _freshness,
 }

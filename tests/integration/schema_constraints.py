@@ -111,6 +111,7 @@ METERING: Final[Reasons] = MappingProxyType(
         ),
         "what `reconcile` adds up and finds, one run at a time": (
             "booked_books_pkey booked_books_seq_check booked_buckets_pkey bucket_differences_pkey "
+            "changed_hours_differences_check changed_hours_pkey "
             "reconcile_runs_differences_check reconcile_runs_found_check reconcile_runs_pkey"
         ),
         "the core states what was decided with its reason, and the API asks for a reason "
@@ -134,7 +135,15 @@ METERING: Final[Reasons] = MappingProxyType(
             "hub_partitions_hub_fkey hub_partitions_partition_check sources_hub_fkey"
         ),
         "a generated identity": (
-            "open_time_pkey price_lines_generation_key quarantine_pkey sources_arrival_key"
+            "open_time_pkey price_lines_generation_key quarantine_pkey sources_arrival_key "
+            "usage_changes_pkey"
+        ),
+        "buckets added up by a trigger and a task, in the order of what changed them "
+        "(integration/metering/test_usage_sums)": (
+            "usage_days_charge_micro_check usage_days_day_ms_check usage_days_gpu_ns_check "
+            "usage_days_pkey usage_days_refunded_micro_check usage_days_voided_gpu_ns_check "
+            "usage_hours_charge_micro_check usage_hours_gpu_ns_check usage_hours_hour_ms_check "
+            "usage_hours_pkey usage_hours_refunded_micro_check usage_hours_voided_gpu_ns_check"
         ),
         "lines are added with their list, in one transaction": "price_lines_price_version_fkey",
         "a word of the core's; a record that is no longer open is refused with 409 "

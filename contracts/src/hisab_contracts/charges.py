@@ -74,7 +74,15 @@ class SourceBehind(Struct, frozen=True):
     reason: str
 
 
-class HubWatermark(Struct, frozen=True, tag_field="kind", tag="watermark"):
+class ReconcileResult(Struct, frozen=True):
+    """What metering found when it last compared its buckets with what the ledger has booked."""
+
+    at_ms: int
+    differences: int
+    """Buckets that were booked otherwise when it ended."""
+
+
+class HubWatermark(Struct, frozen=True, tag_field="kind", tag="watermark", omit_defaults=True):
     """All usage of this hub before `watermark_ms` has been stated, but what is listed.
 
     Sent in-band to every partition after the charges it covers, and again whenever it or the open
@@ -89,6 +97,8 @@ class HubWatermark(Struct, frozen=True, tag_field="kind", tag="watermark"):
     quarantined: list[OpenQuarantine]
     behind: list[SourceBehind]
     """At most 20, the furthest behind first."""
+    reconciled: ReconcileResult | None = None
+    """Of all hubs; None: never compared."""
 
 
 ChargeMessage = BucketTotal | AllocationFinal | HubWatermark

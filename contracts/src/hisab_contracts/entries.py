@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from hisab_contracts.canonical import canonical_bytes, leaf_sha256
-from hisab_contracts.charges import OpenQuarantine, SourceBehind
+from hisab_contracts.charges import OpenQuarantine, ReconcileResult, SourceBehind
 from hisab_contracts.ids import (
     AllocationId,
     BucketId,
@@ -175,7 +175,7 @@ class Entry(
     """Why, where a person had to say it."""
 
 
-class EntryWatermark(Struct, frozen=True, tag_field="message", tag="watermark"):
+class EntryWatermark(Struct, frozen=True, tag_field="message", tag="watermark", omit_defaults=True):
     """A hub's watermark, published after every entry booked before it in this partition."""
 
     hub: HubCode
@@ -184,6 +184,7 @@ class EntryWatermark(Struct, frozen=True, tag_field="message", tag="watermark"):
     silent: bool
     quarantined: list[OpenQuarantine]
     behind: list[SourceBehind]
+    reconciled: ReconcileResult | None = None
 
 
 EntryMessage = Entry | EntryWatermark

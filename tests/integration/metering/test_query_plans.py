@@ -11,10 +11,13 @@ import asyncpg
 import pytest
 
 from infrastructure import Infrastructure, run_apart
-from metering.store import allocations, hubs, prices, quarantine, queries, state
+from metering.store import allocations, hubs, prices, quarantine, queries, state, usage_reports
 
 NODE = (["lhr"], ["n1"])
 JOB = ("lhr", "job-1", "ravi-health")
+HOURS = (0, 86_400_000, 0, 86_400_000)
+EVERYTHING: tuple[object, ...] = (3_600_000, [], [], None, None, None, None, None, None, 1_001)
+OF_HUB = ("lhr", 0, 86_400_000)
 QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("lock nodes", state._LOCK_NODES, NODE),
     ("coverage", state._COVERAGE, (*NODE, ["GPU-1"], [0], [0], [1])),
@@ -51,6 +54,13 @@ QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("sums of an allocation", queries._SUMS_OF, JOB),
     ("buckets of an allocation", queries._BUCKETS_OF, (*JOB, 0, "n1", "", 1)),
     ("intervals of an allocation", queries._INTERVALS_OF, (*JOB, "t", "n1", "g", "g", 0, 1)),
+    ("usage of all", usage_reports._REPORT, (*HOURS, *[None] * 5, *EVERYTHING)),
+    ("usage of a hub", usage_reports._REPORT, (*HOURS, None, "lhr", *[None] * 3, *EVERYTHING)),
+    ("usage of a tenant", usage_reports._REPORT, (*HOURS, "t", *[None] * 4, *EVERYTHING)),
+    ("folded usage", usage_reports._FOLD, (1,)),
+    ("wrong sums of usage", usage_reports._COUNT_MISSING, OF_HUB),
+    ("mended sums of usage", usage_reports._MEND, OF_HUB),
+    ("hours used", usage_reports._HOURS_OF_HUB, ("lhr",)),
     ("quarantined of an allocation", queries._QUARANTINED_OF, (*JOB, 0, 1)),
 ]
 BIG = {
@@ -64,6 +74,8 @@ BIG = {
     "quarantine_time",
     "sources",
     "tallies",
+    "usage_days",
+    "usage_hours",
 }
 
 

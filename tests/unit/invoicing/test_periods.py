@@ -9,7 +9,7 @@ from typing import get_args
 import msgspec
 import pytest
 
-from hisab_contracts.charges import OpenQuarantine, SourceBehind
+from hisab_contracts.charges import OpenQuarantine, ReconcileResult, SourceBehind
 from hisab_contracts.ids import HubCode, LegalEntityId, TenantId
 from invoicing.core.periods import (
     LASTING,
@@ -34,6 +34,7 @@ from invoicing.core.periods import (
     close_request,
     complete_until,
     describe,
+    last_reconciled,
     progress_of,
 )
 from invoicing.core.sellers import Seller
@@ -328,3 +329,14 @@ def test_a_blocker_is_described_in_one_line() -> None:
     assert "no hub has emitted" == describe(
         PeriodBlocker(kind="no-watermark", detail="no hub has emitted")
     )
+
+
+def test_the_newest_comparison_of_metering_is_that_of_the_month() -> None:
+    """Whichever hub and partition has said it; none before any has."""
+    assert last_reconciled([mark(0), mark(1)]) is None
+    marks = [
+        replace(mark(0), reconciled=ReconcileResult(5, 0)),
+        replace(mark(1, KHI), reconciled=ReconcileResult(7, 3)),
+        mark(2),
+    ]
+    assert ReconcileResult(7, 3) == last_reconciled(marks)

@@ -8,8 +8,16 @@ from hypothesis import strategies as st
 
 from ledger.core.book import BookedBucket
 from ledger.core.charges import is_newer
-from metering.core.repair import BucketState, ComparedBucket, is_difference, repair
+from metering.core.repair import (
+    RUN_EVERY_MS,
+    BucketState,
+    ComparedBucket,
+    is_difference,
+    is_run_due,
+    repair,
+)
 from unit.ledger.values import CoreLedger, book, total
+from unit.metering.hub_events import HOUR_MS, NOON_MS
 
 NOTHING = BucketState(0, 0, 0)
 
@@ -77,3 +85,27 @@ def test_the_ledger_books_whatever_a_repair_states(
         after = BucketState(kept.revision, kept.gpu_ns, kept.charged_micro)
         assert after[1:] == now[1:]
         assert not is_difference(ComparedBucket(stated, before, after))
+
+
+JULY_END_MS = NOON_MS + 9 * HOUR_MS
+
+
+@pytest.mark.parametrize(
+    ("waited_ms", "complete_ms", "compared_ms", "due"),
+    [
+        pytest.param(0, None, None, False, id="nothing is complete"),
+        pytest.param(0, NOON_MS, None, True, id="never compared"),
+        pytest.param(0, JULY_END_MS - 1, NOON_MS, False, id="the same month"),
+        pytest.param(0, JULY_END_MS, JULY_END_MS - 1, True, id="July is complete"),
+        pytest.param(0, JULY_END_MS + HOUR_MS, JULY_END_MS, False, id="compared since"),
+        pytest.param(0, NOON_MS, JULY_END_MS, False, id="a hub that is behind came anew"),
+        pytest.param(RUN_EVERY_MS - 1, NOON_MS, NOON_MS, False, id="not yet an hour"),
+        pytest.param(RUN_EVERY_MS, NOON_MS, NOON_MS, True, id="an hour"),
+        pytest.param(RUN_EVERY_MS, None, None, True, id="an hour, and nothing is complete"),
+    ],
+)
+def test_metering_is_compared_every_hour_and_when_a_month_is_complete(
+    waited_ms: int, complete_ms: int | None, compared_ms: int | None, *, due: bool
+) -> None:
+    """Months are those of Karachi: July ends at 19:00Z."""
+    assert due == is_run_due(waited_ms, complete_ms, compared_ms)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from hisab_contracts.charges import HubWatermark, OpenQuarantine, read_charge
+from hisab_contracts.charges import HubWatermark, OpenQuarantine, ReconcileResult, read_charge
 from hisab_contracts.ids import HubCode, SourcePath, TenantId
 from metering.core.sources import SequenceRange, SourceProgress
 from metering.core.watermarks import (
@@ -217,3 +217,17 @@ def test_statement_fits_a_message_however_much_waits() -> None:
     assert bound_quarantined(waiting) == statement.quarantined
     few = waiting[:MAX_QUARANTINED]
     assert few == bound_quarantined(few)
+
+
+def test_what_a_comparison_with_the_ledger_found_is_stated_after_a_second() -> None:
+    """It is no hurry: nothing hangs on it."""
+    hub = view(source("a", 5), watermark_ms=5)
+    first = due(hub, None, 0, NOW_MS)
+    compared = replace(hub, reconciled=ReconcileResult(NOW_MS, 2))
+    assert first is not None
+    assert first.reconciled is None
+    assert due(compared, first, NOW_MS, NOW_MS + 999) is None
+    again = due(compared, first, NOW_MS, NOW_MS + 1_000)
+    assert again is not None
+    assert ReconcileResult(NOW_MS, 2) == again.reconciled
+    assert due(compared, again, NOW_MS, NOW_MS + 9_000) is None

@@ -115,6 +115,7 @@ def _entry_watermark(watermark: HubWatermark) -> EntryWatermark:
         silent=watermark.silent,
         quarantined=watermark.quarantined,
         behind=watermark.behind,
+        reconciled=watermark.reconciled,
     )
 
 

@@ -1,6 +1,7 @@
 """Run metering: `python -m metering <command>`.
 
-Commands: `migrate`, `serve`, `openapi`, `override-progress`, `accept-restore`, `reconcile`.
+Commands: `migrate`, `serve`, `openapi`, `override-progress`, `accept-restore`, `reconcile`,
+`usage-sums`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from metering.api.status import ReconciledStatus
 from metering.consumer import HubConsumer, keep_reference
 from metering.facts import Facts
 from metering.ingest import Ingest
+from metering.reconcile import ReconcileTask
 from metering.store import hubs
 from runtime.consumer import Consumer, Subscription
 from runtime.kafka import Topic
@@ -99,6 +101,8 @@ def build(kit: Kit) -> Parts:
             Task("watermarks", 200, watermarks.run),
             Task("finals", 500, jobs.Finals(outbox).run),
             Task("releases", 500, jobs.Releases(outbox).run),
+            Task("usage-sums", 1_000, jobs.fold_usage),
+            Task("reconcile", 500, ReconcileTask(kit.kafka, kit.writer).run),
         ),
         status=status,
         status_resource=ReconciledStatus,

@@ -5,7 +5,8 @@ candidate counts once all of that has been metered (`metering.core.watermarks`).
 must know is written to every partition that the charges topic has, after the charges it covers;
 when it has got more of them, everything is stated anew. Finals: allocations that have ended are
 declared final once nothing more can come. Releases: records that lacked a tenant or a price are
-judged again when it has arrived. Forgetting: bytes of records that were released 90 days ago.
+judged again when it has arrived. Forgetting: bytes of records that were released 90 days ago. Sums
+of usage: what has changed of buckets is added to those of hours and days.
 
 Refusals: `PartitionMismatch` before a watermark is stated while charges and entries disagree.
 """
@@ -33,7 +34,7 @@ from metering.core.watermarks import (
     statement_due,
 )
 from metering.replay import replay_quarantined
-from metering.store import allocations, hubs, quarantine
+from metering.store import allocations, hubs, quarantine, usage_reports
 from metering.store.state import ReferenceCache
 from runtime.clock import now_ms, ticks_ms
 from runtime.database import checked_now_ms, transaction_on
@@ -55,6 +56,8 @@ CHECKS_OF_A_HUB: Final = 200
 ROUNDS_OF_CHECKS: Final = 20
 RELEASES_AT_ONCE: Final = 500
 FORGOTTEN_AT_ONCE: Final = 1_000
+CHANGES_AT_ONCE: Final = 20_000
+"""Changes of usage that one transaction adds to the sums."""
 FORGET_EVERY_MS: Final = 3_600_000
 IDLE_LOOK_MS: Final = 1_000
 FOLD_EVERY_MS: Final = 10_000
@@ -291,3 +294,11 @@ class Releases:
                 # Left to an operator: under this cause no tenant or price releases it any more.
                 cause = failed_release(repr(error))
                 await quarantine.save_cause(connection, quarantine_id, cause)
+
+
+async def fold_usage(connection: Connection) -> None:
+    """Add what has changed of buckets to the sums that usage reports read."""
+    changes = CHANGES_AT_ONCE
+    while changes >= CHANGES_AT_ONCE:
+        async with transaction_on(connection):
+            changes = await usage_reports.fold_changes(connection, CHANGES_AT_ONCE)

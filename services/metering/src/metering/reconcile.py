@@ -1,8 +1,12 @@
-"""`python -m metering reconcile`: what the ledger has booked against what metering knows.
+"""What the ledger has booked against what metering knows: by command, and by itself every hour.
 
 Theory. Every bucket is compared with what `ledger.entries.v1` says was booked of it; with
-`--repair`, what differs is stated anew through the outbox (`metering.core.repair`). It runs beside
-the service and needs it: the service reads the hubs, publishes the outbox, and the ledger books.
+`--repair`, what differs is stated anew through the outbox (`metering.core.repair`). The command
+(`python -m metering reconcile`) runs beside the service and needs it: the service reads the hubs,
+publishes the outbox, and the ledger books. The service itself (`ReconcileTask`) compares what
+has changed on either side, hour by hour of usage, and repairs nothing: its result is in
+`/v1/status`, in a metric, and goes downstream with the hubs' watermarks. One of all these runs at a
+time.
 
 1. *Drained*: everything that is in the hubs' topics now has been metered, and no record that
    the service would release is left. Before that a restored metering lacks what it will read again,
@@ -17,31 +21,38 @@ the service and needs it: the service reads the hubs, publishes the outbox, and 
 
 Memory is bounded: entries are added up in the database, buckets compared range by range, and
 differences handled page by page. It can be ended at any instant and run again: entries that were
-read are not read again.
+read are not read again. A run is a series of looks: the command makes one after the other, the
+service one whenever its task has a turn, so that it stops at once.
 
-Exit status: 0, no difference (after a repair: none left); 1, differences; 2, it could not be said.
+Exit status of the command: 0, no difference (after a repair: none left); 1, differences; 2, it
+could not be said.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import structlog
 
 from hisab_contracts.charges import BucketTotal, HubWatermark
 from hisab_contracts.entries import ChargeDetail, Entry, EntryWatermark, read_entry_message
-from hisab_contracts.ids import BucketId, TenantId
+from hisab_contracts.ids import BucketId, HubCode, TenantId
+from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.topics import CHARGES, ENTRIES, hub_topic
 from hisab_contracts.units import instant_text
-from metering.core.repair import ComparedBucket, is_difference, repair, state_of
-from metering.core.watermarks import statement_of
+from metering.core.repair import ComparedBucket, is_difference, is_run_due, repair, state_of
+from metering.core.watermarks import complete_until_ms, statement_of
 from metering.store import booked, hubs, quarantine
 from metering.store.booked import BookedCharges
 from metering.store.state import lock_nodes
+from runtime import telemetry
 from runtime.clock import now_ms, ticks_ms
 from runtime.database import ClockStep, Database, checked_now_ms, transaction_on
 from runtime.feed import OutOfRangeError
@@ -61,8 +72,16 @@ if TYPE_CHECKING:
     from runtime.clock import Clock
     from runtime.database import Connection
 
+_log = structlog.get_logger("metering.reconcile")
+
 PAGE: Final = 500
 LOOK_S: Final = 0.2
+HOURS_OF_A_RUN: Final = 1_000
+"""Changed hours of hubs that one run of the service compares; what is left is next at once."""
+HOURS_AT_ONCE: Final = 20
+"""Of them, so many in one statement."""
+DIFFERENCES_LOGGED: Final = 20
+LEASE_WAIT_S: Final = 2
 PATIENCE_S: Final = 600
 """How long a step may stand still before the run gives up: the service or the ledger is away."""
 
@@ -94,6 +113,12 @@ class Outcome:
     left_count: int
     repaired_count: int
     """Buckets that were stated anew."""
+    is_partial: bool = False
+    """Whether more hours were to be compared than one run may."""
+
+
+Looks = AsyncGenerator[bool, None]
+"""The looks of a run: True before one for which it has to wait for others."""
 
 
 class Reconcile:
@@ -118,36 +143,98 @@ class Reconcile:
         # Of the partitions not yet read to where they ended as the run began, that end.
         self._unread: dict[Partition, int] = {}
         self._repaired = 0
+        self.outcome: Outcome | None = None
+        """None until a run has ended."""
 
     async def run(self, *, since_ms: int, restate: bool) -> Outcome:
         """Compare, repair if told to, and compare again what was repaired."""
-        await self._drained()
-        await self._open_entries()
+        async with aclosing(self._compare_all(since_ms, restate=restate)) as looks:
+            async for waits in looks:
+                if waits:
+                    await asyncio.sleep(LOOK_S)
+        if self.outcome is None:
+            raise InvariantBroken("a run that has ended has an outcome")
+        return self.outcome
+
+    async def _compare_all(self, since_ms: int, *, restate: bool) -> Looks:
+        complete_ms = await self._complete_until_ms()
+        async for waits in self._prepare():
+            yield waits
         try:
-            await self._mark()
-            async with transaction_on(self._connection):
-                await booked.forget_differences(self._connection)
             for place in range(booked.RANGES):
                 async with transaction_on(self._connection):
                     await booked.find_differences(self._connection, place, since_ms)
-            await self._mark()
+            async for waits in self._mark():
+                yield waits
             found = left = await self._each_difference(self._print)
             if restate and found:
                 await self._each_difference(self._restate)
                 # What differs although it was stated is not different because it is on its way.
-                await self._mark()
+                async for waits in self._mark():
+                    yield waits
                 left = await self._each_difference(_nothing)
         finally:
             await self._close()
         async with transaction_on(self._connection):
             await booked.save_run(
-                self._connection, since_ms=since_ms, found=found, differences=left
+                self._connection,
+                since_ms=since_ms,
+                found=found,
+                differences=left,
+                complete_until_ms=complete_ms,
             )
-        return Outcome(found, left, self._repaired)
+        self.outcome = Outcome(found, left, self._repaired)
+
+    async def compare_changed(self) -> Looks:
+        """Compare the hours in which something has changed; True, while it waits for others."""
+        complete_ms = await self._complete_until_ms()
+        async for waits in self._prepare():
+            yield waits
+        try:
+            hours = await booked.changed_hours(self._connection, HOURS_OF_A_RUN)
+            for begin in range(0, len(hours), HOURS_AT_ONCE):
+                async with transaction_on(self._connection):
+                    some = hours[begin : begin + HOURS_AT_ONCE]
+                    await booked.find_differences_in(self._connection, some)
+                yield False
+            async for waits in self._mark():
+                yield waits
+            counted: Counter[tuple[HubCode, int]] = Counter()
+
+            async def count(differences: Sequence[ComparedBucket]) -> None:
+                await self._print(differences[: max(0, DIFFERENCES_LOGGED - counted.total())])
+                counted.update((c.total.hub, c.total.hour_ms) for c in differences)
+
+            found = await self._each_difference(count)
+        finally:
+            await self._close()
+        async with transaction_on(self._connection):
+            standing = await booked.note_compared(self._connection, hours, counted)
+            await booked.save_run(
+                self._connection,
+                since_ms=0,
+                found=found,
+                differences=standing,
+                complete_until_ms=complete_ms,
+            )
+        self.outcome = Outcome(found, standing, 0, is_partial=len(hours) == HOURS_OF_A_RUN)
+
+    async def _complete_until_ms(self) -> int | None:
+        return complete_until_ms(await hubs.list_completeness(self._connection))
+
+    async def _prepare(self) -> Looks:
+        """Take in what was there as the run began, and have it booked and read."""
+        async for waits in self._drained():
+            yield waits
+        await self._open_entries()
+        async for waits in self._mark():
+            yield waits
+        async with transaction_on(self._connection):
+            await booked.forget_differences(self._connection)
 
     # 1. Drained.
 
-    async def _drained(self) -> None:
+    async def _drained(self) -> Looks:
         """Wait until all that is in the hubs' topics now has been metered."""
         topics = [hub_topic(hub) for hub in await hubs.list_hubs(self._connection)]
         ends = await self._kafka.end_offsets(topics)
@@ -161,16 +248,17 @@ class Reconcile:
             if not waiting and not releasable:
                 return
             moved.look((waiting, tuple(releasable)))
-            await asyncio.sleep(LOOK_S)
+            yield True
 
     # 2. Marks, and the entries before them.
 
-    async def _mark(self) -> None:
+    async def _mark(self) -> Looks:
         """Have everything booked that was stated so far, and read all of it."""
         statement = await self._state_hub()
         if statement is None:
             # No mark can be sent. What metering stated in a life that a restore forgot is booked.
-            await self._read_to_ends()
+            async for waits in self._read_to_ends():
+                yield waits
             return
         left = set(self._epochs)
         moved = _Moved(
@@ -182,12 +270,15 @@ class Reconcile:
                 if any(_is_mark(mark, statement) for mark in marks):
                     left.discard(partition)
             moved.look(len(left) if not read else ticks_ms())
+            # Reading has waited itself, if there was nothing.
+            yield False
 
-    async def _read_to_ends(self) -> None:
+    async def _read_to_ends(self) -> Looks:
         """Read all entries that were there as the run began."""
         moved = _Moved("entries do not come: does the broker answer?")
         while self._unread:
             moved.look(len(self._unread) if not await self._read_entries() else ticks_ms())
+            yield False
 
     async def _state_hub(self) -> HubWatermark | None:
         """State a hub to every partition of the charges topic; None: no hub has ever emitted."""
@@ -339,6 +430,71 @@ async def reconcile(database: Database, kafka: Kafka, *, since_ms: int, restate:
     found, repaired = outcome.found_count, outcome.repaired_count
     _say(f"difference {outcome.left_count} (found {found}, repaired {repaired})")
     return 1 if outcome.left_count else 0
+
+
+class ReconcileTask:
+    """Compares what has changed, every hour and when a month is complete. One per process."""
+
+    def __init__(self, kafka: Kafka, database: Database, *, clock: Clock = now_ms) -> None:
+        """Compare over a connection of the writer's; the lease says which process does."""
+        self._kafka = kafka
+        self._database = database
+        self._clock = clock
+        self._looks: Looks | None = None
+        self._waited_from_ms = ticks_ms()
+        self._is_partial = False
+        self._is_halted = False
+
+    async def run(self, connection: Connection) -> None:
+        """Make the next look of a run, if one is due; one that halts is begun anew in an hour."""
+        if self._looks is None:
+            if not await self._is_due(connection):
+                return
+            self._looks = self._one_run()
+        try:
+            has_ended = await anext(self._looks, None) is None
+        except BaseException:
+            # A generator that has failed is spent.
+            self._looks = None
+            raise
+        if has_ended:
+            self._looks = None
+            self._waited_from_ms = ticks_ms()
+
+    async def _is_due(self, connection: Connection) -> bool:
+        last = await booked.last_run(connection)
+        if last is not None:
+            # Here, so that what a command has found is in the metric, too.
+            telemetry.set_differences("ledger", last.difference_count, last.finished_ms)
+        # How long ago it was is measured in ticks: the time of day may be set.
+        waited_ms = ticks_ms() - self._waited_from_ms
+        complete_ms = complete_until_ms(await hubs.list_completeness(connection))
+        compared_ms = None if last is None else last.complete_until_ms
+        is_due = is_run_due(waited_ms, None if self._is_halted else complete_ms, compared_ms)
+        # Before there is a topic of entries there is no ledger to compare with.
+        return (is_due or self._is_partial) and bool(await self._kafka.topics([ENTRIES]))
+
+    async def _one_run(self) -> Looks:
+        self._is_partial = self._is_halted = False
+        given_up = asyncio.Event()
+        asyncio.get_running_loop().call_later(LEASE_WAIT_S, given_up.set)
+        try:
+            # Over a connection of its own: what the lease of a command keeps out is kept out here.
+            async with self._database.lease("reconcile", given_up) as connection:
+                if connection is None:
+                    return  # A command is comparing.
+                run = Reconcile(self._kafka, connection, _log_difference, clock=self._clock)
+                async with aclosing(run.compare_changed()) as looks:
+                    async for waits in looks:
+                        yield waits
+                self._is_partial = run.outcome is not None and run.outcome.is_partial
+        except RunHalted as error:
+            self._is_halted = True
+            _log.warning("not compared with the ledger", error=str(error))
+
+
+def _log_difference(line: str) -> None:
+    _log.error("booked otherwise than metered", difference=line)
 
 
 def _say(line: str) -> None:

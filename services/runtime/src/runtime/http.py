@@ -360,6 +360,8 @@ class Operation:
     others: Mapping[str, Others]
     """By role: what a key gets for what is another's. Roles that belong to nobody are not here."""
     query: tuple[str, ...]
+    forms: tuple[str, ...]
+    """Media types, beside JSON, in which it answers whoever accepts one by name."""
     problems: tuple[str, ...]
     """Codes beyond those that follow from the rest: 401, 403, 429, 500, 503; 404 with a path
     parameter; 413, 415, 422 with a body; those of an Idempotency-Key."""
@@ -379,6 +381,7 @@ def get(
     answer: type[msgspec.Struct] | None = None,
     paged: bool = False,
     query: Sequence[str] = (),
+    forms: Sequence[str] = (),
     problems: Sequence[str] = (),
 ) -> Callable[[Endpoint], Endpoint]:
     """Mark a method of a `Resource` as the endpoint of `GET path`, for keys of these roles."""
@@ -394,6 +397,7 @@ def get(
             roles=tuple(roles),
             others=others,
             query=tuple(query),
+            forms=tuple(forms),
             problems=tuple(problems),
         )
     )
@@ -423,6 +427,7 @@ def post(
             roles=tuple(roles),
             others=others,
             query=(),
+            forms=(),
             problems=tuple(problems),
         )
     )

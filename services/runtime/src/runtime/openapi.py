@@ -123,7 +123,8 @@ def _answer(operation: Operation, schemas: Schemas) -> dict[str, object]:
             "next": {"type": ["string", "null"]},
         }
         schema = {"type": "object", "properties": members, "required": sorted(members)}
-    return {"application/json": {"schema": schema}}
+    forms: dict[str, object] = {form: {} for form in operation.forms}
+    return {"application/json": {"schema": schema}} | forms
 
 
 def _refusals(codes: Sequence[str], schemas: Schemas) -> dict[str, object]:

@@ -50,6 +50,12 @@ _BATCH_SECONDS: Final = Histogram(
 )
 _LAG: Final = Gauge("consumer_lag_records", "Records that wait", ["group"])
 _RELAYED: Final = Counter("outbox_relayed", "Messages published and acknowledged", ["topic"])
+_DIFFERENCES: Final = Gauge(
+    "comparison_differences", "What the last run of a comparison left", ["comparison"]
+)
+_COMPARED: Final = Gauge(
+    "comparison_finished_seconds", "When its last run ended, since 1970", ["comparison"]
+)
 _REQUESTS: Final = Histogram(
     "http_request_seconds", "Requests by route and status", ["method", "route", "status"]
 )
@@ -199,6 +205,12 @@ def _method(method: str) -> str:
 def set_lag(group: str, records: int) -> None:
     """Note how many records wait for a group."""
     _LAG.labels(group).set(records)
+
+
+def set_differences(comparison: str, differences: int, finished_ms: int) -> None:
+    """Note what the last run of a comparison with another service left, and when it ended."""
+    _DIFFERENCES.labels(comparison).set(differences)
+    _COMPARED.labels(comparison).set(finished_ms // 1_000)
 
 
 def count_relayed(topic: str, messages: int) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final, assert_never
 from fastapi import Request, Response
 from msgspec import Meta, Struct
 
+from hisab_contracts.charges import ReconcileResult
 from hisab_contracts.reference import Role
 from hisab_contracts.topics import ENTRIES
 from hisab_contracts.units import instant_text, ms_of, optional_instant_text, optional_ms_of
@@ -28,6 +29,7 @@ from invoicing.core.periods import (
     RecordedClosing,
     close_request,
     describe,
+    last_reconciled,
     progress_of,
 )
 from invoicing.core.reconciliation import (
@@ -125,6 +127,14 @@ class ClosingAnswer(Struct, frozen=True):
     """The newest first."""
 
 
+class MeteringComparison(Struct, frozen=True):
+    """How metering stood against the ledger when it was last compared."""
+
+    at: str
+    differences: int
+    """Buckets, of any month, that were booked otherwise than metered."""
+
+
 class PeriodAnswer(Struct, frozen=True):
     """A billing month: `open`, `closable` by watermark, `closing` on command, then `closed`."""
 
@@ -135,6 +145,8 @@ class PeriodAnswer(Struct, frozen=True):
     blocked_by_count: int
     late_micro: str
     closing: ClosingAnswer | None
+    reconcile: MeteringComparison | None
+    """Null: none was heard of. It blocks nothing: what it means is an operator's to judge."""
 
 
 class StepAnswer(Struct, frozen=True):
@@ -267,6 +279,7 @@ class Periods(Resource):
             blocked_by_count=len(progress.blocked_by),
             late_micro=str(await periods.late_micro(connection, month)),
             closing=closing,
+            reconcile=_comparison(last_reconciled(state.watermarks)),
         )
 
     async def _count_partitions(self) -> int:
@@ -313,6 +326,12 @@ def _blocked_by(blockers: Sequence[PeriodBlocker], limit: int = SHOWN_BLOCKERS) 
         )
         for blocker in blockers[:limit]
     ]
+
+
+def _comparison(result: ReconcileResult | None) -> MeteringComparison | None:
+    if result is None:
+        return None
+    return MeteringComparison(instant_text(result.at_ms), result.differences)
 
 
 def _closing(recorded: RecordedClosing, resumed: Iterable[RecordedResumption]) -> ClosingAnswer:

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
 
-from hisab_contracts.charges import OpenQuarantine, SourceBehind
+from hisab_contracts.charges import OpenQuarantine, ReconcileResult, SourceBehind
 from hisab_contracts.ids import HubCode, LegalEntityId, TenantId
 from hisab_contracts.units import instant_text, month_bounds_ms
 from invoicing.core.document import InvoiceStep, default_issued_on, issue_date_on
@@ -114,6 +114,8 @@ class PartitionWatermark:
     silent: bool
     quarantined: tuple[OpenQuarantine, ...]
     behind: tuple[SourceBehind, ...]
+    reconciled: ReconcileResult | None = None
+    """What metering found when it was last compared with the ledger."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,6 +368,15 @@ def complete_until(
         stated = [watermark for watermark in known if watermark is not None]
         lowest[hub] = min(stated) if stated and len(stated) == partitions else None
     return lowest
+
+
+def last_reconciled(watermarks: Iterable[PartitionWatermark]) -> ReconcileResult | None:
+    """Return what metering found when it was last compared with the ledger, as far as is known.
+
+    It is of all hubs, and every watermark says it; a hub that has nothing new to say is behind.
+    """
+    known = [mark.reconciled for mark in watermarks if mark.reconciled is not None]
+    return max(known, key=lambda result: result.at_ms, default=None)
 
 
 def _by_hub(

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from hisab_contracts.charges import OpenQuarantine, SourceBehind
+from hisab_contracts.charges import OpenQuarantine, ReconcileResult, SourceBehind
 from hisab_contracts.entries import EntryWatermark
 from hisab_contracts.ids import HubCode, TenantId
 from hisab_contracts.units import moment_of, optional_moment_of, optional_ms_of
@@ -278,7 +278,9 @@ async def gaps(connection: Connection, after: str = "") -> list[BookGap]:
 # Watermarks.
 
 
-_WATERMARK_COLUMNS = "partition, hub, revision, watermark_at, silent, quarantined, behind"
+_WATERMARK_COLUMNS = (
+    "partition, hub, revision, watermark_at, silent, quarantined, behind, reconciled"
+)
 
 
 def _watermark_from_row(row: asyncpg.Record) -> PartitionWatermark:
@@ -290,6 +292,9 @@ def _watermark_from_row(row: asyncpg.Record) -> PartitionWatermark:
         silent=row["silent"],
         quarantined=msgspec.json.decode(row["quarantined"], type=tuple[OpenQuarantine, ...]),
         behind=msgspec.json.decode(row["behind"], type=tuple[SourceBehind, ...]),
+        reconciled=None
+        if row["reconciled"] is None
+        else msgspec.json.decode(row["reconciled"], type=ReconcileResult),
     )
 
 
@@ -301,13 +306,14 @@ _STORE_WATERMARKS = (
     + _WATERMARK_COLUMNS
     + """
   from unnest($1::int[], $2::text[], $3::bigint[], $4::timestamptz[], $5::boolean[], $6::jsonb[],
-              $7::jsonb[]) as n ("""
+              $7::jsonb[], $8::jsonb[]) as n ("""
     + _WATERMARK_COLUMNS
     + """)
  order by partition, hub
 on conflict (partition, hub) do update
    set revision = excluded.revision, watermark_at = excluded.watermark_at,
-       silent = excluded.silent, quarantined = excluded.quarantined, behind = excluded.behind
+       silent = excluded.silent, quarantined = excluded.quarantined, behind = excluded.behind,
+       reconciled = excluded.reconciled
  where excluded.revision > w.revision
 """
 )
@@ -334,12 +340,16 @@ async def store_watermarks(
         [mark.silent for mark in marks],
         [msgspec.json.encode(mark.quarantined).decode() for mark in marks],
         [msgspec.json.encode(mark.behind).decode() for mark in marks],
+        [
+            None if mark.reconciled is None else msgspec.json.encode(mark.reconciled).decode()
+            for mark in marks
+        ],
     )
 
 
 # Of what waits in quarantine only the month's: each watermark may list thousands of others.
 _MONTH_WATERMARKS = """
-select partition, hub, revision, watermark_at, silent, behind,
+select partition, hub, revision, watermark_at, silent, behind, reconciled,
        jsonb_path_query_array(quarantined, '$[*] ? (@.month == $month)',
                               jsonb_build_object('month', $1::text)) as quarantined
   from watermarks
@@ -356,7 +366,7 @@ async def month_watermarks(connection: Connection, period: str) -> tuple[Partiti
 # Without what they list: whoever asks how far hubs are asks often.
 _PLAIN_WATERMARKS = """
 select partition, hub, revision, watermark_at, silent, '[]'::jsonb as quarantined,
-       '[]'::jsonb as behind
+       '[]'::jsonb as behind, reconciled
   from watermarks
  order by partition, hub
 """

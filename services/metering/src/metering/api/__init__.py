@@ -12,6 +12,7 @@ from metering.api.prices import Prices
 from metering.api.quarantine import Quarantine
 from metering.api.sources import Sources
 from metering.api.usage import Usage
+from metering.api.usage_reports import UsageReports
 from metering.consumer import HubConsumer
 from runtime.http import Resource
 from runtime.outbox import Outbox
@@ -25,6 +26,7 @@ def resources(
     return (
         Events(kit),
         Usage(kit),
+        UsageReports(kit),
         Quarantine(kit, outbox),
         Prices(kit, outbox),
         Hubs(kit, outbox, usage, hub_partitions),

@@ -15,17 +15,23 @@ a higher revision, and within one revision a greater total.
 A booked revision above metering's own is a difference, too, even at equal totals: whatever metering
 states next of that bucket, the ledger would take for an old message.
 
+By itself metering compares every hour, and at once when one more month is complete: before finance
+may close it (`is_run_due`). Such a run repairs nothing: that is an operator's decision.
+
 Refuses nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
 from hisab_contracts.charges import BucketTotal
+from hisab_contracts.units import month_of
+
+RUN_EVERY_MS: Final = 3_600_000
 
 
 class BucketState(NamedTuple):
@@ -64,6 +70,21 @@ def repair(compared: Iterable[ComparedBucket]) -> list[BucketTotal]:
         for bucket in compared
         if is_difference(bucket)
     ]
+
+
+def is_run_due(
+    waited_ms: int, complete_until_ms: int | None, compared_until_ms: int | None
+) -> bool:
+    """Say whether everything that has changed is to be compared now.
+
+    `waited_ms` is how long ago the last run ended (or we began to look), `complete_until_ms` up to
+    when usage is complete, and `compared_until_ms` up to when it was at the last run.
+    """
+    if waited_ms >= RUN_EVERY_MS:
+        return True
+    if complete_until_ms is None:
+        return False
+    return compared_until_ms is None or month_of(complete_until_ms) > month_of(compared_until_ms)
 
 
 def state_of(total: BucketTotal) -> BucketState:

@@ -11,7 +11,8 @@ A hub none of whose sources is active any more (all retired) holds nobody up: it
 the present hour. Undecodable records belong to no source and block nobody.
 
 A *statement* is a `HubWatermark`, the message downstream. A hub is stated again when its watermark
-or its open quarantined time changes, and otherwise at most every second. Readers ignore a revision
+or its open quarantined time changes, and otherwise (also when metering was compared with the
+ledger) at most every second. Readers ignore a revision
 that is not higher than the last, so revisions follow the clock: metering that was restored from a
 backup, or rebuilt, has forgotten the latest ones, and its statements must count all the same.
 """
@@ -23,7 +24,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from hisab_contracts.charges import HubWatermark, OpenQuarantine, SourceBehind
+from hisab_contracts.charges import HubWatermark, OpenQuarantine, ReconcileResult, SourceBehind
 from hisab_contracts.ids import UNKNOWN_TOPIC, HubCode, TopicId
 from hisab_contracts.units import hour_floor_ms, instant_text
 from metering.core.sources import SourceProgress
@@ -68,6 +69,8 @@ class HubView:
     """What was stated downstream last; None: nothing yet."""
     stated_ms: int = 0
     """When that was stated, by our clock."""
+    reconciled: ReconcileResult | None = None
+    """What the last comparison with the ledger found, of all hubs; None: there was none."""
 
 
 class HubCompleteness(NamedTuple):
@@ -136,7 +139,8 @@ def statement_due(view: HubView, now_ms: int, *, anew: bool = False) -> HubWater
         return statement
     if (statement.watermark_ms, statement.quarantined) != (last.watermark_ms, last.quarantined):
         return statement  # The close of months hangs on these two: they are stated at once.
-    if (statement.silent, statement.behind) == (last.silent, last.behind):
+    plain = (statement.silent, statement.behind, statement.reconciled)
+    if plain == (last.silent, last.behind, last.reconciled):
         return None
     return statement if now_ms - view.stated_ms >= RESTATE_AFTER_MS else None
 
@@ -157,6 +161,7 @@ def statement_of(view: HubView, now_ms: int) -> HubWatermark:
             SourceBehind(source.path, source.watermark_ms, trouble or "the furthest behind")
             for source, trouble in _deciding(view, now_ms)
         ],
+        reconciled=view.reconciled,
     )
 
 

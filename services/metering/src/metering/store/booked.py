@@ -6,8 +6,10 @@ alone, in the transaction that notes how far the topic was read, so that a run g
 last one ended, and a restored database where its backup ended.
 
 Buckets are compared in ranges of their ids, which are hashes: every range is a small, equal part
-of all of them, so that no statement grows with the whole. What looks different is kept as it stood
-then; whether it is a difference decides `metering.core.repair`.
+of all of them, so that no statement grows with the whole. By itself metering compares only hours
+in which something has changed on either side: `changed_hours`, marked when changes of buckets are
+folded (`metering.store.usage_reports`) and when entries are added up here. What looks different is
+kept as it stood then; whether it is a difference decides `metering.core.repair`.
 """
 
 from __future__ import annotations
@@ -95,6 +97,14 @@ on conflict (bucket_id) do update
 )
 
 
+_MARK_HOURS = """
+insert into changed_hours as c (hub, hour_ms)
+select k.hub, k.hour_ms from unnest($1::text[], $2::bigint[]) as k (hub, hour_ms)
+ order by k.hub, k.hour_ms
+on conflict (hub, hour_ms) do update set marks = c.marks + 1
+"""
+
+
 async def add_booked(
     connection: Connection,
     sequences: Mapping[TenantId, int],
@@ -124,6 +134,8 @@ async def add_booked(
     ]
     if rows:
         await connection.execute(_ADD_BOOKED, *zip(*rows, strict=True))
+        hours = sorted({(b.detail.hub, b.detail.hour_ms) for b in charges.values()})
+        await connection.execute(_MARK_HOURS, *zip(*hours, strict=True))
 
 
 # Comparing.
@@ -136,20 +148,29 @@ async def forget_differences(connection: Connection) -> None:
     await connection.execute(_FORGET_DIFFERENCES)
 
 
-# Buckets of a range that differ in any way, as they stand on our side; not known is all 0.
-_FIND = """
+_KEEP: Final = """
 insert into bucket_differences (bucket_id, revision, gpu_ns, charge_micro)
 select coalesce(m.bucket_id, b.bucket_id), coalesce(m.revision, 0), coalesce(m.gpu_ns, 0),
        coalesce(m.charge_micro, 0)
-  from (select bucket_id, revision, gpu_ns, charge_micro
-          from buckets where bucket_id between $1 and $2 and hour_ms >= $3) m
-  full join (select bucket_id, revision, gpu_ns, charge_micro
-               from booked_buckets where bucket_id between $1 and $2 and hour_ms >= $3) b
+"""
+_THAT_DIFFER: Final = """
     on b.bucket_id = m.bucket_id
  where coalesce(m.gpu_ns, 0) <> coalesce(b.gpu_ns, 0)
     or coalesce(m.charge_micro, 0) <> coalesce(b.charge_micro, 0)
     or coalesce(m.revision, 0) < coalesce(b.revision, 0)
 """
+
+# Buckets of a range that differ in any way, as they stand on our side; not known is all 0.
+_FIND = (
+    _KEEP
+    + """
+  from (select bucket_id, revision, gpu_ns, charge_micro
+          from buckets where bucket_id between $1 and $2 and hour_ms >= $3) m
+  full join (select bucket_id, revision, gpu_ns, charge_micro
+               from booked_buckets where bucket_id between $1 and $2 and hour_ms >= $3) b
+"""
+    + _THAT_DIFFER
+)
 
 
 async def find_differences(connection: Connection, place: int, since_ms: int) -> None:
@@ -157,6 +178,83 @@ async def find_differences(connection: Connection, place: int, since_ms: int) ->
     width = 2**128 // RANGES
     first, last = UUID(int=place * width), UUID(int=(place + 1) * width - 1)
     await connection.execute(_FIND, first, last, since_ms)
+
+
+# The same of some hours of hubs.
+_FIND_IN_HOURS = (
+    _KEEP
+    + """
+  from (select u.bucket_id, u.revision, u.gpu_ns, u.charge_micro
+          from unnest($1::text[], $2::bigint[]) as k (of_hub, of_hour_ms)
+          join buckets u on u.hub = k.of_hub and u.hour_ms = k.of_hour_ms) m
+  full join (select u.bucket_id, u.revision, u.gpu_ns, u.charge_micro
+               from unnest($1::text[], $2::bigint[]) as k (of_hub, of_hour_ms)
+               join booked_buckets u on u.hub = k.of_hub and u.hour_ms = k.of_hour_ms) b
+"""
+    + _THAT_DIFFER
+)
+
+
+class ChangedHour(NamedTuple):
+    """An hour of a hub in which something has changed, and how often it was marked so far."""
+
+    hub: HubCode
+    hour_ms: int
+    mark_count: int
+
+
+async def find_differences_in(connection: Connection, hours: Sequence[ChangedHour]) -> None:
+    """Keep what looks different in these hours."""
+    columns = ([hour.hub for hour in hours], [hour.hour_ms for hour in hours])
+    await connection.execute(_FIND_IN_HOURS, *columns)
+
+
+# Those that were compared longest ago first, so that none waits behind those that differ for long.
+_CHANGED_HOURS = """
+select hub, hour_ms, marks from changed_hours order by compared_run, hub, hour_ms limit $1
+"""
+
+
+async def changed_hours(connection: Connection, most: int) -> list[ChangedHour]:
+    """Return at most so many hours that are to be compared."""
+    rows = await connection.fetch(_CHANGED_HOURS, most)
+    return [ChangedHour(HubCode(row["hub"]), row["hour_ms"], row["marks"]) for row in rows]
+
+
+_FORGET_HOURS = """
+delete from changed_hours c
+ using unnest($1::text[], $2::bigint[], $3::bigint[]) as k (hub, hour_ms, marks)
+ where c.hub = k.hub and c.hour_ms = k.hour_ms and c.marks = k.marks
+"""
+
+_NOTE_COMPARED = """
+update changed_hours c set compared_run = $3, differences = k.differences
+  from unnest($1::text[], $2::bigint[], $4::bigint[]) as k (hub, hour_ms, differences)
+ where c.hub = k.hub and c.hour_ms = k.hour_ms
+"""
+
+_LAST_RUN_ID = "select coalesce(max(run_id), 0) from reconcile_runs"
+
+_STANDING = "select coalesce(sum(differences), 0) from changed_hours"
+
+
+async def note_compared(
+    connection: Connection,
+    hours: Sequence[ChangedHour],
+    differences: Mapping[tuple[HubCode, int], int],
+) -> int:
+    """Note how many buckets differ in each of these hours; return how many differ in all hours.
+
+    Hours that agree are forgotten, but for those that were marked again since they were read.
+    """
+    run_id = int(await connection.fetchval(_LAST_RUN_ID)) + 1
+    counts = [differences.get((hour.hub, hour.hour_ms), 0) for hour in hours]
+    keys = ([hour.hub for hour in hours], [hour.hour_ms for hour in hours])
+    await connection.execute(_NOTE_COMPARED, *keys, run_id, counts)
+    agreeing = [hour for hour, count in zip(hours, counts, strict=True) if not count]
+    if agreeing:
+        await connection.execute(_FORGET_HOURS, *zip(*agreeing, strict=True))
+    return int(await connection.fetchval(_STANDING))
 
 
 # What was found, as it stands on both sides now, with the terms of whichever side knows it.
@@ -260,20 +358,33 @@ class ReconcileRun(NamedTuple):
     finished_ms: int
     difference_count: int
     """What was left at its end."""
+    complete_until_ms: int | None
+    """Up to when usage was complete as it began."""
 
 
 _SAVE_RUN = """
-insert into reconcile_runs (since_ms, found, differences) values ($1, $2, $3)
+insert into reconcile_runs (since_ms, found, differences, complete_until_ms)
+values ($1, $2, $3, $4)
 """
 
 
-async def save_run(connection: Connection, *, since_ms: int, found: int, differences: int) -> None:
+async def save_run(
+    connection: Connection,
+    *,
+    since_ms: int,
+    found: int,
+    differences: int,
+    complete_until_ms: int | None,
+) -> None:
     """Store what a run found, and what was left at its end."""
-    await connection.execute(_SAVE_RUN, since_ms, found, differences)
+    await connection.execute(_SAVE_RUN, since_ms, found, differences, complete_until_ms)
 
 
 _LAST_RUN = """
-select finished_at, differences from reconcile_runs order by run_id desc limit 1
+select finished_at, differences, complete_until_ms
+  from reconcile_runs
+ order by run_id desc
+ limit 1
 """
 
 
@@ -284,4 +395,4 @@ async def last_run(connection: Connection) -> ReconcileRun | None:
 
 
 def _run_from_row(row: Row) -> ReconcileRun:
-    return ReconcileRun(ms_of(row["finished_at"]), row["differences"])
+    return ReconcileRun(ms_of(row["finished_at"]), row["differences"], row["complete_until_ms"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from hisab_contracts.charges import HubWatermark, OpenQuarantine
+from hisab_contracts.charges import HubWatermark, OpenQuarantine, ReconcileResult
 from hisab_contracts.ids import HubCode, SourcePath, TenantId
 from hisab_contracts.units import ms_of
 from metering.core.sources import SourceProgress
@@ -174,8 +174,11 @@ async def count_batches(connection: Connection) -> int:
 _VIEWS = """
 select h.hub, h.heartbeat_ms, h.watermark_ms, h.statement, h.stated_ms, h.created_at,
        (select max(p.last_seen_ms) from hub_partitions p where p.hub = h.hub) as last_seen_ms,
-       exists (select from sources s where s.hub = h.hub) as emitted
+       exists (select from sources s where s.hub = h.hub) as emitted,
+       r.finished_at as reconciled_at, r.differences
   from hubs h
+  left join (select finished_at, differences from reconcile_runs order by run_id desc limit 1) r
+    on true
  where $1::text is null or h.hub = $1
  order by h.hub
 """
@@ -211,6 +214,9 @@ def _view_from_row(
         quarantined=open_time,
         last_statement=None if row["statement"] is None else _WATERMARK.decode(row["statement"]),
         stated_ms=row["stated_ms"],
+        reconciled=None
+        if row["reconciled_at"] is None
+        else ReconcileResult(ms_of(row["reconciled_at"]), row["differences"]),
     )
 
 
