@@ -455,6 +455,7 @@ def put(
             roles=tuple(roles),
             others=others,
             query=(),
+            forms=(),
             problems=tuple(problems),
         )
     )
