@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
+from msgspec import Struct
+
 from credit_oracle import CreditOracle, Refused, Terms
 from credit_oracle import Hold as PlainHold
 from credit_oracle import Lot as PlainLot
@@ -18,9 +20,9 @@ from hisab_contracts.entries import Entry, GrantScope
 from hisab_contracts.ids import BucketId, HubCode, PriceClass, ProjectId
 from ledger.core.balance import complete_until
 from ledger.core.book import Book, BookedBucket
-from ledger.core.decisions import BookCommand, BookRefusal
+from ledger.core.decisions import BookCommand
 from ledger.core.expiry import ExpireLots, hold_at
-from ledger.core.grants import GrantExpired, ProposalRefusal
+from ledger.core.grants import GrantExpired
 from ledger.core.holds import Hold as StoredHold
 from ledger.core.holds import HoldClosed, InsufficientCredit
 from ledger.core.withdrawals import (
@@ -297,7 +299,7 @@ def entry_meant(entries: list[Entry], what: str) -> Entry:
     )
 
 
-def answer_of(refusal: BookRefusal | ProposalRefusal, unit_micro: int) -> Answer:
+def answer_of(refusal: Struct, unit_micro: int) -> Answer:
     """A refusal in the words of the tables."""
     match refusal:
         case InsufficientCredit(available_micro=available, shortfall_micro=shortfall):

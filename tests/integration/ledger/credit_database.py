@@ -23,14 +23,14 @@ from hisab_contracts.units import moment_of
 from infrastructure import Infrastructure
 from integration.ledger.real import RealLedger, Refused, opened
 from ledger.core.book import hold_state
-from ledger.core.decisions import BookCommand, BookRefusal
+from ledger.core.decisions import BookCommand
 from ledger.core.expiry import hold_at
-from ledger.core.grants import ApproveGrant, ProposalRefusal
+from ledger.core.grants import ApproveGrant
 from ledger.core.holds import PlaceHold, ReleaseHold
 from ledger.core.movements import RecordInvoiced
 from ledger.store.queries import balance_of, buckets_after, hold_of, holds_after, projected_book
 from scenarios.credit_desks import Seen, Time, answer_of, command_of, entry_meant, seen_of
-from scenarios.ledger_credits import Answer, Deed, Reported, Reverse, Scenario
+from scenarios.ledger_credits import Answer, Deed, Reported, Reverse, Scenario, Total
 from unit.ledger.values import BUDGET_MICRO, at, watermark
 
 TENANT = TenantId("t")
@@ -88,9 +88,15 @@ class DatabaseDesk:
         try:
             await self._act(deed)
         except Refused as refused:
-            assert isinstance(refused.refusal, BookRefusal | ProposalRefusal)
             answer = answer_of(refused.refusal, self.unit_micro)
         return answer, await self._entered()
+
+    async def do_at_once(self, totals: Sequence[Total], time: Time) -> tuple[str, ...]:
+        """The kinds of what several totals enter that come in one batch."""
+        await self.clock.set_to(at(*time))
+        commands = [command_of(stated, self.unit_micro) for stated in totals]
+        await self.ledger.book(*(made for made in commands if isinstance(made, BucketTotal)))
+        return await self._entered()
 
     async def end_expired_holds(self, time: Time) -> tuple[str, ...]:
         """The kinds of what the sweep of holds enters."""
