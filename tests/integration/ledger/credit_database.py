@@ -54,7 +54,7 @@ end $$;
 _SET_CLOCK = "update server_clock.present set present_at = $1"
 
 
-class SetClock:
+class ScenarioClock:
     """The time of day of the process and of its server, as it was set last."""
 
     def __init__(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
@@ -73,7 +73,7 @@ class SetClock:
 class DatabaseDesk:
     """A tenant's book behind commands, charges and leased tasks, in micro-units."""
 
-    def __init__(self, ledger: RealLedger, clock: SetClock, scenario: Scenario) -> None:
+    def __init__(self, ledger: RealLedger, clock: ScenarioClock, scenario: Scenario) -> None:
         self.ledger = ledger
         self.clock = clock
         self.unit_micro = scenario.unit_micro
@@ -173,7 +173,7 @@ async def open_desk(
         admin = await asyncpg.connect(addresses.admin, timeout=300)
         try:
             await admin.execute(_INSTALL_CLOCK)
-            clock = SetClock(admin)
+            clock = ScenarioClock(admin)
             async with opened(addresses, clock) as ledger:
                 await ledger.programme("p", BUDGET_MICRO)
                 await ledger.tenant(TENANT, scenario.kind, scenario.limit * scenario.unit_micro)
