@@ -1,7 +1,7 @@
 """Who is asked in the words of the credit tables: the naive oracle, and the pure core.
 
 Both answer the same, and show the same: what a finance officer sees, and under it who paid what and
-what is reserved where.
+what is reserved where. So does the real database (`integration/ledger/credit_database.py`).
 """
 
 from __future__ import annotations
@@ -10,16 +10,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
+from msgspec import Struct
+
 from credit_oracle import CreditOracle, Refused, Terms
 from credit_oracle import Hold as PlainHold
 from credit_oracle import Lot as PlainLot
 from hisab_contracts.charges import BucketTotal
 from hisab_contracts.entries import Entry, GrantScope
-from hisab_contracts.ids import HubCode, PriceClass, ProjectId
+from hisab_contracts.ids import BucketId, HubCode, PriceClass, ProjectId
 from ledger.core.balance import complete_until
-from ledger.core.decisions import BookCommand, BookRefusal
+from ledger.core.book import Book, BookedBucket
+from ledger.core.decisions import BookCommand
 from ledger.core.expiry import ExpireLots, hold_at
 from ledger.core.grants import GrantExpired
+from ledger.core.holds import Hold as StoredHold
 from ledger.core.holds import HoldClosed, InsufficientCredit
 from ledger.core.withdrawals import (
     AlreadyDrawn,
@@ -178,42 +182,58 @@ class CoreDesk:
 
     def seen(self, time: Time) -> Seen:
         """What stands in the book."""
-        state, unit = self.ledger.book_at(at(*time)), self.unit_micro
-        owed_micro = state.receivable_micro + state.invoiced_micro + state.unfunded_micro
-        available_micro = self.ledger.available(at(*time))
-        held = [hold_at(hold, at(*time)) for hold in self.ledger.holds.values()]
-        held = [hold for hold in held if hold.ended_by is None]
-        sums = (state.charged_micro, state.funded_micro, owed_micro, available_micro)
-        charged, funded, owed, available = (micro // unit for micro in sums)
-        return Seen(
-            sums=(charged, funded, owed, available),
-            lots={
-                lot.grant_id: (
-                    lot.remaining_micro // unit,
-                    lot.reserved_micro // unit,
-                    lot.expired_micro // unit,
-                )
-                for lot in state.lots
-                if lot.granted_micro
-            },
-            holds={
-                hold.hold_id: (
-                    hold.open_micro // unit,
-                    hold.short_micro // unit,
-                    hold.drawn_micro // unit,
-                )
-                for hold in held
-            },
-            places={
-                hold.hold_id: {_place(account): micro // unit for account, micro in hold.reserved}
-                for hold in held
-            },
-            draws={
-                bucket.bucket_id.lstrip("0"): _in_runs(bucket.draws, unit)
-                for bucket in self.ledger.buckets.values()
-                if bucket.draws
-            },
+        now_ms = at(*time)
+        holds = [hold_at(hold, now_ms) for hold in self.ledger.holds.values()]
+        return seen_of(
+            self.ledger.book_at(now_ms),
+            self.ledger.available(now_ms),
+            holds,
+            self.ledger.buckets.values(),
+            self.unit_micro,
         )
+
+
+def seen_of(
+    state: Book,
+    available_micro: int,
+    holds: Iterable[StoredHold],
+    buckets: Iterable[BookedBucket],
+    unit: int,
+) -> Seen:
+    """What stands in a book of the core, all of it as of now."""
+    owed_micro = state.receivable_micro + state.invoiced_micro + state.unfunded_micro
+    sums = (state.charged_micro, state.funded_micro, owed_micro, available_micro)
+    charged, funded, owed, available = (micro // unit for micro in sums)
+    held = [hold for hold in holds if hold.ended_by is None]
+    return Seen(
+        sums=(charged, funded, owed, available),
+        lots={
+            lot.grant_id: (
+                lot.remaining_micro // unit,
+                lot.reserved_micro // unit,
+                lot.expired_micro // unit,
+            )
+            for lot in state.lots
+            if lot.granted_micro
+        },
+        holds={
+            hold.hold_id: (
+                hold.open_micro // unit,
+                hold.short_micro // unit,
+                hold.drawn_micro // unit,
+            )
+            for hold in held
+        },
+        places={
+            hold.hold_id: {_place(account): micro // unit for account, micro in hold.reserved}
+            for hold in held
+        },
+        draws={
+            _bucket_name(bucket.bucket_id): _in_runs(bucket.draws, unit)
+            for bucket in buckets
+            if bucket.draws
+        },
+    )
 
 
 def command_of(deed: Deed, unit_micro: int) -> BucketTotal | BookCommand | None:
@@ -237,14 +257,14 @@ def command_of(deed: Deed, unit_micro: int) -> BucketTotal | BookCommand | None:
                 hub=deed.hub,
                 project_id=deed.project,
                 price_class=deed.price_class,
-                expires_ms=2**60 if deed.until is None else at(deed.until),
+                expires_ms=NEVER_MS if deed.until is None else at(deed.until),
             )
         case Release():
             return release(deed.name)
         case Total():
             return total(
                 deed.total * unit_micro,
-                bucket=deed.bucket,
+                bucket=_bucket_id(deed.bucket),
                 hour_ms=at(deed.hour),
                 revision=deed.revision,
                 refunded_micro=deed.refunded * unit_micro,
@@ -279,7 +299,7 @@ def entry_meant(entries: list[Entry], what: str) -> Entry:
     )
 
 
-def answer_of(refusal: BookRefusal, unit_micro: int) -> Answer:
+def answer_of(refusal: Struct, unit_micro: int) -> Answer:
     """A refusal in the words of the tables."""
     match refusal:
         case InsufficientCredit(available_micro=available, shortfall_micro=shortfall):
@@ -310,6 +330,8 @@ _OTHERS = {
 
 
 _NEVER = 2**62
+NEVER_MS = 4_000_000_000_000
+"""Later than anything here, and still a date: in 2096."""
 
 
 def _minute(hour: int, minute: int = 0) -> int:
@@ -331,6 +353,15 @@ def _plain_lot(deed: Grant) -> PlainLot:
         scope={member: list(names) for member, names in named.items() if names},
         bps=deed.percent * 100,
     )
+
+
+def _bucket_id(name: str) -> str:
+    """A bucket's id is a number in hexadecimal."""
+    return name.encode().hex()
+
+
+def _bucket_name(bucket_id: BucketId) -> str:
+    return bytes.fromhex(bucket_id.lstrip("0")).decode()
 
 
 def _in_runs(draws: Iterable[tuple[str, int]], unit_micro: int) -> tuple[tuple[str, int], ...]:

@@ -56,6 +56,8 @@ from unit.ledger.values import hold, release
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from runtime.clock import Clock
+
 ChargeMessage = BucketTotal | AllocationFinal | HubWatermark
 FAR_MS = 4_000_000_000_000
 
@@ -71,16 +73,19 @@ class Refused(Exception):
 class RealLedger:
     """Two pools on one database, as one process of the service has them."""
 
-    def __init__(self, addresses: Addresses) -> None:
+    def __init__(self, addresses: Addresses, clock: Clock = now_ms) -> None:
+        """`clock` is read as the service reads its own: the database's must agree with it."""
         self.addresses = addresses
+        self.clock = clock
         self.api = Database(addresses.api, name="test-api")
         self.writer = Database(addresses.writer, name="test-writer")
         self.reader = Database(addresses.reader, name="test-reader")
         self.admin = Database(addresses.admin, name="test-admin")
         self.commits = 0
         self.partitions = TenantPartitions(lambda: 1)
-        self.commands = Commands(Outbox((TENANTS, ACCESS)), self._committed, self.partitions)
-        self.consumer = ChargeConsumer(self._committed)
+        outbox = Outbox((TENANTS, ACCESS))
+        self.commands = Commands(outbox, self._committed, self.partitions, clock)
+        self.consumer = ChargeConsumer(self._committed, clock)
         self._offsets: Iterator[int] = itertools.count()
 
     def _committed(self) -> None:
@@ -134,9 +139,15 @@ class RealLedger:
             coverage_bps=coverage_bps,
             proposed_by=KeyId("officer"),
         )
+        await self.enter_grant(grant)
+
+    async def enter_grant(self, grant: Grant) -> None:
+        """Have a grant proposed and approved; raises when either is refused."""
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
-            assert None is await self.commands.propose_grant(connection, grant)
-        await self.approve(grant_id)
+            refused = await self.commands.propose_grant(connection, grant)
+            if refused is not None:
+                raise Refused(refused)
+        await self.approve(grant.grant_id)
 
     def batch(self, messages: Sequence[ChargeMessage | bytes], partition: int = 0) -> Batch:
         """Write messages as the records of one batch."""
@@ -191,7 +202,7 @@ class RealLedger:
         command = hold(
             hold_id, hold_micro, allocation_id=allocation_id, hub=hub, expires_ms=expires_ms
         )
-        return await self._enter_hold(tenant_id, command)
+        return await self.enter_hold(tenant_id, command)
 
     async def release(self, hold_id: str) -> HoldState:
         """Release a hold; raises when it is refused."""
@@ -199,9 +210,10 @@ class RealLedger:
             tenant_id = await tenant_of_hold(connection, hold_id)
         if tenant_id is None:
             raise Refused(NotFound("hold"))
-        return await self._enter_hold(tenant_id, release(hold_id))
+        return await self.enter_hold(tenant_id, release(hold_id))
 
-    async def _enter_hold(self, tenant_id: str, command: PlaceHold | ReleaseHold) -> HoldState:
+    async def enter_hold(self, tenant_id: str, command: PlaceHold | ReleaseHold) -> HoldState:
+        """Place or release a hold; raises when it is refused."""
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
             entered = await self.commands.enter_hold(connection, tenant_id, command)
             if not isinstance(entered, HoldState):
@@ -211,16 +223,16 @@ class RealLedger:
     async def end_expired_holds(self) -> None:
         """End the holds whose time has come, as the leased task does."""
         async with self.writer.connection() as connection:
-            await jobs.end_expired_holds(connection, self._committed)
+            await jobs.end_expired_holds(connection, self._committed, self.clock)
 
     async def expire_lots(self) -> None:
         """Expire the lots whose windows are complete, as the leased task does."""
         async with self.writer.connection() as connection:
-            await jobs.expire_lots(connection, self.partitions, self._committed)
+            await jobs.expire_lots(connection, self.partitions, self._committed, self.clock)
 
-    async def reverse(self, entry: Entry) -> Entry:
+    async def reverse(self, entry: Entry, reason: str = "wrong tenant") -> Entry:
         """Have an entry negated by two keys; raises when it is refused."""
-        approved = await self.by_two(f"p-{entry.entry_id}", reversal_of(entry, "wrong tenant"))
+        approved = await self.by_two(f"p-{entry.entry_id}", reversal_of(entry, reason))
         async with self.api.transaction(tenant=ALL_TENANTS) as connection:
             reversal = await find_entry(connection, approved.entry_ids[-1])
         assert reversal is not None
@@ -298,7 +310,7 @@ class RealLedger:
     async def balance(self, tenant_id: str, *, at_ms: int | None = None) -> Balance:
         """Read a balance as of now (lots open at another instant if asked)."""
         async with self.api.transaction(tenant=tenant_id) as connection:
-            found = await balance_of(connection, tenant_id, at_ms or now_ms(), 0)
+            found = await balance_of(connection, tenant_id, at_ms or self.clock(), 0)
         assert found is not None
         return found
 
@@ -308,9 +320,9 @@ class RealLedger:
 
 
 @asynccontextmanager
-async def opened(addresses: Addresses) -> AsyncIterator[RealLedger]:
-    """A ledger with open pools, and one programme `ignite`."""
-    ledger = RealLedger(addresses)
+async def opened(addresses: Addresses, clock: Clock = now_ms) -> AsyncIterator[RealLedger]:
+    """A ledger with open pools."""
+    ledger = RealLedger(addresses, clock)
     pools = (ledger.api, ledger.writer, ledger.reader, ledger.admin)
     for pool in pools:
         await pool.open()
