@@ -19,6 +19,7 @@ from integration.ledger.real import RealLedger, Refused
 from integration.ledger.test_api import Api, api, grant_of, hold_of
 from ledger.commands import Approved
 from ledger.core.grants import BudgetExceeded
+from ledger.core.proposals import AboveLimit
 from runtime.database import ALL_TENANTS
 from unit.ledger.values import total
 
@@ -415,18 +416,20 @@ async def entries_of(api: Api, tenant_id: str) -> list[dict[str, Any]]:
     return list((await api.get(path, "auditor")).json()["items"])
 
 
-async def decide_64(ledger: RealLedger, proposal_ids: list[str]) -> list[object]:
-    """Approve all at once, as 64 requests would: what was answered to each."""
+async def decide_64(
+    ledger: RealLedger, proposal_ids: list[str], key_id: str = "k-approver"
+) -> list[object]:
+    """Approve all at once, as 64 requests to another process would: what was answered to each."""
 
     async def one(proposal_id: str) -> object:
         async with ledger.api.transaction(tenant=ALL_TENANTS) as connection:
             answer = await ledger.commands.approve(
                 connection,
                 proposal_id,
-                KeyId("k-approver"),
+                KeyId(key_id),
                 Role.APPROVER,
                 conflict_of_interest="none",
-                actor="key:k-approver",
+                actor=f"key:{key_id}",
             )
             if not isinstance(answer, Approved):
                 raise Refused(answer)
@@ -441,7 +444,19 @@ async def decide_64(ledger: RealLedger, proposal_ids: list[str]) -> list[object]
     return list(await asyncio.gather(*map(insist, proposal_ids)))
 
 
-@pytest.mark.defect("L5")
+async def test_a_limit_is_in_force_at_once_in_another_process(api: Api, ledger: RealLedger) -> None:
+    """Nothing is remembered of it: each approval reads it."""
+    key_id = api.keys[f"{await approver(api)}-id"]
+    proposal_id = await proposed_budget(api, await programme(api), "50")
+    path = f"/v1/keys/{key_id}/limits"
+    await api.put(path, {"approve_up_to_micro": "49"}, "operator")
+    (refused,) = await decide_64(ledger, [proposal_id], key_id)
+    assert isinstance(refused, AboveLimit)
+    await api.put(path, {"approve_up_to_micro": "50"}, "operator")
+    (approved,) = await decide_64(ledger, [proposal_id], key_id)
+    assert isinstance(approved, Approved)
+
+
 async def test_64_approvals_at_once_never_promise_more_than_the_budget(
     api: Api, ledger: RealLedger
 ) -> None:
@@ -479,6 +494,7 @@ async def test_64_approvals_at_once_never_promise_more_than_the_budget(
     assert [] == [line for line in await ledger.audit() if name in line]
 
 
+@pytest.mark.defect("L28")
 async def test_lists_of_proposals_are_filtered_and_paged(api: Api, ledger: RealLedger) -> None:
     """Grants and the others in the order in which they were made, page by page."""
     tenant_id = await ledger.tenant(fresh("firm"), limit_micro=100)
