@@ -1,4 +1,4 @@
-"""What is over by the clock, against the pure core (the database runs it under integration)."""
+"""What is over by the clock, row by row, against the pure core."""
 
 from __future__ import annotations
 
