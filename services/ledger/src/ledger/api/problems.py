@@ -14,6 +14,7 @@ from ledger.core.grants import (
     BudgetExceeded,
     CurrencyDiffers,
     GrantExpired,
+    OutcomeMissing,
     ProposalRefusal,
 )
 from ledger.core.holds import (
@@ -25,6 +26,7 @@ from ledger.core.holds import (
     TenantSuspended,
 )
 from ledger.core.movements import AlreadyInvoiced, NotReceivable
+from ledger.core.outcomes import NeverApproved, SubmissionRefusal, TooManyOutcomes
 from ledger.core.prepayments import PaymentDiffers
 from ledger.core.proposals import (
     AboveLimit,
@@ -54,7 +56,13 @@ _NOT_REVERSIBLE: Final = {
 }
 
 CommandRefusal = (
-    BookRefusal | ProposalRefusal | DecisionRefusal | NoPrice | PriceOutOfRange | AlreadyExists
+    BookRefusal
+    | ProposalRefusal
+    | DecisionRefusal
+    | SubmissionRefusal
+    | NoPrice
+    | PriceOutOfRange
+    | AlreadyExists
 )
 """Why a command is refused, over HTTP."""
 
@@ -91,6 +99,16 @@ def problem_of(refusal: CommandRefusal) -> Problem:
                 budget_left_micro=str(left_micro),
                 shortfall_micro=str(shortfall_micro),
             )
+        case OutcomeMissing(after_grant):
+            return Problem(
+                "outcome-missing",
+                f"have an outcome of grant {after_grant} accepted first",
+                after_grant=after_grant,
+            )
+        case NeverApproved(state):
+            return Problem("not-approved", f"it is {state}", state=state)
+        case TooManyOutcomes(most):
+            return Problem("too-many-outcomes", f"a grant has at most {most}")
         case NoPrice(series):
             return Problem(
                 "no-price", f"no price for {series.sku} {series.price_class} in {series.currency}"
