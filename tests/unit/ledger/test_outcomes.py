@@ -10,12 +10,12 @@ from ledger.core.grants import GrantState
 from ledger.core.outcomes import (
     MOST_OUTCOMES,
     AcceptanceRefusal,
-    NeverApproved,
-    Outcome,
+    GrantOutcome,
+    NotApproved,
+    OutcomesExceeded,
     OutcomeState,
     SubmissionRefusal,
     ThemeCost,
-    TooManyOutcomes,
     has_accepted,
     refuse_acceptance,
     refuse_accepter,
@@ -27,9 +27,9 @@ from unit.ledger.values import grant
 FORBIDDEN = DecisionForbidden("accepting an outcome takes an approver")
 
 
-def outcome(state: OutcomeState = "submitted") -> Outcome:
+def outcome(state: OutcomeState = "submitted") -> GrantOutcome:
     """An outcome that the officer submitted."""
-    return Outcome(
+    return GrantOutcome(
         outcome_id=OutcomeId("o"),
         grant_id=GrantId("g"),
         tenant_id=TenantId("t"),
@@ -59,10 +59,10 @@ def cost(drawn_micro: int, outcome_count: int, grant_count: int = 0) -> ThemeCos
         ("approved", 0, None),
         ("revoked", 0, None),
         ("approved", MOST_OUTCOMES - 1, None),
-        ("approved", MOST_OUTCOMES, TooManyOutcomes(MOST_OUTCOMES)),
-        ("proposed", 0, NeverApproved("proposed")),
-        ("rejected", 0, NeverApproved("rejected")),
-        ("reversed", MOST_OUTCOMES, NeverApproved("reversed")),
+        ("approved", MOST_OUTCOMES, OutcomesExceeded(MOST_OUTCOMES)),
+        ("proposed", 0, NotApproved("proposed")),
+        ("rejected", 0, NotApproved("rejected")),
+        ("reversed", MOST_OUTCOMES, NotApproved("reversed")),
     ],
 )
 def test_an_outcome_is_of_a_grant_that_gave_credit(

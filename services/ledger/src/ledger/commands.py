@@ -48,7 +48,7 @@ from ledger.core.holds import (
 from ledger.core.movements import RecordInvoiced, SetBudget
 from ledger.core.outcomes import (
     AcceptanceRefusal,
-    Outcome,
+    GrantOutcome,
     SubmissionRefusal,
     has_accepted,
     refuse_acceptance,
@@ -279,7 +279,7 @@ class Commands:
         return proposal
 
     async def submit_outcome(
-        self, connection: Connection, outcome: Outcome
+        self, connection: Connection, outcome: GrantOutcome
     ) -> NotFound | SubmissionRefusal | None:
         """Put an outcome of a grant on record; it counts once somebody else accepts it."""
         # The grant is locked: of submissions at once each counts those before it.

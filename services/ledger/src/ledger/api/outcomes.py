@@ -12,7 +12,7 @@ from hisab_contracts.reference import Role
 from ledger.api.problems import problem_of
 from ledger.api.requests import REPORT_READERS, FreeText
 from ledger.commands import Commands, id_from_command
-from ledger.core.outcomes import Outcome, ThemeCost, refuse_accepter
+from ledger.core.outcomes import GrantOutcome, ThemeCost, refuse_accepter
 from ledger.store.directory import find_grant
 from ledger.store.outcomes import find_outcome, theme_costs
 from runtime.http import Model, Problem, Resource, get, page_of, page_response, post
@@ -87,7 +87,7 @@ class Outcomes(Resource):
         if grant is None:
             raise Problem("not-found", "no such grant")
         command = await read_command(request, SubmitOutcome)
-        outcome = Outcome(
+        outcome = GrantOutcome(
             outcome_id=OutcomeId(id_from_command("o", grant.tenant_id, command.key)),
             grant_id=GrantId(grant_id),
             tenant_id=grant.tenant_id,

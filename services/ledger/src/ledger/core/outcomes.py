@@ -9,7 +9,7 @@ a tranche that could be approved for its outcome's sake can be approved later to
 What outcomes cost is reported by the theme of programmes: the credit that was drawn of grants with
 an accepted outcome, over the number of these outcomes.
 
-Refusals, in order of precedence. Submission: `NeverApproved`, `TooManyOutcomes`. Acceptance:
+Refusals, in order of precedence. Submission: `NotApproved`, `OutcomesExceeded`. Acceptance:
 `MakerIsChecker`, `DecisionForbidden`, `AlreadyDecided`.
 """
 
@@ -36,7 +36,7 @@ _HAD_A_LOT: Final[tuple[GrantState, ...]] = ("approved", "revoked")
 """Where a grant stands that gave credit: a reversed one never did."""
 
 
-class Outcome(Struct, frozen=True, kw_only=True):
+class GrantOutcome(Struct, frozen=True, kw_only=True):
     """What was achieved with a grant, as an officer put it on record."""
 
     outcome_id: OutcomeId
@@ -52,19 +52,19 @@ class Outcome(Struct, frozen=True, kw_only=True):
     accepted_by: KeyId | None = None
 
 
-class NeverApproved(Struct, frozen=True):
+class NotApproved(Struct, frozen=True):
     """The grant gave no credit that anything could have been achieved with."""
 
     state: GrantState
 
 
-class TooManyOutcomes(Struct, frozen=True):
+class OutcomesExceeded(Struct, frozen=True):
     """The grant has as many outcomes as it may."""
 
-    most: int
+    most_count: int
 
 
-SubmissionRefusal = NeverApproved | TooManyOutcomes
+SubmissionRefusal = NotApproved | OutcomesExceeded
 """Why an outcome is not put on record, in order of precedence."""
 
 AccepterRefusal = MakerIsChecker | DecisionForbidden
@@ -75,11 +75,11 @@ AcceptanceRefusal = AccepterRefusal | AlreadyDecided
 def refuse_submission(grant: Grant, outcome_count: int) -> SubmissionRefusal | None:
     """Say why a grant that has so many outcomes takes no further one, or None."""
     if grant.state not in _HAD_A_LOT:
-        return NeverApproved(grant.state)
-    return TooManyOutcomes(MOST_OUTCOMES) if outcome_count >= MOST_OUTCOMES else None
+        return NotApproved(grant.state)
+    return OutcomesExceeded(MOST_OUTCOMES) if outcome_count >= MOST_OUTCOMES else None
 
 
-def refuse_acceptance(outcome: Outcome, key_id: KeyId, role: str) -> AcceptanceRefusal | None:
+def refuse_acceptance(outcome: GrantOutcome, key_id: KeyId, role: str) -> AcceptanceRefusal | None:
     """Say why a key may not accept an outcome, or None."""
     refused = refuse_accepter(outcome, key_id, role)
     if refused is not None:
@@ -87,7 +87,9 @@ def refuse_acceptance(outcome: Outcome, key_id: KeyId, role: str) -> AcceptanceR
     return None if outcome.state == "submitted" else AlreadyDecided(outcome.state)
 
 
-def refuse_accepter(outcome: Outcome | None, key_id: KeyId, role: str) -> AccepterRefusal | None:
+def refuse_accepter(
+    outcome: GrantOutcome | None, key_id: KeyId, role: str
+) -> AccepterRefusal | None:
     """Say why a key may not accept this, whatever its state, or None; nor anything, where None.
 
     As of proposals, the submitter hears it first.
@@ -99,7 +101,7 @@ def refuse_accepter(outcome: Outcome | None, key_id: KeyId, role: str) -> Accept
     return DecisionForbidden("accepting an outcome takes an approver")
 
 
-def has_accepted(outcomes: Iterable[Outcome]) -> bool:
+def has_accepted(outcomes: Iterable[GrantOutcome]) -> bool:
     """Say whether one of these outcomes is accepted."""
     return any(outcome.state == "accepted" for outcome in outcomes)
 

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from hisab_contracts.ids import GrantId, KeyId, OutcomeId, TenantId
 from hisab_contracts.units import ms_of, optional_ms_of
-from ledger.core.outcomes import MOST_OUTCOMES, Outcome, ThemeCost
+from ledger.core.outcomes import MOST_OUTCOMES, GrantOutcome, ThemeCost
 
 if TYPE_CHECKING:
     from asyncpg import Record as Row
@@ -28,7 +28,7 @@ outcome_id, grant_id, tenant_id, kind, evidence_sha256, note, state, submitted_b
 class ListedOutcome(Struct, frozen=True, kw_only=True):
     """An outcome, and when what was done."""
 
-    outcome: Outcome
+    outcome: GrantOutcome
     submitted_ms: int
     accepted_ms: int | None
 
@@ -36,7 +36,7 @@ class ListedOutcome(Struct, frozen=True, kw_only=True):
 _INSERT_OUTCOME = (
     "insert into outcomes (" + _COLUMNS + ") values ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 )
-# No more than a grant may have, one for whoever counts beyond it.
+# A grant has few: the core refuses more than can be shown with it.
 _COUNT_OUTCOMES = "select count(*) from outcomes where grant_id = $1"
 
 
@@ -46,7 +46,7 @@ async def count_outcomes(connection: Connection, grant_id: GrantId) -> int:
     return count
 
 
-async def add_outcome(connection: Connection, outcome: Outcome) -> None:
+async def add_outcome(connection: Connection, outcome: GrantOutcome) -> None:
     """Store an outcome. It is decided, and the grant locked."""
     await connection.execute(
         _INSERT_OUTCOME,
@@ -69,19 +69,23 @@ _LOCK_OUTCOMES = (
 )
 
 
-async def find_outcome(connection: Connection, grant_id: str, outcome_id: str) -> Outcome | None:
+async def find_outcome(
+    connection: Connection, grant_id: str, outcome_id: str
+) -> GrantOutcome | None:
     """Find an outcome of a grant that this transaction may see."""
     row = await connection.fetchrow(_FIND_OUTCOME, outcome_id, grant_id)
     return None if row is None else _outcome_from_row(row)
 
 
-async def lock_outcome(connection: Connection, grant_id: str, outcome_id: str) -> Outcome | None:
+async def lock_outcome(
+    connection: Connection, grant_id: str, outcome_id: str
+) -> GrantOutcome | None:
     """Find an outcome and keep others from accepting it before this transaction ends."""
     row = await connection.fetchrow(_LOCK_OUTCOME, outcome_id, grant_id)
     return None if row is None else _outcome_from_row(row)
 
 
-async def lock_outcomes(connection: Connection, grant_id: GrantId) -> list[Outcome]:
+async def lock_outcomes(connection: Connection, grant_id: GrantId) -> list[GrantOutcome]:
     """Read all outcomes of a grant as they stand, and keep them so while this is decided."""
     rows = await connection.fetch(_LOCK_OUTCOMES, grant_id, MOST_OUTCOMES)
     return list(map(_outcome_from_row, rows))
@@ -164,8 +168,8 @@ async def theme_costs(
     ]
 
 
-def _outcome_from_row(row: Row) -> Outcome:
-    return Outcome(
+def _outcome_from_row(row: Row) -> GrantOutcome:
+    return GrantOutcome(
         outcome_id=OutcomeId(row["outcome_id"]),
         grant_id=GrantId(row["grant_id"]),
         tenant_id=TenantId(row["tenant_id"]),
