@@ -65,18 +65,26 @@ LEDGER: Final[Reasons] = MappingProxyType(
             "entries_seq_check others_name_their_cause postings_are_whole postings_sum_to_zero"
         ),
         "the id is made from (tenant, Idempotency-Key), and the key was taken before": (
-            "grants_pkey holds_hold_id_key"
+            "grants_pkey holds_hold_id_key outcomes_pkey"
         ),
-        "a word of the core's": "grants_state_check proposals_kind_check proposals_state_check",
+        "a word of the core's": (
+            "grants_state_check outcomes_state_check proposals_kind_check proposals_state_check"
+        ),
         "a proposal is locked, and what the core decides about it is written at once": (
             "decided_at_some_time decided_by_somebody grants_rejected_at_check "
             "grants_rejected_by_check only_approved_is_entered proposals_check"
+        ),
+        "an outcome is locked, and what the core decides about it is written at once": (
+            "accepted_at_some_time"
+        ),
+        "a grant's id is made from the command, and is unique without its tenant too": (
+            "grants_after_another grants_of_one_tenant outcomes_of_grant"
         ),
         "the id is made from (scope, Idempotency-Key), and the key was taken before": (
             "proposals_pkey"
         ),
         "a sequence gives each number once": (
-            "approval_limits_pkey grants_number_key proposals_number_key"
+            "approval_limits_pkey grants_number_key outcomes_number_key proposals_number_key"
         ),
         "of no key, or no amount: 404 and 422 (integration/ledger/test_proposals)": (
             "approval_limits_approve_up_to_micro_check approval_limits_key_id_fkey"

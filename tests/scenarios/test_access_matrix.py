@@ -32,6 +32,7 @@ TAKEN_TO_BE_REFUSED = {
     ("/v1/grants/{grant_id}/approve", "officer"),
     ("/v1/grants/{grant_id}/approve", "finance"),
     ("/v1/grants/{grant_id}/reject", "finance"),
+    ("/v1/grants/{grant_id}/outcomes/{outcome_id}/accept", "officer"),
     ("/v1/proposals/{proposal_id}/approve", "officer"),
     ("/v1/proposals/{proposal_id}/approve", "finance"),
     ("/v1/proposals/{proposal_id}/reject", "officer"),
@@ -129,6 +130,7 @@ async def plant(outside: Outside) -> Mapping[str, Things]:
     anybody = {"month": "2025-07", "quarantine_id": quarantined, "key_id": "k"}
     proposed = {tenant_id: await propose_for(outside, tenant_id) for tenant_id in (MINE, OTHERS)}
     second = {"programme_id": "second", "name": "Second", "budget_micro": "1"}
+    second |= {"theme": "health"}
     await outside.api.post("ledger", "/v1/programmes", "operator", second)
     anybody |= {"programme_id": "ignite"}
     mine = {"tenant_id": MINE, "hub": MY_HUB, "allocation_id": f"job-mine-{MY_HUB}"}
@@ -145,7 +147,7 @@ async def plant(outside: Outside) -> Mapping[str, Things]:
 
 
 async def propose_for(outside: Outside, tenant_id: str) -> dict[str, str]:
-    """Propose two grants and a credit limit for a tenant; name one of each."""
+    """Propose two grants, of which one is approved, and a credit limit; name one of each."""
     grant = {
         "tenant_id": tenant_id,
         "programme_id": "ignite",
@@ -160,8 +162,13 @@ async def propose_for(outside: Outside, tenant_id: str) -> dict[str, str]:
     limit = {"credit_limit_micro": str(10**15), "reason": "as before"}
     path = f"/v1/tenants/{tenant_id}/credit-limit"
     limited = await outside.api.post("ledger", path, "finance", limit)
+    grant_path = f"/v1/grants/{grants[0]['grant_id']}"
+    await outside.api.post("ledger", f"{grant_path}/approve", "approver", {})
+    achieved = {"kind": "pilot", "evidence_sha256": "ab" * 32, "note": ""}
+    outcome = await outside.api.post("ledger", f"{grant_path}/outcomes", "officer", achieved)
     return {
         "grant_id": str(grants[0]["grant_id"]),
+        "outcome_id": str(outcome["outcome_id"]),
         "proposal_id": str(limited["proposal_id"]),
     }
 

@@ -60,6 +60,11 @@ def tender_minor_floor(funded_micro: int, micro_per_minor: int) -> int:
     return funded_micro // micro_per_minor
 
 
+def mean_micro_half_up(sum_micro: int, count: int) -> int:
+    """Share a sum, not negative, among so many; half-up: shares need not add up to it again."""
+    return (2 * sum_micro + count) // (2 * count)
+
+
 def hour_floor_ms(instant_ms: int) -> int:
     """Return the start of the UTC hour that holds an instant."""
     return instant_ms - instant_ms % HOUR_MS

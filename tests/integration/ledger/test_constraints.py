@@ -28,6 +28,7 @@ TENANT = {
 }
 PROGRAMME = {"programme_id": "con-p", "name": "Con", "budget_micro": "10"}
 LIMIT = {"credit_limit_micro": "5", "reason": "grows"}
+OUTCOME = {"kind": "pilot", "evidence_sha256": "ab" * 32, "note": "in two districts"}
 KEY: dict[str, Any] = {"role": "tenant", "tenant_id": "con"}
 
 Row = tuple[str, str, str, dict[str, Any], int, str]
@@ -165,6 +166,54 @@ ROWS: tuple[Row, ...] = (
         409,
         "already-decided",
     ),
+    (
+        "grants_after_grant_fkey",
+        "grants",
+        "officer",
+        grant_of("con", after_grant="none"),
+        404,
+        "not-found",
+    ),
+    (
+        "outcomes_kind_check",
+        "grants/GRANT/outcomes",
+        "officer",
+        OUTCOME | {"kind": ""},
+        422,
+        "",
+    ),
+    (
+        "outcomes_evidence_sha256_check",
+        "grants/GRANT/outcomes",
+        "officer",
+        OUTCOME | {"evidence_sha256": "AB" * 32},
+        422,
+        "",
+    ),
+    (
+        "outcomes_note_check",
+        "grants/GRANT/outcomes",
+        "officer",
+        OUTCOME | {"note": "x" * 1_001},
+        422,
+        "",
+    ),
+    (
+        "submitter_is_not_accepter",
+        "grants/GRANT/outcomes/OUTCOME/accept",
+        "officer",
+        {},
+        403,
+        "maker-is-checker",
+    ),
+    (
+        "accepted_by_somebody",
+        "grants/GRANT/outcomes/OUTCOME/accept",
+        "approver",
+        {},
+        409,
+        "already-decided",
+    ),
     ("holds_hold_micro_check", "holds", "scheduler", hold_of("con", "-1"), 422, ""),
     ("bigint", "holds", "scheduler", hold_of("con", str(2**63)), 422, ""),
     (
@@ -208,6 +257,11 @@ async def test_what_the_schema_forbids_is_refused_before_it_gets_there(
         (f"holds/{hold_id}/release", "scheduler"),
     ):
         assert 200 == (await api.post(f"/v1/{path}", {}, who, key=f"con-{who}")).status_code
+    outcomes = f"/v1/grants/{grant_id}/outcomes"
+    submitted = await api.post(outcomes, OUTCOME, "officer", key="con-o")
+    outcome_id = submitted.json()["outcome_id"]
+    accepted = await api.post(f"{outcomes}/{outcome_id}/accept", {}, "approver", key="con-oa")
+    assert [201, 200] == [submitted.status_code, accepted.status_code]
     await ledger.prices(
         PriceLine(
             rate_line_id="dear",
@@ -222,7 +276,7 @@ async def test_what_the_schema_forbids_is_refused_before_it_gets_there(
     )
     for number, (name, path, who, body, status, code) in enumerate(ROWS):
         named = path.replace("GRANT", grant_id).replace("HOLD", hold_id)
-        named = named.replace("PROPOSAL", proposal_id)
+        named = named.replace("PROPOSAL", proposal_id).replace("OUTCOME", outcome_id)
         answer = await api.post(f"/v1/{named}", body, who, key=f"con-{number}")
         found = answer.json()
         assert (status, code or "malformed") == (answer.status_code, found["code"]), (name, found)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from hisab_contracts.entries import GrantScope
-from hisab_contracts.ids import HubCode
+from hisab_contracts.ids import GrantId, HubCode
 from ledger.core.grants import (
     BudgetExceeded,
     CurrencyDiffers,
     GrantExpired,
+    OutcomeMissing,
     fault_of_terms,
     refuse_approval,
     refuse_proposal,
@@ -36,6 +38,27 @@ def test_a_grant_fits_a_budget_to_the_last_micro_unit() -> None:
     assert None is refuse_approval(proposed, budget_left_micro=6, complete_until_ms=0)
     exceeded = BudgetExceeded(budget_left_micro=5, shortfall_micro=1)
     assert exceeded == refuse_approval(proposed, budget_left_micro=5, complete_until_ms=0)
+
+
+def test_a_tranche_is_approved_once_an_outcome_of_the_earlier_one_is_accepted() -> None:
+    """After its window is looked at, before the budget is; an outcome frees no other condition."""
+    waiting = approve(grant("g2", 6, expires_ms=at(11), after_grant="g1"))
+    earned = replace(waiting, is_earlier_accepted=True)
+    missing = OutcomeMissing(GrantId("g1"))
+    rows = [
+        # command, budget left, complete until, refusal
+        (waiting, 6, at(10), missing),
+        (waiting, 5, at(10), missing),
+        (waiting, 6, at(11), GrantExpired(at(11))),
+        (earned, 6, at(10), None),
+        (earned, 5, at(10), BudgetExceeded(budget_left_micro=5, shortfall_micro=1)),
+        (earned, 6, at(11), GrantExpired(at(11))),
+        # A grant that comes after no other waits for no outcome.
+        (approve(grant("g", 6)), 6, at(10), None),
+    ]
+    for command, left_micro, until_ms, refusal in rows:
+        found = refuse_approval(command, budget_left_micro=left_micro, complete_until_ms=until_ms)
+        assert refusal == found
 
 
 def test_a_grant_is_proposed_in_the_programmes_currency_before_its_window_ends() -> None:

@@ -162,7 +162,12 @@ def test_each_kind_says_whose_it_is_what_is_limited_and_what_is_entered() -> Non
         ChangeCreditLimit(
             credit_limit_micro=50, reason="grows", caused_by="proposal:p1", actor=actor
         ),
-    ] == [terms.command(proposal_id, actor) for terms in (GRANT, BUDGET, LIMIT)]
+    ] == [
+        GRANT.command(actor),
+        *(terms.command(proposal_id, actor) for terms in (BUDGET, LIMIT)),
+    ]
+    opened = GRANT.command(actor, is_earlier_accepted=True)
+    assert ApproveGrant(grant=GRANT.grant, actor=actor, is_earlier_accepted=True) == opened
     assert [
         ReverseEntry(entry=GRANTED, actor=actor, reason="twice"),
         RevokeGrant(grant=GRANT.grant, actor=actor, reason="closed"),

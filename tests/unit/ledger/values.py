@@ -68,6 +68,7 @@ def grant(
     tenant_id: str = "t",
     proposed_by: str = "officer",
     state: GrantState = "proposed",
+    after_grant: str | None = None,
 ) -> Grant:
     """A grant of programme `p`."""
     return Grant(
@@ -80,6 +81,7 @@ def grant(
         expires_ms=expires_ms,
         scope=scope,
         coverage_bps=coverage_bps,
+        after_grant=None if after_grant is None else GrantId(after_grant),
         state=state,
         proposed_by=KeyId(proposed_by),
         approved_by=None,

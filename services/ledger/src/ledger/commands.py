@@ -9,7 +9,8 @@ What other services have to know of at once (tenants, keys) is written to the ou
 transaction.
 
 Refusals, in order of precedence. Any: `NotFound`. Tenant or programme opened: `AlreadyExists`.
-Grant proposed: `CurrencyDiffers`, `GrantExpired`. Anything approved or rejected: those of
+Grant proposed: `CurrencyDiffers`, `GrantExpired`. Outcome submitted or accepted: those of
+`core.outcomes`. Anything approved or rejected: those of
 `core.proposals`, before those of what it enters. Hold priced: `TenantSuspended`, `NoPrice`,
 `PriceOutOfRange`. All others as `core.decisions` says.
 """
@@ -45,6 +46,14 @@ from ledger.core.holds import (
     price_hold,
 )
 from ledger.core.movements import RecordInvoiced, SetBudget
+from ledger.core.outcomes import (
+    AcceptanceRefusal,
+    GrantOutcome,
+    SubmissionRefusal,
+    has_accepted,
+    refuse_acceptance,
+    refuse_submission,
+)
 from ledger.core.prepayments import TopUp
 from ledger.core.proposals import (
     AlreadyDecided,
@@ -65,7 +74,7 @@ from ledger.core.proposals import (
 )
 from ledger.core.withdrawals import ReclaimExpired, ReverseEntry, RevokeGrant
 from ledger.placement import TenantPartitions
-from ledger.store import books, directory, entries, proposals
+from ledger.store import books, directory, entries, outcomes, proposals
 from ledger.store.completeness import complete_until_of
 from ledger.store.queries import hold_of
 from runtime.auth import AccessKey, MintedKey, access_message, mint, store_keys
@@ -204,6 +213,10 @@ class Commands:
         programme_currency = await directory.programme_currency(connection, grant.programme_id)
         if tenant is None or programme_currency is None:
             return NotFound("tenant or programme")
+        if grant.after_grant is not None:
+            earlier = await directory.find_grant(connection, grant.after_grant)
+            if earlier is None or earlier.tenant_id != grant.tenant_id:
+                return NotFound("grant of this tenant for it to come after")
         complete_until_ms = await self._complete_until_ms(connection, grant.tenant_id)
         refused = refuse_proposal(
             grant,
@@ -265,6 +278,34 @@ class Commands:
         await proposals.keep_rejection(connection, proposal, key_id, reason)
         return proposal
 
+    async def submit_outcome(
+        self, connection: Connection, outcome: GrantOutcome
+    ) -> NotFound | SubmissionRefusal | None:
+        """Put an outcome of a grant on record; it counts once somebody else accepts it."""
+        # The grant is locked: of submissions at once each counts those before it.
+        grant = await directory.lock_grant(connection, outcome.grant_id)
+        if grant is None:
+            return NotFound("grant")
+        count = await outcomes.count_outcomes(connection, outcome.grant_id)
+        refused = refuse_submission(grant, count)
+        if refused is not None:
+            return refused
+        await outcomes.add_outcome(connection, outcome)
+        return None
+
+    async def accept_outcome(
+        self, connection: Connection, grant_id: str, outcome_id: str, accepter: KeyId, role: str
+    ) -> NotFound | AcceptanceRefusal | None:
+        """Accept an outcome that another key submitted."""
+        outcome = await outcomes.lock_outcome(connection, grant_id, outcome_id)
+        if outcome is None:
+            return NotFound("outcome of this grant")
+        refused = refuse_acceptance(outcome, accepter, role)
+        if refused is not None:
+            return refused
+        await outcomes.mark_accepted(connection, outcome.outcome_id, accepter)
+        return None
+
     async def _command_of(
         self, connection: Connection, proposal: Proposal, actor: str
     ) -> ProposedCommand:
@@ -281,7 +322,15 @@ class Commands:
                 if grant is None:
                     raise InvariantBroken(f"grant {terms.grant_id} was there, and grants stay")
                 return terms.command(grant, actor)
-            case GrantTerms() | BudgetTerms() | CreditLimitTerms():
+            case GrantTerms(waiting):
+                earlier_id = waiting.after_grant
+                earlier = (
+                    []
+                    if earlier_id is None
+                    else await outcomes.lock_outcomes(connection, earlier_id)
+                )
+                return terms.command(actor, is_earlier_accepted=has_accepted(earlier))
+            case BudgetTerms() | CreditLimitTerms():
                 return terms.command(proposal.proposal_id, actor)
             case _:
                 assert_never(terms)

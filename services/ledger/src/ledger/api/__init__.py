@@ -15,6 +15,7 @@ from ledger.api.grants import Grants
 from ledger.api.holds import Holds
 from ledger.api.invoiced import InvoicedDocuments
 from ledger.api.keys import Keys
+from ledger.api.outcomes import Outcomes
 from ledger.api.prepayments import Prepayments
 from ledger.api.programmes import Programmes
 from ledger.api.proposals import Proposals
@@ -33,6 +34,7 @@ def resources(kit: Kit, commands: Commands, partitions: TenantPartitions) -> tup
         Programmes(kit, commands, approvals),
         Keys(kit, commands),
         Grants(kit, commands, approvals, partitions),
+        Outcomes(kit, commands),
         Proposals(kit, approvals),
         Holds(kit, commands),
         Balances(kit, partitions),

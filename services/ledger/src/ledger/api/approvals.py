@@ -98,6 +98,7 @@ class ShownGrant(Model, frozen=True, kw_only=True, tag_field="kind", tag="grant"
     scope: GrantScope
     coverage_bps: int
     tax_effect: str
+    after_grant: str | None
 
 
 class ShownBudget(Model, frozen=True, kw_only=True, tag_field="kind", tag="budget"):
@@ -330,4 +331,5 @@ def _shown_grant(grant: Grant) -> ShownGrant:
         scope=grant.scope or GrantScope(),
         coverage_bps=grant.coverage_bps,
         tax_effect=grant.tax_effect,
+        after_grant=grant.after_grant,
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import msgspec
 from fastapi import Request, Response
-from msgspec import Meta, field
+from msgspec import Meta, field, structs
 
 from hisab_contracts.entries import GrantScope
 from hisab_contracts.ids import GrantId, HubText, IdText, KeyId, ProgrammeId, TenantId
@@ -32,6 +32,7 @@ from ledger.core.proposals import revocation_of
 from ledger.placement import TenantPartitions
 from ledger.store.completeness import complete_until_of
 from ledger.store.directory import find_grant
+from ledger.store.outcomes import ListedOutcome, outcomes_of
 from ledger.store.programmes import ListedGrant, list_grants, show_grant
 from runtime.auth import require_own_tenant
 from runtime.http import (
@@ -80,6 +81,8 @@ class ProposeGrant(Model, frozen=True, kw_only=True):
     coverage_bps: Annotated[int, Meta(ge=1, le=10_000)] = 10_000
     """Which part of each bucket it pays, in 1/100 %."""
     tax_effect: Literal["tender", "reduces_base"] = "tender"
+    after_grant: IdText | None = None
+    """A grant of the same tenant: an outcome of it has to be accepted before this is approved."""
 
 
 class ProposedGrant(Model, frozen=True, kw_only=True):
@@ -88,6 +91,20 @@ class ProposedGrant(Model, frozen=True, kw_only=True):
     grant_id: str
     proposal_id: str
     state: str
+
+
+class OutcomeAnswer(Model, frozen=True, kw_only=True):
+    """What was achieved with a grant, as it was put on record, and whether it is accepted."""
+
+    outcome_id: str
+    kind: str
+    evidence_sha256: str
+    note: str
+    state: str
+    submitted_by: str
+    submitted_at: str
+    accepted_by: str | None
+    accepted_at: str | None
 
 
 class GrantAnswer(Model, frozen=True, kw_only=True):
@@ -104,6 +121,7 @@ class GrantAnswer(Model, frozen=True, kw_only=True):
     scope: GrantScope
     coverage_bps: int
     tax_effect: str
+    after_grant: str | None
     state: str
     remaining_micro: str
     drawn_micro: str
@@ -117,6 +135,12 @@ class GrantAnswer(Model, frozen=True, kw_only=True):
     rejected_at: str | None
     reason: str | None
     """Why it was rejected."""
+
+
+class GrantWithOutcomes(GrantAnswer, frozen=True, kw_only=True):
+    """A grant, and all that is on record of what was achieved with it."""
+
+    outcomes: list[OutcomeAnswer]
 
 
 class Grants(Resource):
@@ -163,6 +187,7 @@ class Grants(Resource):
             scope=_scope_of(body.scope),
             coverage_bps=body.coverage_bps,
             tax_effect=body.tax_effect,
+            after_grant=None if body.after_grant is None else GrantId(body.after_grant),
             proposed_by=KeyId(principal.key_id),
         )
 
@@ -218,17 +243,21 @@ class Grants(Resource):
         "/v1/grants/{grant_id}",
         roles=READERS,
         others={Role.TENANT: "not-found"},
-        answer=GrantAnswer,
+        answer=GrantWithOutcomes,
     )
     async def get_grant(self, request: Request, grant_id: str) -> Response:
-        """One grant: its terms, who decided it, and what is left of it."""
+        """One grant: its terms, who decided it, what is left of it, and its outcomes."""
         principal = await self._kit.access.authorise(request)
         async with self._kit.api.transaction(tenant=principal.sees) as connection:
             until_ms = await self._complete_until_ms(connection)
             found = await show_grant(connection, grant_id)
+            outcomes = await outcomes_of(connection, grant_id)
         if found is None:
             raise Problem("not-found", "no such grant")
-        return json_response(_grant_answer(found, until_ms))
+        shown = structs.asdict(_grant_answer(found, until_ms))
+        return json_response(
+            GrantWithOutcomes(**shown, outcomes=list(map(_outcome_answer, outcomes)))
+        )
 
     @post(
         "/v1/grants/{grant_id}/approve",
@@ -236,7 +265,7 @@ class Grants(Resource):
         body=ApproveProposal,
         answer=DecisionAnswer,
         idempotent=True,
-        problems=(*APPROVAL_PROBLEMS, "grant-expired", "budget-exceeded"),
+        problems=(*APPROVAL_PROBLEMS, "grant-expired", "outcome-missing", "budget-exceeded"),
     )
     async def approve_grant(self, request: Request, grant_id: str) -> Response:
         """Approve a grant that another key proposed."""
@@ -299,6 +328,7 @@ def _grant_answer(listed: ListedGrant, complete_until_ms: int | None) -> GrantAn
         scope=grant.scope or GrantScope(),
         coverage_bps=grant.coverage_bps,
         tax_effect=grant.tax_effect,
+        after_grant=grant.after_grant,
         state=standing_of(grant, lot, complete_until_ms),
         remaining_micro=str(lot.remaining_micro),
         drawn_micro=str(lot.drawn_micro),
@@ -311,4 +341,19 @@ def _grant_answer(listed: ListedGrant, complete_until_ms: int | None) -> GrantAn
         rejected_by=listed.rejected_by,
         rejected_at=optional_instant_text(listed.rejected_ms),
         reason=listed.reason,
+    )
+
+
+def _outcome_answer(listed: ListedOutcome) -> OutcomeAnswer:
+    outcome = listed.outcome
+    return OutcomeAnswer(
+        outcome_id=outcome.outcome_id,
+        kind=outcome.kind,
+        evidence_sha256=outcome.evidence_sha256,
+        note=outcome.note,
+        state=outcome.state,
+        submitted_by=outcome.submitted_by,
+        submitted_at=instant_text(listed.submitted_ms),
+        accepted_by=outcome.accepted_by,
+        accepted_at=optional_instant_text(listed.accepted_ms),
     )

@@ -11,9 +11,11 @@ from ledger.core.adjustments import BudgetOutOfRange, NotCommercial
 from ledger.core.charges import RefundAboveTotal, TotalOutOfRange
 from ledger.core.decisions import BookRefusal, NotFound
 from ledger.core.grants import (
+    ApprovalRefusal,
     BudgetExceeded,
     CurrencyDiffers,
     GrantExpired,
+    OutcomeMissing,
     ProposalRefusal,
 )
 from ledger.core.holds import (
@@ -25,6 +27,7 @@ from ledger.core.holds import (
     TenantSuspended,
 )
 from ledger.core.movements import AlreadyInvoiced, NotReceivable
+from ledger.core.outcomes import NotApproved, OutcomesExceeded, SubmissionRefusal
 from ledger.core.prepayments import PaymentDiffers
 from ledger.core.proposals import (
     AboveLimit,
@@ -54,7 +57,13 @@ _NOT_REVERSIBLE: Final = {
 }
 
 CommandRefusal = (
-    BookRefusal | ProposalRefusal | DecisionRefusal | NoPrice | PriceOutOfRange | AlreadyExists
+    BookRefusal
+    | ProposalRefusal
+    | DecisionRefusal
+    | SubmissionRefusal
+    | NoPrice
+    | PriceOutOfRange
+    | AlreadyExists
 )
 """Why a command is refused, over HTTP."""
 
@@ -63,6 +72,10 @@ def problem_of(refusal: CommandRefusal) -> Problem:
     """Return the problem of a refusal. Raise it inside the transaction: that rolls it back."""
     if isinstance(refusal, WithdrawalRefusal):
         return _problem_of_withdrawal(refusal)
+    if isinstance(refusal, ApprovalRefusal):
+        return _problem_of_grant(refusal)
+    if isinstance(refusal, SubmissionRefusal):
+        return _problem_of_submission(refusal)
     match refusal:
         case NotFound(what):
             return Problem("not-found", f"no such {what}")
@@ -83,14 +96,6 @@ def problem_of(refusal: CommandRefusal) -> Problem:
             return Problem("budget-out-of-range", bound, budget_micro=str(budget_micro))
         case NotCommercial(kind):
             return Problem("not-commercial", f"the tenant is of kind {kind}")
-        case GrantExpired(expires_ms):
-            return Problem("grant-expired", f"its window ended at {instant_text(expires_ms)}")
-        case BudgetExceeded(budget_left_micro=left_micro, shortfall_micro=shortfall_micro):
-            return Problem(
-                "budget-exceeded",
-                budget_left_micro=str(left_micro),
-                shortfall_micro=str(shortfall_micro),
-            )
         case NoPrice(series):
             return Problem(
                 "no-price", f"no price for {series.sku} {series.price_class} in {series.currency}"
@@ -152,6 +157,38 @@ def _problem_of_withdrawal(refusal: WithdrawalRefusal) -> Problem:
             return Problem("already-reclaimed", "the programme has it again")
         case NotExpired():
             return Problem("not-expired", "nothing has expired of this grant, or not all of it yet")
+        case _:
+            assert_never(refusal)
+
+
+def _problem_of_grant(refusal: ApprovalRefusal) -> Problem:
+    """Return the problem of a grant that cannot be approved as things stand."""
+    match refusal:
+        case GrantExpired(expires_ms):
+            return Problem("grant-expired", f"its window ended at {instant_text(expires_ms)}")
+        case BudgetExceeded(budget_left_micro=left_micro, shortfall_micro=shortfall_micro):
+            return Problem(
+                "budget-exceeded",
+                budget_left_micro=str(left_micro),
+                shortfall_micro=str(shortfall_micro),
+            )
+        case OutcomeMissing(after_grant):
+            return Problem(
+                "outcome-missing",
+                f"have an outcome of grant {after_grant} accepted first",
+                after_grant=after_grant,
+            )
+        case _:
+            assert_never(refusal)
+
+
+def _problem_of_submission(refusal: SubmissionRefusal) -> Problem:
+    """Return the problem of an outcome that is not put on record."""
+    match refusal:
+        case NotApproved(state):
+            return Problem("not-approved", f"it is {state}", state=state)
+        case OutcomesExceeded(most_count):
+            return Problem("too-many-outcomes", f"a grant has at most {most_count}")
         case _:
             assert_never(refusal)
 

@@ -11,7 +11,7 @@ from hisab_contracts.reference import Role
 from hisab_contracts.units import instant_text, optional_instant_text
 from ledger.api.approvals import RECLAIM_PROBLEMS, Approvals, ProposedAnswer
 from ledger.api.problems import problem_of
-from ledger.api.requests import FreeText, parse_instant, parse_micro
+from ledger.api.requests import REPORT_READERS, FreeText, parse_instant, parse_micro
 from ledger.commands import Commands
 from ledger.core.directory import fault_of_programme
 from ledger.core.movements import SetBudget
@@ -38,8 +38,6 @@ from runtime.service import Kit
 if TYPE_CHECKING:
     from runtime.database import Connection
 
-REPORT_READERS = (Role.OPERATOR, Role.AUDITOR, Role.FINANCE, Role.OFFICER, Role.APPROVER)
-"""Who may read what a programme gave to all of its tenants."""
 SHARES_SHOWN = 1_000
 """Tenants in one answer about a programme, at most; `after_tenant` asks for those behind them."""
 SHARES_LISTED = 100

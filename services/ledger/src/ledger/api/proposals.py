@@ -90,6 +90,7 @@ class Proposals(Resource):
         problems=(
             *APPROVAL_PROBLEMS,
             "grant-expired",
+            "outcome-missing",
             "budget-exceeded",
             "budget-out-of-range",
             "not-commercial",

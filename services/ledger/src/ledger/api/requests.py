@@ -33,6 +33,8 @@ READERS: Final = (
     Role.TENANT,
 )
 """Who may read books; a tenant's key only its own."""
+REPORT_READERS: Final = (Role.OPERATOR, Role.AUDITOR, Role.FINANCE, Role.OFFICER, Role.APPROVER)
+"""Who may read what programmes gave to all of their tenants, and what came of it."""
 
 
 def query_choice(request: Request, name: str, choices: tuple[T, ...]) -> T | None:

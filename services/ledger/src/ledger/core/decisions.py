@@ -18,8 +18,9 @@ Refusals, in order of precedence; of any command first `NotFound` (no such book)
 `RefundAboveTotal`, `TotalOutOfRange`. Hold placed: `HoldOver`, `TenantSuspended`,
 `InsufficientCredit`. Hold extended: `NotFound` (no such hold), `HoldClosed`, `HoldOver`,
 `TenantSuspended`, `InsufficientCredit`. Hold released:
-`NotFound` (no such hold), `HoldClosed`. Grant approved: `GrantExpired`, `BudgetExceeded`. Invoiced:
-`AlreadyInvoiced`, `NotReceivable`. Budget added: `BudgetOutOfRange`. Credit limit changed:
+`NotFound` (no such hold), `HoldClosed`. Grant approved: `GrantExpired`, `OutcomeMissing`,
+`BudgetExceeded`. Invoiced: `AlreadyInvoiced`, `NotReceivable`. Budget added:
+`BudgetOutOfRange`. Credit limit changed:
 `NotCommercial`. Entry reversed: `NotReversible`, `AlreadyReversed`, `AlreadyDrawn`, `Reserved`,
 `AlreadyReclaimed`. Grant revoked: `GrantNotApproved`, `GrantExpired`. Expired credit reclaimed:
 `AlreadyReclaimed`, `NotExpired`. Topped up: `PaymentDiffers`. Lots expired: none. Who may approve

@@ -12,9 +12,12 @@ never promise more than it has (`decisions`).
 A grant is over only when all usage of its window has been heard of: then it would grant nothing.
 One whose window has ended by the clock still pays for usage that is heard of late.
 
+A grant may come after another of its tenant, as the next *tranche*: then it is approved only once
+an outcome of that one is accepted (`outcomes`).
+
 Refusals, in order of precedence. Terms: not well-formed (`fault_of_terms`).
 Proposal: `CurrencyDiffers`, `GrantExpired`. Approval, once the approver may approve it
-(`proposals`): `GrantExpired`, `BudgetExceeded`.
+(`proposals`): `GrantExpired`, `OutcomeMissing`, `BudgetExceeded`.
 """
 
 from __future__ import annotations
@@ -55,6 +58,8 @@ class Grant(Struct, frozen=True, kw_only=True):
     coverage_bps: int = WHOLE_BPS
     """Which part of each bucket it pays, in 1/100 %."""
     tax_effect: TaxEffect = "tender"
+    after_grant: GrantId | None = None
+    """The earlier grant of which an outcome has to be accepted first; None: it waits for none."""
     state: GrantState = "proposed"
     proposed_by: KeyId
     approved_by: KeyId | None = None
@@ -66,6 +71,8 @@ class ApproveGrant(Struct, frozen=True, kw_only=True):
     grant: Grant
     actor: str
     """The approver as entries name who did something."""
+    is_earlier_accepted: bool = False
+    """Whether an outcome of the grant that it comes after is accepted, as it stands now."""
 
 
 class CurrencyDiffers(Struct, frozen=True):
@@ -81,6 +88,12 @@ class GrantExpired(Struct, frozen=True):
     expires_ms: int
 
 
+class OutcomeMissing(Struct, frozen=True):
+    """No outcome is accepted yet of the grant that it comes after."""
+
+    after_grant: GrantId
+
+
 class BudgetExceeded(Struct, frozen=True, kw_only=True):
     """The programme has promised so much already that this grant does not fit."""
 
@@ -91,7 +104,7 @@ class BudgetExceeded(Struct, frozen=True, kw_only=True):
 ProposalRefusal = CurrencyDiffers | GrantExpired
 """Why a grant cannot be proposed, in order of precedence."""
 
-ApprovalRefusal = GrantExpired | BudgetExceeded
+ApprovalRefusal = GrantExpired | OutcomeMissing | BudgetExceeded
 """Why a grant cannot be approved, in order of precedence."""
 
 
@@ -117,6 +130,8 @@ def refuse_approval(
     expired = _refuse_expired(grant, complete_until_ms)
     if expired is not None:
         return expired
+    if grant.after_grant is not None and not command.is_earlier_accepted:
+        return OutcomeMissing(grant.after_grant)
     shortfall_micro = grant.grant_micro - budget_left_micro
     if shortfall_micro > 0:
         return BudgetExceeded(budget_left_micro=budget_left_micro, shortfall_micro=shortfall_micro)

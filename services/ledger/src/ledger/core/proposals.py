@@ -79,9 +79,9 @@ class GrantTerms(Struct, frozen=True):
         """What is held against an approver's own limit."""
         return self.grant.grant_micro
 
-    def command(self, _proposal_id: ProposalId, actor: str) -> ProposedCommand:
-        """Return what is decided once it is approved by this actor."""
-        return ApproveGrant(grant=self.grant, actor=actor)
+    def command(self, actor: str, *, is_earlier_accepted: bool = False) -> ProposedCommand:
+        """Return what is decided once it is approved by this actor, as outcomes stand now."""
+        return ApproveGrant(grant=self.grant, actor=actor, is_earlier_accepted=is_earlier_accepted)
 
 
 class BudgetTerms(Struct, frozen=True, kw_only=True, tag_field="kind", tag="budget"):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 GRANT_COLUMNS: Final = """
 grant_id, tenant_id, programme_id, grant_micro, priority, effective_at, expires_at, state,
-proposed_by, approved_by, scope, coverage_bps, tax_effect
+proposed_by, approved_by, scope, coverage_bps, tax_effect, after_grant
 """
 _PRICE_LINE_COLUMNS: Final = """
 rate_line_id, price_version, currency, sku, price_class, micro_per_gpu_hour, valid_from, valid_until
@@ -157,7 +157,7 @@ async def programme_currency(connection: Connection, programme_id: str) -> str |
 _INSERT_GRANT = (
     "insert into grants ("
     + GRANT_COLUMNS
-    + ") values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11::jsonb, $12, $13)"
+    + ") values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11::jsonb, $12, $13, $14)"
 )
 _FIND_GRANT = "select " + GRANT_COLUMNS + " from grants where grant_id = $1"
 _LOCK_GRANT = _FIND_GRANT + " for no key update"
@@ -196,6 +196,7 @@ async def add_grant(connection: Connection, grant: Grant) -> None:
         scope_as_json(grant.scope),
         grant.coverage_bps,
         grant.tax_effect,
+        grant.after_grant,
     )
 
 
@@ -253,6 +254,7 @@ def grant_from_row(row: Row) -> Grant:
         scope=scope_from_json(row["scope"]),
         coverage_bps=row["coverage_bps"],
         tax_effect=row["tax_effect"],
+        after_grant=row["after_grant"],
     )
 
 
