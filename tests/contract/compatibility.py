@@ -26,6 +26,7 @@ def _narrowings(old: Any, new: Any, place: str) -> Iterator[str]:
         if old != new:
             yield f"{place}: {old!r} became {new!r}"
         return
+    new = _among_choices(old, new)
     for word in sorted((set(old) | set(new)) - ANNOTATIONS - {"$id", "$schema"}):
         here = f"{place}/{word}"
         was: Any = old.get(word)
@@ -48,8 +49,22 @@ def _narrowings(old: Any, new: Any, place: str) -> Iterator[str]:
             yield f"{here}: {was!r} became {now!r}"
 
 
+def _among_choices(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return the choice that takes what was the only shape, if a schema has become a choice."""
+    for word in ("oneOf", "anyOf"):
+        if word in old or word not in new or "$ref" not in old:
+            continue
+        for choice in new[word]:
+            if choice.get("$ref") == old["$ref"]:
+                rest = {name: part for name, part in new.items() if name != word}
+                return {**rest, **choice}
+    return new
+
+
 def _is_wider(word: str, was: Any, now: Any) -> bool:
     """Say whether a bound that changed lets at least everything through that it did before."""
+    if word == "enum" and was is not None and now is not None:
+        return set(was) <= set(now)
     bounds = LOWER_IS_WIDER | HIGHER_IS_WIDER
     if now is None:
         return word in bounds or word == "pattern"

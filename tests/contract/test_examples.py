@@ -102,6 +102,7 @@ def test_both_modes_say_the_same() -> None:
 def test_every_type_has_examples_of_both_kinds() -> None:
     """No event type is without a valid example in each mode; every reason of contracts is shown."""
     kinds = {events.STARTED, events.INTERVAL, events.ENDED, events.WATERMARK, events.RETIRED}
+    kinds |= {events.CORRECTION}
     for mode in ("structured", "binary"):
         shown = set()
         for path in (EXAMPLES / "valid" / mode).glob("*.json"):

@@ -161,20 +161,39 @@ def narrowed(edit: str) -> tuple[Any, Any]:
         interval["required"].remove("state")
     elif edit == "description":
         interval["description"] = "Other words."
+    elif edit == "more of a list":
+        old["$defs"]["Interval"]["properties"]["state"]["enum"] = ["running"]
+        interval["properties"]["state"]["enum"] = ["running", "stopped"]
+    elif edit in {"a choice", "another choice"}:
+        old["properties"]["data"] = {"$ref": "#/$defs/Interval"}
+        mine = "Interval" if edit == "a choice" else "Device"
+        choices = [{"$ref": "#/$defs/Other"}, {"$ref": f"#/$defs/{mine}"}]
+        new["properties"]["data"] = {"oneOf": choices}
     elif edit == "devices":
         interval["properties"]["devices"]["maxItems"] = 128
     return old, new
 
 
 @pytest.mark.parametrize(
-    "edit", ["required", "removed", "maximum", "pattern", "type", "closed", "enum"]
+    "edit",
+    ["required", "removed", "maximum", "pattern", "type", "closed", "enum", "another choice"],
 )
 def test_narrowing_edit_is_found(edit: str) -> None:
     """What would refuse an old event is found and named."""
     assert narrowings(*narrowed(edit)) != []
 
 
-@pytest.mark.parametrize("edit", ["optional added", "required dropped", "description", "devices"])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "optional added",
+        "required dropped",
+        "description",
+        "devices",
+        "more of a list",
+        "a choice",
+    ],
+)
 def test_widening_edit_is_allowed(edit: str) -> None:
     """A new optional member, a dropped demand and other words keep old events readable."""
     assert narrowings(*narrowed(edit)) == []

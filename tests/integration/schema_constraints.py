@@ -114,7 +114,8 @@ METERING: Final[Reasons] = MappingProxyType(
     {
         "written by upsert, or under the lock of the node, the source or the record": (
             "allocation_duplicates_pkey allocations_pkey buckets_pkey coverage_pkey "
-            "hub_partitions_pkey nodes_pkey quarantine_decisions_pkey quarantine_record "
+            "corrections_correction_id_key freed_coverage_pkey hub_partitions_pkey nodes_pkey "
+            "quarantine_decisions_pkey quarantine_record "
             "quarantine_time_pkey sources_pkey tallies_pkey tenants_pkey"
         ),
         "what `reconcile` adds up and finds, one run at a time": (
@@ -128,12 +129,14 @@ METERING: Final[Reasons] = MappingProxyType(
         ),
         "a hub's record is read by narrower bounds; beyond them it is quarantined as `schema` "
         "(tests/property/test_events)": (
-            "allocations_reserved_gpu_ms_check coverage_share_ppm_check sources_contiguous_check"
+            "allocations_reserved_gpu_ms_check coverage_share_ppm_check "
+            "freed_coverage_share_ppm_check sources_contiguous_check"
         ),
         "cut by the core at UTC hours and days, summed from 0 up (tests/property/test_coverage, "
         "test_rating)": (
             "allocation_duplicates_duplicate_gpu_ns_check buckets_charge_micro_check "
-            "buckets_gpu_ns_check buckets_hour_ms_check buckets_revision_check coverage_check "
+            "buckets_gpu_ns_check buckets_hour_ms_check buckets_revision_check "
+            "buckets_voided_gpu_ns_check coverage_check freed_coverage_check "
             "quarantine_time_hour_ms_check quarantine_time_waiting_gpu_ns_check "
             "tallies_accepted_records_check tallies_duplicate_gpu_ns_check "
             "tallies_duplicate_records_check tallies_hour_ms_check tallies_read_records_check "
@@ -143,8 +146,8 @@ METERING: Final[Reasons] = MappingProxyType(
             "hub_partitions_hub_fkey hub_partitions_partition_check sources_hub_fkey"
         ),
         "a generated identity": (
-            "open_time_pkey price_lines_generation_key quarantine_pkey sources_arrival_key "
-            "usage_changes_pkey"
+            "corrections_pkey freed_time_pkey open_time_pkey price_lines_generation_key "
+            "quarantine_pkey sources_arrival_key usage_changes_pkey"
         ),
         "buckets added up by a trigger and a task, in the order of what changed them "
         "(integration/metering/test_usage_sums)": (
@@ -156,6 +159,12 @@ METERING: Final[Reasons] = MappingProxyType(
         "lines are added with their list, in one transaction": "price_lines_price_version_fkey",
         "a word of the core's; a record that is no longer open is refused with 409 "
         "`quarantine-closed`": "quarantine_check quarantine_state_check sources_standing_check",
+        "the core decides about a correction once, and gives it its revision then "
+        "(tests/unit/metering/test_proposals)": (
+            "corrections_check1 corrections_check2 corrections_check3 corrections_revision_check "
+            "corrections_state_check"
+        ),
+        "the span of a correction that was read, with its end after its start": "freed_time_check",
         "written with its record, which is never deleted": "quarantine_time_quarantine_id_fkey",
     }
 )

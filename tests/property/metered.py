@@ -7,7 +7,7 @@ the engine decides it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import oracle
 from hisab_contracts.charges import BucketTotal, HubWatermark, OpenQuarantine
 from hisab_contracts.ids import (
     BucketId,
+    CorrectionId,
     HubCode,
     PriceClass,
     PriceVersion,
@@ -30,6 +31,8 @@ from hisab_contracts.units import month_of
 from metering.core import engine
 from metering.core.batch import (
     Changes,
+    CorrectedState,
+    CorrectionOrder,
     EarlierVerdict,
     MeteringBatch,
     MeteringState,
@@ -38,13 +41,18 @@ from metering.core.batch import (
     StoredBucket,
     UsageRecord,
 )
-from metering.core.coverage import Claim, CoveredInterval, DeviceKey
+from metering.core.corrections import CorrectionFact
+from metering.core.coverage import Claim, CoverageChanges, CoveredInterval, DeviceKey
+from metering.core.quarantine import QuarantineCause
 from metering.core.sources import SourceProgress
 from metering.core.watermarks import HubView, candidate_ms, statement_due
 from unit.metering.hub_events import HEADERS, event
 
 LONG_AGO_MS = 1_577_836_800_000
 LATER_MS = 1_900_000_000_000
+
+Rows = dict[tuple[str, str, str, str, int], tuple[int, Claim]]
+"""(hub, node, device, slice, start_ms) → (end_ms, claim)."""
 
 
 def facts(watermarks: dict[HubCode, int | None] | None = None) -> Reference:
@@ -74,10 +82,12 @@ class Outcome(NamedTuple):
     reported_gpu_ns: int
     duplicate_gpu_ns: int
     quarantined_gpu_ns: int
-    rows: dict[tuple[str, str, str, str, int], tuple[int, Claim]]
-    """(hub, node, device, slice, start_ms) → (end_ms, claim): the coverage as it is stored."""
+    rows: Rows
+    """The coverage as it is stored."""
     records: list[int]
     """Read, accepted, duplicate, quarantined."""
+    voided: dict[oracle.Bucket, int]
+    """Where there is any, by the bucket of the terms as reported."""
 
 
 class Metered:
@@ -86,7 +96,12 @@ class Metered:
     def __init__(self) -> None:
         self.buckets: dict[BucketId, StoredBucket] = {}
         self.totals: dict[BucketId, BucketTotal] = {}
-        self.rows: dict[tuple[str, str, str, str, int], tuple[int, Claim]] = {}
+        self.rows: Rows = {}
+        self.freed: dict[str, Rows] = defaultdict(dict)
+        """By allocation, the time that voids of it have released."""
+        self.corrections: dict[int, tuple[CorrectionFact, UsageRecord | None]] = {}
+        self.waiting: dict[CorrectionId, QuarantineCause] = {}
+        """Approved corrections that do not count, or not everywhere, yet."""
         self.reported = self.duplicate = 0
         self.open: dict[int, QuarantinedRecord] = {}
         self.dismissed: dict[int, QuarantinedRecord] = {}
@@ -95,6 +110,7 @@ class Metered:
         self.last: tuple[HubWatermark | None, int] = (None, 0)
         self._offset = 0
         self._quarantine_id = 0
+        self._arrivals = 0
 
     def take(
         self, batch: Sequence[dict[str, Any]], reference: Reference | None = None
@@ -104,6 +120,7 @@ class Metered:
         for data in batch:
             self._offset += 1
             kind = "watermark" if "watermark_ms" in data else "interval"
+            kind = "correction" if "revision" in data else kind
             value = event(data, self._offset, kind)
             records.append(
                 UsageRecord(data["hub"], "t", 0, self._offset, LATER_MS, None, value, HEADERS)
@@ -190,6 +207,11 @@ class Metered:
             sum(waiting),
             self.rows,
             [*self.records, quarantined],
+            {
+                _name(self.totals[bucket_id]): stored.voided_gpu_ns
+                for bucket_id, stored in self.buckets.items()
+                if stored.voided_gpu_ns
+            },
         )
 
     def meter_records(
@@ -201,26 +223,74 @@ class Metered:
             batch = engine.prepare(records, reference)
             changes = engine.meter(batch, self._state_for(batch))
             self._apply(changes)
-            stated += [bucket.total for bucket in changes.buckets]
+            stated += [bucket.total for bucket in changes.buckets if bucket.is_stated]
             records = records[batch.record_count :]
         return stated
 
+    def approve(self, order: CorrectionOrder, reference: Reference) -> list[BucketTotal]:
+        """Let a correction count that operators have approved; return what is stated."""
+        batch = engine.prepare([], reference, approved=[order])
+        changes = engine.meter(batch, self._state_for(batch))
+        self._apply(changes)
+        return [bucket.total for bucket in changes.buckets if bucket.is_stated]
+
+    def judge_released(self, reference: Reference) -> list[BucketTotal]:
+        """Judge conflicts again, as the service does where a correction may have ended them."""
+        conflicts = [n for n, found in self.open.items() if found.cause.reason == "conflict"]
+        return self.replay(conflicts, reference)
+
     def _state_for(self, batch: MeteringBatch) -> MeteringState:
-        coverage: dict[DeviceKey, list[CoveredInterval]] = defaultdict(list)
-        for (hub, node_id, device, part, start_ms), (end_ms, claim) in self.rows.items():
-            row: Any = (part, start_ms, end_ms, claim)
-            coverage[hub, node_id, device].append(CoveredInterval(*row))  # type: ignore[index]
-        buckets = {name: self.buckets[name] for name in batch.bucket_ids if name in self.buckets}
-        return MeteringState(coverage, buckets, list(self.sources.values()))
+        coverage = _by_device(self.rows)
+        known: dict[Any, list[CorrectionFact]] = defaultdict(list)
+        for fact, _ in self.corrections.values():
+            known[fact.correction.hub, fact.correction.allocation_id].append(fact)
+        corrected: CorrectedState | None = None
+        if known or batch.corrections:
+            freed: dict[DeviceKey, list[CoveredInterval]] = defaultdict(list)
+            for rows in self.freed.values():
+                for key, found in _by_device(rows).items():
+                    freed[key] += found
+                    coverage.setdefault(key, [])
+            records = {n: record for n, (_, record) in self.corrections.items() if record}
+            corrected = CorrectedState(known, records, freed, batch.reference.currencies)
+        return MeteringState(coverage, self.buckets, list(self.sources.values()), corrected)
+
+    def _apply_corrections(self, changes: Changes) -> None:
+        if changes.corrections is None:
+            return
+        for (key, allocation_id), changed in changes.corrections.freed.items():
+            _apply_coverage(self.freed[allocation_id], {key: changed})
+        for arrival in changes.corrections.parked:
+            del self.corrections[arrival]
+        for arrival in changes.corrections.begun:
+            fact, record = self.corrections[arrival]
+            self.corrections[arrival] = (CorrectionFact(arrival, fact.correction), record)
+        for order, waits in changes.corrections.counted:
+            self._arrivals += 1
+            fact = CorrectionFact(self._arrivals, order.correction, waits)
+            kept = (
+                None
+                if order.record is None
+                else msgspec.structs.replace(order.record, earlier=None)
+            )
+            self.corrections[self._arrivals] = (fact, kept)
+            self.waiting.pop(order.correction_id, None)
+        self.waiting.update(changes.corrections.waiting)
 
     def _apply(self, changes: Changes) -> None:
-        _apply_coverage(self.rows, changes)
+        _apply_coverage(self.rows, changes.coverage)
+        self._apply_corrections(changes)
         for bucket in changes.buckets:
             total = bucket.total
             if bucket.is_new == (total.bucket_id in self.buckets):
                 raise AssertionError("a bucket is stored twice, or was never stored")
+            if not bucket.is_corrected:
+                known = self.buckets.get(total.bucket_id, StoredBucket(0, None))
+                kept = (known.revision, known.voided_gpu_ns)
+                if kept != (total.revision, bucket.voided_gpu_ns):
+                    raise AssertionError("what is not stored has changed")
             self.buckets[total.bucket_id] = StoredBucket(
-                total.total_gpu_ns, total.hold_id, total.revision
+                total.total_gpu_ns, total.hold_id, total.revision, bucket.voided_gpu_ns
             )
             self.totals[total.bucket_id] = total
         for tally in changes.tallies.values():
@@ -248,10 +318,16 @@ def meter(batches: Iterable[Sequence[dict[str, Any]]]) -> Outcome:
     return metered.outcome()
 
 
-def _apply_coverage(
-    rows: dict[tuple[str, str, str, str, int], tuple[int, Claim]], changes: Changes
-) -> None:
-    for key, (removed, grown, added) in changes.coverage.items():
+def _by_device(rows: Rows) -> dict[DeviceKey, list[CoveredInterval]]:
+    coverage: dict[DeviceKey, list[CoveredInterval]] = defaultdict(list)
+    for (hub, node_id, device, part, start_ms), (end_ms, claim) in rows.items():
+        row: Any = (part, start_ms, end_ms, claim)
+        coverage[hub, node_id, device].append(CoveredInterval(*row))  # type: ignore[index]
+    return coverage
+
+
+def _apply_coverage(rows: Rows, changes: Mapping[DeviceKey, CoverageChanges]) -> None:
+    for key, (removed, grown, added) in changes.items():
         for slice_uuid, start_ms in removed:
             del rows[(*key, slice_uuid, start_ms)]
         for slice_uuid, start_ms, end_ms in grown:

@@ -133,6 +133,13 @@ async def plant(outside: Outside) -> Mapping[str, Things]:
     second |= {"theme": "health"}
     await outside.api.post("ledger", "/v1/programmes", "operator", second)
     anybody |= {"programme_id": "ignite"}
+    corrected = [
+        await correction_of(outside, hub, f"{job}-{hub}", reason)
+        for hub in (MY_HUB, OTHER_HUB)
+        for job in ("job-mine", "job-others")
+        for reason in ("test load", "maintenance")
+    ]
+    anybody |= {"correction_id": corrected[0]}
     mine = {"tenant_id": MINE, "hub": MY_HUB, "allocation_id": f"job-mine-{MY_HUB}"}
     mine |= {"hold_id": holds[0], "invoice_id": bills[MINE]}
     others = {"tenant_id": OTHERS, "hub": MY_HUB, "allocation_id": f"job-others-{MY_HUB}"}
@@ -171,6 +178,22 @@ async def propose_for(outside: Outside, tenant_id: str) -> dict[str, str]:
         "outcome_id": str(outcome["outcome_id"]),
         "proposal_id": str(limited["proposal_id"]),
     }
+
+
+async def correction_of(outside: Outside, hub: str, job: str, reason: str) -> str:
+    """Propose to void an hour of a job."""
+    body = {
+        "hub": hub,
+        "node_id": None,
+        "allocation_id": job,
+        "slice_uuids": None,
+        "start_ms": at("10:00"),
+        "end_ms": at("11:00"),
+        "action": "void",
+        "reason": reason,
+    }
+    proposed = await outside.api.post("metering", "/v1/corrections", "operator", body)
+    return str(proposed["correction_id"])
 
 
 async def hold_of(outside: Outside, tenant_id: str) -> str:

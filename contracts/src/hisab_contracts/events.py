@@ -44,6 +44,7 @@ INTERVAL: Final = "pk.hisab.usage.interval.v1"
 ENDED: Final = "pk.hisab.allocation.ended.v1"
 WATERMARK: Final = "pk.hisab.hub.watermark.v1"
 RETIRED: Final = "pk.hisab.source.retired.v1"
+CORRECTION: Final = "pk.hisab.usage.correction.v1"
 
 EARLIEST_MS: Final = 1_577_836_800_000
 """2020-01-01T00:00:00Z: no usage lies before it."""
@@ -64,12 +65,20 @@ QuarantineReason = Literal[
     "watermark",
     "too-late",
     "killed-process",
+    "needs-approval",
 ]
 """Why a record waits in quarantine, in order of precedence."""
 
 _Instant = Annotated[int, Meta(ge=EARLIEST_MS, lt=LATEST_MS)]
 _Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 _Reason = Annotated[str, Meta(max_length=1000)]
+_Approver = Annotated[str, Meta(max_length=200)]
+_SliceText = Annotated[
+    SliceId, Meta(min_length=1, max_length=128, pattern=f"^{DEVICE_ID_PATTERN}$")
+]
+
+MAX_HUB_REVISION: Final = 1_000_000_000
+"""Of a hub's correction: so that there is always a higher one for an operator's."""
 
 
 class Device(Struct, frozen=True):
@@ -147,7 +156,42 @@ class Retired(Struct, frozen=True):
     reason: _Reason
 
 
-HubFact = Interval | Started | Ended | Watermark | Retired
+class Replacement(Struct, frozen=True, omit_defaults=True):
+    """The terms that usage has instead of those reported; None: as reported."""
+
+    tenant_id: TenantId | None = None
+    project_id: Annotated[ProjectId, Meta(min_length=1, max_length=128)] | None = None
+    sku: Sku | None = None
+    price_class: PriceClass | None = None
+
+
+class Correction(Struct, frozen=True, omit_defaults=True):
+    """What was reported of an allocation in `[start_ms, end_ms)` was wrong: void it, or replace.
+
+    It acts on what is covered by the allocation now, and on what arrives for it later: for each
+    millisecond of a slice the highest revision counts, whatever the order of arrival.
+    """
+
+    hub: HubCode
+    allocation_id: AllocationId
+    start_ms: _Instant
+    end_ms: _Instant
+    revision: Annotated[int, Meta(ge=1, le=2**63 - 1)]
+    action: Literal["void", "replace"]
+    reason: _Reason
+    node_id: NodeId | None = None
+    """None: all nodes of the allocation."""
+    slice_uuids: Annotated[list[_SliceText], Meta(min_length=1, max_length=1024)] | None = None
+    """None: all slices of the allocation on these nodes."""
+    release: bool = False
+    """Of a void: the device was really free, so another allocation may have this time."""
+    replacement: Replacement | None = None
+    """Of a replacement: at least one of its members."""
+    approved_by: _Approver | None = None
+    """Who approved it at the hub; for the record."""
+
+
+HubFact = Interval | Started | Ended | Watermark | Retired | Correction
 """The closed union of what a hub can say."""
 
 
@@ -200,6 +244,7 @@ _DATA: Final[Mapping[str, msgspec.json.Decoder[HubFact]]] = {
     ENDED: msgspec.json.Decoder(Ended),
     WATERMARK: msgspec.json.Decoder(Watermark),
     RETIRED: msgspec.json.Decoder(Retired),
+    CORRECTION: msgspec.json.Decoder(Correction),
 }
 _SEQUENCE: Final = re.compile(r"[0-9]{1,20}")
 _IDS: Final = re.compile(rf"{ID_PATTERN}(?:\n{ID_PATTERN})*")
@@ -306,6 +351,10 @@ def _fault_of(data: HubFact) -> str | None:
             ids = [data.hub, data.node_id, data.tenant_id, data.allocation_id]
         case Watermark() | Retired():
             ids = [data.hub, data.node_id]
+        case Correction():
+            if data.revision > MAX_HUB_REVISION:
+                return f"a hub's revisions are at most {MAX_HUB_REVISION}"
+            return correction_fault(data)
         case _:
             assert_never(data)
     if not _each_is(_IDS, ids):
@@ -317,6 +366,32 @@ def _fault_of(data: HubFact) -> str | None:
             return f"end_ms {data.end_ms} must be after start_ms {data.start_ms}"
         if data.end_ms - data.start_ms > LONGEST_INTERVAL_MS:
             return "an interval must not be longer than 31 days: send it in parts"
+    return None
+
+
+def correction_fault(data: Correction) -> str | None:
+    """Return what makes no sense in a correction, whoever asks for it, or None."""
+    terms = data.replacement or Replacement()
+    named = [terms.tenant_id, terms.sku, terms.price_class, data.node_id]
+    ids = [data.hub, data.allocation_id, *(text for text in named if text is not None)]
+    if not _each_is(_IDS, ids):
+        return f"ids must match {ID_PATTERN}"
+    if not _each_is(_DEVICE_IDS, data.slice_uuids or ["any"]):
+        return f"slice ids must match {DEVICE_ID_PATTERN}"
+    if _CONTROL.search(terms.project_id or ""):
+        return "project_id must not contain control characters"
+    if "\0" in data.reason or "\0" in (data.approved_by or ""):
+        return "reason and approved_by must not contain a NUL: no database keeps one"
+    if data.end_ms <= data.start_ms:
+        return f"end_ms {data.end_ms} must be after start_ms {data.start_ms}"
+    if data.end_ms - data.start_ms > LONGEST_INTERVAL_MS:
+        return "a correction must not be longer than 31 days: send it in parts"
+    if data.action == "replace" and terms == Replacement():
+        return "a replacement must name a tenant_id, project_id, sku or price_class"
+    if data.action == "void" and terms != Replacement():
+        return "a void has no replacement"
+    if data.action == "replace" and data.release:
+        return "only a void can release a device"
     return None
 
 

@@ -1,24 +1,26 @@
-"""What metering says of quarantined records: that one is there, and what operators decided on it.
+"""What metering says of quarantined records, and what operators decided on them and on corrections.
 
 The bytes of a record never leave metering's database. A record is named by where it lies in Kafka,
 by the SHA-256 of its value, and by the log it was read from: a number that metering gives it does
 not survive a restore of its database, and in a topic that is made anew the same bytes may come to
 the same place again.
 
+A correction that an operator proposed is named by its content, who proposed it and when.
+
 Decisions are on a compacted topic of one partition, so that metering restored from a backup finds
-every one of them again. A message states all that was decided on its record so far, so the last one
-is enough.
+every one of them again. A message states all that was decided on its record, or on its correction,
+so far, so the last one is enough.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
-from hisab_contracts.events import QuarantineReason
-from hisab_contracts.ids import HubCode, QuarantineId, TopicId
+from hisab_contracts.events import Correction, QuarantineReason
+from hisab_contracts.ids import CorrectionId, HubCode, QuarantineId, TopicId
 
 _Count = Annotated[int, Meta(ge=0)]
 
@@ -59,16 +61,40 @@ class QuarantineDecision(
     """The log that the topic was when the record was read; None: not known, so any."""
 
 
-_DECODER: msgspec.json.Decoder[QuarantineDecision] = msgspec.json.Decoder(QuarantineDecision)
+class CorrectionDecision(
+    Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="correction"
+):
+    """`metering.decisions.v1`: a correction that operators proposed and decided, all of it.
+
+    It is decided once; so this is all that will ever be said of it.
+    """
+
+    correction_id: CorrectionId
+    hub: HubCode
+    state: Literal["approved", "rejected"]
+    correction: Correction
+    """As it counts since it was approved; of one that was rejected the revision means nothing."""
+    proposed_by: str
+    proposed_ms: _Count
+    decided_by: str
+    decided_ms: _Count
 
 
-def read_decision(value: bytes) -> QuarantineDecision:
+OperatorDecision = QuarantineDecision | CorrectionDecision
+"""The closed union of this topic."""
+
+_DECODER: msgspec.json.Decoder[OperatorDecision] = msgspec.json.Decoder(OperatorDecision)
+
+
+def read_decision(value: bytes) -> OperatorDecision:
     """Read one message; msgspec.DecodeError when it is not one (then the reader must halt)."""
     return _DECODER.decode(value)
 
 
-def decision_key(decision: QuarantineDecision) -> bytes:
+def decision_key(decision: OperatorDecision) -> bytes:
     """Return the key of a decision's message: `<hub>/<kind>/<id>`."""
+    if isinstance(decision, CorrectionDecision):
+        return f"{decision.hub}/correction/{decision.correction_id}".encode()
     name = f"{decision.topic}/{decision.partition}/{decision.offset}/{decision.value_sha256}"
     if decision.topic_id is not None:
         name += f"/{decision.topic_id}"

@@ -6,8 +6,9 @@ and major version. Once released a document is frozen: `contracts/schemas/releas
 published, and a test compares.
 
 What a schema cannot say, and `read_event` still refuses: an interval that ends before it starts or
-lasts longer than 31 days, hubs that disagree, a sequence beyond 64 bits in digits, and a number
-written as `1.0`, which JSON Schema takes for an integer.
+lasts longer than 31 days, a correction whose members contradict each other, hubs that disagree, a
+sequence beyond 64 bits in digits, and a number written as `1.0`, which JSON Schema takes for an
+integer.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ _EVENTS: Final[Mapping[str, type[msgspec.Struct]]] = {
     events.ENDED: events.Ended,
     events.WATERMARK: events.Watermark,
     events.RETIRED: events.Retired,
+    events.CORRECTION: events.Correction,
 }
 _MESSAGES: Final[Mapping[str, tuple[str, Sequence[type[msgspec.Struct]]]]] = {
     topics.CHARGES: (
@@ -74,8 +76,8 @@ _MESSAGES: Final[Mapping[str, tuple[str, Sequence[type[msgspec.Struct]]]]] = {
     topics.PRICES: ("Compacted. Key: rate_line_id.", (reference.PriceLine,)),
     topics.QUARANTINE: ("Key: hub.", (quarantine.QuarantineNotice,)),
     topics.DECISIONS: (
-        "Compacted. Key: <hub>/<kind>/<id>, <id> being <topic>/<partition>/<offset>/<sha256>.",
-        (quarantine.QuarantineDecision,),
+        "Compacted. Key: <hub>/<kind>/<id>, <id>: its own, or <topic>/<partition>/<offset>/<hash>.",
+        (quarantine.QuarantineDecision, quarantine.CorrectionDecision),
     ),
 }
 

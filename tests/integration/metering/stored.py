@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from hisab_contracts.ids import HubCode, PriceClass, Sku, TenantId
-from hisab_contracts.topics import CHARGES, PRICES, QUARANTINE, hub_topic
+from hisab_contracts.topics import CHARGES, DECISIONS, PRICES, QUARANTINE, hub_topic
 from infrastructure import Database as Addresses
 from metering.core.pricing import ListedPrice, PriceList, price_lines_of
 from metering.core.quarantine import QuarantineClosed
@@ -43,7 +43,7 @@ class StoredMetering:
         self.api = Database(addresses.api, name="test-api")
         self.writer = Database(addresses.writer, name="test-writer")
         self.admin = Database(addresses.admin, name="test-admin")
-        self.outbox = Outbox((CHARGES, QUARANTINE, PRICES))
+        self.outbox = Outbox((CHARGES, QUARANTINE, PRICES, DECISIONS))
         self._ingest = Ingest(self.outbox)
         self._offsets: Iterator[int] = itertools.count(1)
         self._sequences: dict[tuple[str, str], Iterator[int]] = {}
@@ -105,7 +105,8 @@ class StoredMetering:
 
     def _event(self, data: dict[str, Any], kind: str | None) -> bytes:
         found = kind or ("watermark" if "watermark_ms" in data else "interval")
-        source = (data["hub"], data["node_id"])
+        found = "correction" if "revision" in data else found
+        source = (data["hub"], data["node_id"] or "n1")
         sequence = next(self._sequences.setdefault(source, itertools.count(1)))
         return event(data, sequence, found)
 
@@ -140,6 +141,7 @@ class StoredMetering:
 def unexplained_gpu_ns(sums: UsageSums) -> int:
     """What the accounts fail to explain."""
     explained = sums.billed_gpu_ns + sums.duplicate_gpu_ns + sums.quarantined_gpu_ns
+    explained += sums.voided_gpu_ns
     return sums.reported_gpu_ns - explained
 
 

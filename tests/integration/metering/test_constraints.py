@@ -21,12 +21,37 @@ def price_list(micro: str = "1", **more: object) -> dict[str, Any]:
     return {"currency": "PKR", "valid_from": FROM, "valid_until": None, "prices": [price]} | more
 
 
+CORRECTION = {
+    "hub": "con",
+    "allocation_id": "job-1",
+    "start_ms": 1_753_956_000_000,
+    "end_ms": 1_753_959_600_000,
+    "action": "void",
+    "reason": "test load",
+}
+
 Row = tuple[str, str, dict[str, Any], int, str]
 """What it would break (more than one: by a space), path, body, status, code."""
 
 ROWS: tuple[Row, ...] = (
     ("hubs_hub_check", "hubs", HUB | {"hub": "Con"}, 422, "malformed"),
     ("hubs_heartbeat_ms_check", "hubs", HUB | {"heartbeat_ms": 0}, 422, "malformed"),
+    ("corrections_check", "corrections", CORRECTION | {"end_ms": 1}, 422, "malformed"),
+    (
+        "corrections_check",
+        "corrections",
+        CORRECTION | {"end_ms": 1_753_956_000_000},
+        422,
+        "malformed",
+    ),
+    ("bigint", "corrections", CORRECTION | {"end_ms": 2**63}, 422, "malformed"),
+    (
+        "corrections_action_check",
+        "corrections",
+        CORRECTION | {"action": "delete"},
+        422,
+        "malformed",
+    ),
     ("bigint", "hubs", HUB | {"heartbeat_ms": 2**63}, 422, "malformed"),
     ("hubs_pkey", "hubs", HUB, 409, "already-exists"),
     (

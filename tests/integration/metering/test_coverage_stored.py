@@ -51,6 +51,7 @@ def run(addresses: Addresses, history: History, known: tuple[str, ...] = TENANTS
         async with opened(addresses) as metering:
             await metering.rows(
                 "truncate hubs, hub_partitions, sources, nodes, coverage, buckets, tallies, "
+                "corrections, freed_coverage, freed_time, "
                 "allocations, allocation_duplicates, quarantine, quarantine_time, open_time, "
                 "tenants, price_lists, price_lines, outbox restart identity"
             )
@@ -88,6 +89,11 @@ async def outcome(metering: StoredMetering) -> Outcome:
             sums.duplicate_records,
             sums.quarantined_records,
         ],
+        voided={
+            name: row["voided_gpu_ns"]
+            for name, row in zip(names, buckets, strict=True)
+            if row["voided_gpu_ns"]
+        },
     )
 
 

@@ -11,7 +11,17 @@ import asyncpg
 import pytest
 
 from infrastructure import Infrastructure, run_apart
-from metering.store import allocations, hubs, prices, quarantine, queries, state, usage_reports
+from metering.store import (
+    allocations,
+    corrections,
+    hubs,
+    prices,
+    proposals,
+    quarantine,
+    queries,
+    state,
+    usage_reports,
+)
 
 NODE = (["lhr"], ["n1"])
 JOB = ("lhr", "job-1", "ravi-health")
@@ -22,6 +32,22 @@ QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("lock nodes", state._LOCK_NODES, NODE),
     ("coverage", state._COVERAGE, (*NODE, ["GPU-1"], [0], [0], [1])),
     ("buckets", state._BUCKETS, ([UUID(int=1)],)),
+    ("buckets of corrected", state._CORRECTED_BUCKETS, (["lhr"], ["job-1"], [0], [1])),
+    ("corrected hubs", corrections._CORRECTED_HUBS, (["lhr"],)),
+    ("known corrections", corrections._KNOWN, (["lhr"], ["job-1"])),
+    ("waiting corrections", corrections._LOCK_WAITING, ([1],)),
+    (
+        "devices that corrections name",
+        corrections._NAMED_DEVICES,
+        (["lhr"], [None], ["job-1"], [0], [0], [1]),
+    ),
+    ("freed coverage", corrections._FREED, (*NODE, ["GPU-1"], [0], [0], [1])),
+    ("lock a proposal", proposals._LOCK, ("c",)),
+    ("approved corrections", proposals._APPROVED, ("lhr", "job-1")),
+    ("corrections that do not count", proposals._NOT_COUNTING, (10,)),
+    ("corrections of an allocation", proposals._LISTED, ("lhr", "job-1", 0, 10)),
+    ("corrections of any", proposals._LISTED, (None, None, 0, 10)),
+    ("conflicts", quarantine._CONFLICTS, ("lhr", 0, 1, 0, 500)),
     ("tallies", state._LOCK_TALLIES, (["lhr"], [0], [0])),
     ("price lines", prices._LINES_OF, ("PKR", "h100", "spot")),
     ("sources of nodes", state._LOCK_SOURCES, (["/hubs/lhr/nodes/n1"], [])),
@@ -67,7 +93,9 @@ BIG = {
     "allocation_duplicates",
     "allocations",
     "buckets",
+    "corrections",
     "coverage",
+    "freed_coverage",
     "nodes",
     "price_lines",
     "quarantine",

@@ -111,7 +111,7 @@ def test_bad_records_wait_with_their_reason_and_block_nobody(hub: Hub) -> None:
     future_ms = 4_000_000_000_000
     bad: dict[str, list[bytes | None]] = {
         "undecodable": [b"\xff\xff", None, huge],
-        "unknown-type": [hub_event(hub, interval(), kind="correction")],
+        "unknown-type": [hub_event(hub, interval(), type="pk.hisab.usage.of-tomorrow.v1")],
         "schema": [
             hub_event(hub, interval(end_ms=NOON_MS)),
             hub_event(hub, interval(devices=[device(share_ppm=0)])),
@@ -149,9 +149,9 @@ def test_bad_records_wait_with_their_reason_and_block_nobody(hub: Hub) -> None:
     assert hashlib.sha256(huge).hexdigest() in sums
 
 
-def hub_event(hub: Hub, data: dict[str, Any], kind: str = "interval") -> bytes:
+def hub_event(hub: Hub, data: dict[str, Any], kind: str = "interval", **envelope: str) -> bytes:
     """An event of this hub by a source that counts nothing else."""
-    return event(data | {"hub": hub.code, "node_id": "bad"}, 1, kind)
+    return event(data | {"hub": hub.code, "node_id": "bad"}, 1, kind, **envelope)
 
 
 @pytest.mark.defect("M18")

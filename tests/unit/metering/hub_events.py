@@ -69,6 +69,29 @@ def watermark(watermark_ms: int, **members: Any) -> dict[str, Any]:
     return {"hub": "lhr", "node_id": "n1", "watermark_ms": watermark_ms} | members
 
 
+def correction(
+    start_ms: int = NOON_MS, end_ms: int = NOON_MS + HOUR_MS, **members: Any
+) -> dict[str, Any]:
+    """The data of a `usage.correction`: voids all of job-1 in that hour unless said."""
+    said: dict[str, Any] = {
+        "hub": "lhr",
+        "node_id": "n1",
+        "allocation_id": "job-1",
+        "slice_uuids": None,
+        "start_ms": start_ms,
+        "end_ms": end_ms,
+        "revision": 1,
+        "action": "void",
+        "release": False,
+        "replacement": None,
+        "reason": "test load",
+        "approved_by": "ops-1",
+    }
+    if "replacement" in members:
+        said["action"] = "replace"
+    return said | members
+
+
 TYPES = {
     "interval": "pk.hisab.usage.interval.v1",
     "started": "pk.hisab.allocation.started.v1",
@@ -83,7 +106,7 @@ def event(
     data: dict[str, Any], sequence: int, kind: str = "interval", epoch: str = "e1", **envelope: Any
 ) -> bytes:
     """A structured CloudEvent around data, from the source of its hub and node."""
-    hub, node_id = data.get("hub", "lhr"), data.get("node_id", "n1")
+    hub, node_id = data.get("hub", "lhr"), data.get("node_id") or "n1"
     said = {
         "specversion": "1.0",
         "type": TYPES[kind],

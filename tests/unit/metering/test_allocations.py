@@ -13,27 +13,27 @@ KEY = AllocationKey(HubCode("lhr"), AllocationId("job-1"), TenantId("ravi-health
 
 def ended(
     *,
-    billed_gpu_ns: int = 0,
+    covered_gpu_ns: int = 0,
     watermark_ms: int | None = None,
     known: bool = True,
     checked: bool = False,
 ) -> EndedAllocation:
     """job-1 ended at noon and says that it reserved a second of a device."""
-    return EndedAllocation(KEY, NOON_MS, 1_000, billed_gpu_ns, watermark_ms, known, checked)
+    return EndedAllocation(KEY, NOON_MS, 1_000, covered_gpu_ns, watermark_ms, known, checked)
 
 
 @pytest.mark.parametrize(
     ("allocation", "final"),
     [
         (ended(), False),
-        (ended(billed_gpu_ns=1_000_000_000), True),
-        (ended(billed_gpu_ns=1_000_999_999), True),
-        (ended(billed_gpu_ns=1_001_000_000), False),
+        (ended(covered_gpu_ns=1_000_000_000), True),
+        (ended(covered_gpu_ns=1_000_999_999), True),
+        (ended(covered_gpu_ns=1_001_000_000), False),
         (ended(watermark_ms=NOON_MS - 1), False),
         (ended(watermark_ms=NOON_MS), True),
-        (ended(watermark_ms=NOON_MS, billed_gpu_ns=5), True),
+        (ended(watermark_ms=NOON_MS, covered_gpu_ns=5), True),
         (ended(watermark_ms=NOON_MS, known=False), False),
-        (ended(billed_gpu_ns=1_000_000_000, known=False), False),
+        (ended(covered_gpu_ns=1_000_000_000, known=False), False),
     ],
 )
 def test_allocation_is_final_when_totals_match_or_its_hub_is_complete(
@@ -54,4 +54,4 @@ def test_allocation_that_is_not_final_rests_until_something_of_it_changes() -> N
 def test_first_look_is_followed_by_a_second_because_billing_may_have_been_under_way() -> None:
     """Who billed before the end was committed woke nobody: a minute later it is looked at again."""
     assert 60_000 == check_allocation(ended()).check_after_ms
-    assert check_allocation(ended(billed_gpu_ns=1_000_000_000, checked=True)).is_final
+    assert check_allocation(ended(covered_gpu_ns=1_000_000_000, checked=True)).is_final

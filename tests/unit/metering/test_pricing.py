@@ -7,7 +7,7 @@ import pytest
 from hisab_contracts.ids import PriceClass, Sku
 from hisab_contracts.prices import PriceBook, PriceSeries, quote_micro
 from hisab_contracts.units import HOUR_MS
-from metering.core.engine import hours_of
+from metering.core.coverage import hours_of
 from metering.core.pricing import (
     DisplacedLine,
     JobQuote,

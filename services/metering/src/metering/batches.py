@@ -2,8 +2,8 @@
 
 `meter_records` is the one way for all records: those new from Kafka come through `metering.ingest`,
 those out of quarantine through `metering.replay`. It loads, has the engine decide, saves, and
-writes what is published to the outbox: one `BucketTotal` per bucket that was filled, one notice per
-record that is new in quarantine. A record that changes nothing leaves nothing.
+writes what is published to the outbox: one `BucketTotal` per bucket whose total has changed, one
+notice per record that is new in quarantine. A record that changes nothing leaves nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from hisab_contracts.ids import QuarantineId
 from hisab_contracts.quarantine import QuarantineNotice
 from hisab_contracts.topics import CHARGES, QUARANTINE
 from metering.core import engine
-from metering.core.batch import MeteredBucket, Reference, UsageRecord
+from metering.core.batch import (
+    CorrectionOrder,
+    MeteredBucket,
+    MeteringBatch,
+    Reference,
+    UsageRecord,
+)
 from metering.store import quarantine, state
 from metering.store.quarantine import OpenedQuarantine
 from metering.store.state import ReferenceCache
@@ -62,19 +68,44 @@ async def meter_records(
             if more is not reference:
                 reference = more
                 continue  # Prepare again: what these tenants used can be rated now.
-        stored = await state.load_state(connection, batch)
-        changes = await _decide(partial(engine.meter, batch, stored), batch.record_count)
-        await state.save_changes(connection, changes)
-        messages = [_total_message(bucket) for bucket in changes.buckets]
-        if changes.quarantined or changes.still_quarantined or changes.released_ids:
-            opened = await quarantine.save_quarantine(
-                connection, changes, reference.generation, because
-            )
-            messages += map(_notice_message, opened)
-            all_opened += opened
-        await outbox.write(connection, messages)
+        all_opened += await _meter(connection, outbox, batch, because)
         records = records[batch.record_count :]
     return all_opened
+
+
+async def meter_approved(
+    connection: Connection,
+    outbox: Outbox,
+    cache: ReferenceCache,
+    reference: Reference,
+    approved: Sequence[CorrectionOrder],
+) -> None:
+    """Let corrections count that operators have approved, in the caller's transaction.
+
+    What keeps one from counting stands where it is kept, afterwards.
+    """
+    batch = engine.prepare((), reference, approved=approved)
+    if batch.unknown_tenants:
+        more = await state.look_up_tenants(connection, cache, reference, batch.unknown_tenants)
+        batch = engine.prepare((), more, approved=approved)
+    await _meter(connection, outbox, batch, "")
+
+
+async def _meter(
+    connection: Connection, outbox: Outbox, batch: MeteringBatch, because: str
+) -> list[OpenedQuarantine]:
+    """Meter one prepared batch: load, decide, save, and write what is published."""
+    stored = await state.load_state(connection, batch)
+    changes = await _decide(partial(engine.meter, batch, stored), batch.record_count)
+    await state.save_changes(connection, changes)
+    messages = [_total_message(bucket) for bucket in changes.buckets if bucket.is_stated]
+    opened: list[OpenedQuarantine] = []
+    if changes.quarantined or changes.still_quarantined or changes.released_ids:
+        generation = batch.reference.generation
+        opened = await quarantine.save_quarantine(connection, changes, generation, because)
+        messages += map(_notice_message, opened)
+    await outbox.write(connection, messages)
+    return opened
 
 
 async def _decide(decide: Callable[[], T], record_count: int) -> T:
@@ -93,7 +124,7 @@ async def _decide(decide: Callable[[], T], record_count: int) -> T:
 def _total_message(bucket: MeteredBucket) -> Message:
     total = bucket.total
     value = msgspec.json.encode(total)
-    return Message(CHARGES, total.tenant_id.encode(), value, bucket.record.trace)
+    return Message(CHARGES, total.tenant_id.encode(), value, bucket.trace)
 
 
 def _notice_message(opened: OpenedQuarantine) -> Message:

@@ -19,10 +19,15 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import structlog
 
-from hisab_contracts.quarantine import read_decision
+from hisab_contracts.quarantine import (
+    CorrectionDecision,
+    QuarantineDecision,
+    read_decision,
+)
 from hisab_contracts.reference import HubRecord, PriceLine
 from hisab_contracts.topics import DECISIONS, HUBS, PRICES
 from metering.core.decisions import name_of
+from metering.corrections import take_decided
 from metering.decisions import take_decisions
 from metering.store import hubs, prices
 from metering.store.decisions import lock_open
@@ -83,7 +88,8 @@ class Facts:
     async def take(self, connection: Connection, records: Sequence[Record]) -> None:
         """Take up published facts in the caller's transaction; what is known changes nothing."""
         values = [(record.topic, record.value) for record in records if record.value is not None]
-        decided = [read_decision(value) for topic, value in values if topic == DECISIONS]
+        read = [read_decision(value) for topic, value in values if topic == DECISIONS]
+        decided = [said for said in read if isinstance(said, QuarantineDecision)]
         # In the order of locks: quarantined records, then prices (see `store.state`).
         numbers = await lock_open(connection, {name_of(decision) for decision in decided})
         await self._take_prices(
@@ -93,8 +99,11 @@ class Facts:
             await hubs.add_hub(
                 connection, record.hub, record.name or record.hub, record.heartbeat_ms
             )
+        corrected = [said for said in read if isinstance(said, CorrectionDecision)]
         if decided:
             await take_decisions(connection, self._outbox, self._cache, decided, numbers)
+        if corrected:
+            await take_decided(connection, self._outbox, self._cache, corrected)
 
     async def _take_prices(self, connection: Connection, lines: Sequence[PriceLine]) -> None:
         if not lines or not await prices.unknown_lines(connection, lines):

@@ -5,8 +5,9 @@ candidate counts once all of that has been metered (`metering.core.watermarks`).
 must know is written to every partition that the charges topic has, after the charges it covers;
 when it has got more of them, everything is stated anew. Finals: allocations that have ended are
 declared final once nothing more can come. Releases: records that lacked a tenant or a price are
-judged again when it has arrived. Forgetting: bytes of records that were released 90 days ago. Sums
-of usage: what has changed of buckets is added to those of hours and days.
+judged again when it has arrived; so are conflicts where a correction has changed what is covered,
+and approved corrections that lacked something. Forgetting: bytes of records that were released 90
+days ago. Sums of usage: what has changed of buckets is added to those of hours and days.
 
 Refusals: `PartitionMismatch` before a watermark is stated while charges and entries disagree.
 """
@@ -33,8 +34,9 @@ from metering.core.watermarks import (
     passed_ms,
     statement_due,
 )
+from metering.corrections import count_waiting
 from metering.replay import replay_quarantined
-from metering.store import allocations, hubs, quarantine, usage_reports
+from metering.store import allocations, hubs, proposals, quarantine, usage_reports
 from metering.store.state import ReferenceCache
 from runtime.clock import now_ms, ticks_ms
 from runtime.database import checked_now_ms, transaction_on
@@ -59,6 +61,9 @@ FORGOTTEN_AT_ONCE: Final = 1_000
 CHANGES_AT_ONCE: Final = 20_000
 """Changes of usage that one transaction adds to the sums."""
 FORGET_EVERY_MS: Final = 3_600_000
+CORRECTIONS_AT_ONCE: Final = 100
+COUNT_EVERY_MS: Final = 5_000
+"""How often corrections are tried again that were approved and lack something."""
 IDLE_LOOK_MS: Final = 1_000
 FOLD_EVERY_MS: Final = 10_000
 """Changes of open time that gathered for so long are put together: looks stay short."""
@@ -253,11 +258,13 @@ def _final_message(check: AllocationCheck) -> Message:
 class Releases:
     """Judges records again whose fact has arrived, and forgets the bytes of those long released."""
 
-    def __init__(self, outbox: Outbox) -> None:
-        """Write what a release states to this outbox."""
+    def __init__(self, outbox: Outbox, *, at_once: int = RELEASES_AT_ONCE) -> None:
+        """Write what a release states to this outbox; judge at most so many records at once."""
         self._outbox = outbox
+        self._at_once = at_once
         self._cache = ReferenceCache()
         self._forgot_ms = -FORGET_EVERY_MS
+        self._counted_ms = -COUNT_EVERY_MS
 
     async def run(self, connection: Connection) -> None:
         """Release what can be released, in bounded transactions; forget what may be, hourly."""
@@ -265,29 +272,49 @@ class Releases:
             while await quarantine.forget_released(connection, FORGOTTEN_AT_ONCE):
                 continue
             self._forgot_ms = ticks_ms()
-        while True:
-            found = await quarantine.releasable(connection, RELEASES_AT_ONCE)
-            if not found:
-                return
-            try:
-                await self._release(connection, found)
-            except Exception as error:
-                # Rolled back as a whole: one record among them may be the reason.
-                if is_outage(error):
-                    raise
-                _log.exception("release failed; records one by one", records=len(found))
-                await self._release_singly(connection, found)
+        if ticks_ms() - self._counted_ms >= COUNT_EVERY_MS:
+            await self._count_corrections(connection)
+            self._counted_ms = ticks_ms()
+        while found := await quarantine.releasable(connection, self._at_once):
+            await self._release_all(connection, found, "what it lacked has arrived")
+        while page := await quarantine.next_freed(connection, self._at_once):
+            if page.quarantine_ids:
+                because = "a correction has changed what it was in conflict with"
+                await self._release_all(connection, page.quarantine_ids, because)
+            # Afterwards: whoever dies in between judges them once more, and changes nothing.
+            await quarantine.advance_freed(connection, page, self._at_once)
 
-    async def _release(self, connection: Connection, quarantine_ids: list[int]) -> None:
+    async def _count_corrections(self, connection: Connection) -> None:
+        """Try again to have approved corrections count that lacked something."""
+        for correction_id in await proposals.not_counting(connection, CORRECTIONS_AT_ONCE):
+            async with transaction_on(connection):
+                await count_waiting(connection, self._outbox, self._cache, correction_id)
+
+    async def _release_all(
+        self, connection: Connection, quarantine_ids: list[int], because: str
+    ) -> None:
+        try:
+            await self._release(connection, quarantine_ids, because)
+        except Exception as error:
+            # Rolled back as a whole: one record among them may be the reason.
+            if is_outage(error):
+                raise
+            _log.exception("release failed; records one by one", records=len(quarantine_ids))
+            await self._release_singly(connection, quarantine_ids, because)
+
+    async def _release(
+        self, connection: Connection, quarantine_ids: list[int], because: str
+    ) -> None:
         async with transaction_on(connection):
-            because = "what it lacked has arrived"
             await replay_quarantined(connection, self._outbox, self._cache, quarantine_ids, because)
 
-    async def _release_singly(self, connection: Connection, quarantine_ids: list[int]) -> None:
+    async def _release_singly(
+        self, connection: Connection, quarantine_ids: list[int], because: str
+    ) -> None:
         """Release records one by one: one that we fail to judge must not keep the others back."""
         for quarantine_id in quarantine_ids:
             try:
-                await self._release(connection, [quarantine_id])
+                await self._release(connection, [quarantine_id], because)
             except Exception as error:
                 if is_outage(error):
                     raise

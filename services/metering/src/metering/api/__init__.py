@@ -6,6 +6,7 @@ request (413, 415, 422), and then acts (409).
 
 from __future__ import annotations
 
+from metering.api.corrections import Corrections
 from metering.api.events import Events
 from metering.api.hubs import Hubs
 from metering.api.prices import Prices
@@ -28,6 +29,7 @@ def resources(
         Usage(kit),
         UsageReports(kit),
         Quarantine(kit, outbox),
+        Corrections(kit, outbox),
         Prices(kit, outbox),
         Hubs(kit, outbox, usage, hub_partitions),
         Sources(kit),

@@ -6,12 +6,19 @@ from typing import assert_never
 
 from metering.commands import HubAlreadyExists
 from metering.core.pricing import NotPriced, PriceListRefused
+from metering.core.proposals import CorrectionDecided, OwnCorrection
 from metering.core.quarantine import QuarantineClosed
 from metering.core.sources import SourceNotActive
 from runtime.http import Problem
 
 CommandRefusal = (
-    HubAlreadyExists | PriceListRefused | NotPriced | SourceNotActive | QuarantineClosed
+    HubAlreadyExists
+    | PriceListRefused
+    | NotPriced
+    | SourceNotActive
+    | QuarantineClosed
+    | OwnCorrection
+    | CorrectionDecided
 )
 """Why a command is refused, over HTTP."""
 
@@ -29,5 +36,9 @@ def problem_of(refusal: CommandRefusal) -> Problem:
             return Problem("source-unknown", f"{hub} has no active source {path}")
         case QuarantineClosed(_, state):
             return Problem("quarantine-closed", f"the record is {state}")
+        case OwnCorrection():
+            return Problem("maker-is-checker", "another operator must approve it")
+        case CorrectionDecided(_, state):
+            return Problem("already-decided", f"the correction is {state}")
         case _:
             assert_never(refusal)

@@ -106,6 +106,7 @@ class BucketView(msgspec.Struct, frozen=True):
     revision: int
     gpu_ns: str
     gpu_ms: str
+    voided_gpu_ns: str
     charge_micro: str
     refunded_micro: str
     price_version: str
@@ -127,6 +128,7 @@ class AllocationAnswer(msgspec.Struct, frozen=True):
     billed_gpu_ms: str
     duplicate_gpu_ms: str
     quarantined_gpu_ms: str
+    voided_gpu_ms: str
     charge_micro: str
     quarantined: list[QuarantinedUsage]
     buckets: list[BucketView]
@@ -275,13 +277,15 @@ def _hour_in_query(request: Request, name: str, default_ms: int) -> int:
 
 def _reconciliation(sums: UsageSums, complete: Sequence[HubCompleteness]) -> UsageReconciliation:
     """Show the accounts of hubs, and up to when they are complete."""
-    explained_gpu_ns = sums.billed_gpu_ns + sums.duplicate_gpu_ns + sums.quarantined_gpu_ns
+    explained_gpu_ns = (
+        sums.billed_gpu_ns + sums.duplicate_gpu_ns + sums.quarantined_gpu_ns + sums.voided_gpu_ns
+    )
     return UsageReconciliation(
         reported_gpu_ns=str(sums.reported_gpu_ns),
         billed_gpu_ns=str(sums.billed_gpu_ns),
         duplicate_gpu_ns=str(sums.duplicate_gpu_ns),
         quarantined_gpu_ns=str(sums.quarantined_gpu_ns),
-        voided_gpu_ns="0",
+        voided_gpu_ns=str(sums.voided_gpu_ns),
         difference_gpu_ns=str(sums.reported_gpu_ns - explained_gpu_ns),
         records=RecordCounts(
             read=sums.read_records,
@@ -307,6 +311,7 @@ def _allocation(
         billed_gpu_ms=str(floor_gpu_ms(sums.billed_gpu_ns)),
         duplicate_gpu_ms=str(floor_gpu_ms(sums.duplicate_gpu_ns)),
         quarantined_gpu_ms=str(floor_gpu_ms(sums.quarantined_gpu_ns)),
+        voided_gpu_ms=str(floor_gpu_ms(sums.voided_gpu_ns)),
         charge_micro=str(sums.charge_micro),
         quarantined=[_quarantined(record) for record in lists.quarantined[: page.limit]],
         buckets=[_bucket(bucket) for bucket in lists.buckets[: page.limit]],
@@ -348,6 +353,7 @@ def _bucket(bucket: BilledHour) -> BucketView:
         revision=bucket.revision,
         gpu_ns=str(bucket.gpu_ns),
         gpu_ms=str(floor_gpu_ms(bucket.gpu_ns)),
+        voided_gpu_ns=str(bucket.voided_gpu_ns),
         charge_micro=str(bucket.charge_micro),
         refunded_micro="0",
         price_version=bucket.price_version,

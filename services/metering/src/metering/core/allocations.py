@@ -1,8 +1,8 @@
 """Allocations: when one that has ended is final, and what it is looked at again for if it is not.
 
 Theory. `AllocationFinal` tells the ledger that nothing more will be reported for an allocation, so
-that its hold may be released. Two things can show it: the GPU time billed is exactly what the end
-event says was reserved, or the hub is complete past the end, whatever was billed. Nothing is final
+that its hold may be released. Two things can show it: the GPU time covered, billed or voided, is
+exactly what the end event says was reserved, or the hub is complete past the end. Nothing is final
 for a tenant that nobody knows yet: its usage is in quarantine, and the ledger has no book of it.
 
 An allocation that is not final is looked at once more, and then *rests*: nobody looks at it until
@@ -44,8 +44,8 @@ class EndedAllocation(NamedTuple):
     ended_ms: int
     reserved_gpu_ms: int
     """The total that its end event states."""
-    billed_gpu_ns: int
-    """The sum of its buckets."""
+    covered_gpu_ns: int
+    """The sum of its buckets, with what corrections voided of them: that was reserved, too."""
     hub_watermark_ms: int | None
     tenant_is_known: bool
     was_checked: bool
@@ -84,4 +84,4 @@ def _is_final(allocation: EndedAllocation) -> bool:
     watermark_ms = allocation.hub_watermark_ms
     if watermark_ms is not None and watermark_ms >= allocation.ended_ms:
         return True
-    return floor_gpu_ms(allocation.billed_gpu_ns) == allocation.reserved_gpu_ms
+    return floor_gpu_ms(allocation.covered_gpu_ns) == allocation.reserved_gpu_ms

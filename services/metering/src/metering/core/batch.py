@@ -1,9 +1,9 @@
 """What the engine takes and gives: records, what must be loaded for them, and the changes.
 
-Only types. The engine (`metering.core.engine`) turns records and `Reference` into a
-`MeteringBatch`, which says what must be loaded; the shell loads a `MeteringState`; the engine turns
-both into `Changes`, which the shell saves and publishes. Records carry their bytes and their trace
-with them from end to end, so that whoever stores or publishes needs nothing else.
+Types, and what is read off them. The engine (`metering.core.engine`) turns records and `Reference`
+into a `MeteringBatch`, which says what must be loaded; the shell loads a `MeteringState`; the
+engine turns both into `Changes`, which the shell saves and publishes. Records carry their bytes and
+their trace with them from end to end, so that whoever stores or publishes needs nothing else.
 
 Types made per record are msgspec Structs: they cost a quarter of a NamedTuple or a dataclass, at
 tens of thousands of records a second. They never form cycles, so the garbage collector skips them.
@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from hisab_contracts.charges import BucketTotal
 from hisab_contracts.events import (
+    Correction,
     Device,
     Ended,
     HubFact,
@@ -30,9 +31,13 @@ from hisab_contracts.ids import (
     UNKNOWN_TOPIC,
     AllocationId,
     BucketId,
+    CorrectionId,
     HoldId,
     HubCode,
     NodeId,
+    PriceClass,
+    ProjectId,
+    Sku,
     SourcePath,
     TenantId,
     TopicId,
@@ -40,7 +45,9 @@ from hisab_contracts.ids import (
 from hisab_contracts.prices import PriceBook
 from hisab_contracts.reference import PriceLine
 from metering.core.allocations import AllocationKey
-from metering.core.coverage import CoverageChanges, CoveredInterval, DeviceKey
+from metering.core.corrected import FreedKey
+from metering.core.corrections import CorrectedAllocation, CorrectionFact
+from metering.core.coverage import Claim, CoverageChanges, CoveredInterval, DeviceKey
 from metering.core.quarantine import QuarantineCause
 from metering.core.sources import SourceEvent, SourceProgress, SourceReport
 
@@ -122,11 +129,23 @@ class Reference:
 # What is prepared.
 
 
+class BucketTerms(Struct, frozen=True, gc=False):
+    """What names a bucket beside its hour, as an interval would that was reported so."""
+
+    hub: HubCode
+    node_id: NodeId
+    tenant_id: TenantId
+    project_id: ProjectId
+    allocation_id: AllocationId
+    sku: Sku
+    price_class: PriceClass
+
+
 class RatedHour(Struct, frozen=True, gc=False):
     """A UTC hour of an allocation on a node, at the price line that rates it: names a bucket."""
 
     bucket_id: BucketId
-    interval: Interval
+    interval: Interval | BucketTerms
     """Any interval in it: they agree on all that names the bucket."""
     line: PriceLine
     hour_ms: int
@@ -141,6 +160,36 @@ class RatedInterval(Struct, frozen=True, gc=False):
     """One per UTC hour it touches, in order."""
 
 
+class CorrectionOrder(NamedTuple):
+    """A correction that is to count: of a hub, or one that operators have approved."""
+
+    correction_id: CorrectionId
+    correction: Correction
+    record: UsageRecord | None
+    """The hub's record; None: operators proposed and approved it."""
+    cause: QuarantineCause | None = None
+    """The fact that is missing for it: nobody knows whom or what it names."""
+
+
+def parts_of(record: UsageRecord, interval: Interval) -> Sequence[UsagePart]:
+    """Return the parts to judge: of a record out of quarantine only those that are in it."""
+    if record.earlier is not None and record.earlier.parts is not None:
+        return record.earlier.parts
+    return [UsagePart(device, interval.start_ms, interval.end_ms) for device in interval.devices]
+
+
+def claim_of(interval: Interval, device: Device) -> Claim:
+    """Return who an interval says reserved a device."""
+    return Claim(
+        interval.tenant_id,
+        interval.project_id,
+        interval.allocation_id,
+        interval.sku,
+        interval.price_class,
+        device.share_ppm,
+    )
+
+
 class RejectedRecord(NamedTuple):
     """A record that goes to quarantine whole."""
 
@@ -150,6 +199,8 @@ class RejectedRecord(NamedTuple):
     """What could be read of it."""
     counts: bool
     """Whether it counts among the records: intervals, and what could not be decoded."""
+    missing_tenant: TenantId | None = None
+    """Whom it waits for, if it is not the tenant that it names."""
 
 
 class RequeuedWatermark(NamedTuple):
@@ -175,7 +226,8 @@ class MeteringBatch:
 
     record_count: int
     """How many records are in it, from the first that was given on."""
-    usages: Sequence[RatedInterval]
+    usages: Sequence[RatedInterval | CorrectionOrder]
+    """Intervals and corrections, in order of arrival."""
     rejected: Sequence[RejectedRecord]
     reports: Mapping[SourcePath, SourceReport]
     """By source, in order of first arrival."""
@@ -191,10 +243,16 @@ class MeteringBatch:
     """The latest end that was reported, by allocation."""
     unknown_tenants: frozenset[TenantId]
     """Tenants that usage names and nobody knows: prepare again if a look-up finds any of them."""
-    watermarks: Mapping[HubCode, int | None]
+    reference: Reference
+    """What the records are judged by."""
     device_spans: Mapping[DeviceKey, DeviceSpan]
     """Per device, the span whose coverage must be loaded."""
     bucket_ids: Sequence[BucketId]
+
+    @property
+    def corrections(self) -> list[Correction]:
+        """The corrections among the usages: what they name must be loaded, too."""
+        return [usage.correction for usage in self.usages if isinstance(usage, CorrectionOrder)]
 
     @property
     def nodes(self) -> set[tuple[HubCode, NodeId]]:
@@ -217,6 +275,8 @@ class StoredBucket(NamedTuple):
     hold_id: HoldId | None
     revision: int = 0
     """How often its total has fallen, or was stated anew by a repair."""
+    voided_gpu_ns: int = 0
+    """Time reported under its terms that corrections took back; it is in no `gpu_ns`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +287,20 @@ class MeteringState:
     buckets: Mapping[BucketId, StoredBucket]
     sources: Sequence[SourceProgress]
     """Every source that has a report, and all active ones of the same nodes."""
+    corrected: CorrectedState | None = None
+    """None: no allocation of the batch has a correction."""
+
+
+class CorrectedState(NamedTuple):
+    """What is stored of the allocations of a batch that have corrections."""
+
+    known: Mapping[CorrectedAllocation, Sequence[CorrectionFact]]
+    waiting_records: Mapping[int, UsageRecord]
+    """By arrival, the records of those corrections that wait for their usage."""
+    freed: Mapping[DeviceKey, Sequence[CoveredInterval]]
+    """Time that they released, of the devices in the batch."""
+    currencies: Mapping[TenantId, str]
+    """Of the tenants that their coverage and their replacements name, where known."""
 
 
 # What changes.
@@ -239,8 +313,13 @@ class MeteredBucket(NamedTuple):
     rate_line_id: str
     is_new: bool
     """Whether nothing was stored of it."""
-    record: UsageRecord
-    """The record that last added to it: its trace is carried on."""
+    trace: RecordHeaders
+    """Of the record that last changed it."""
+    voided_gpu_ns: int = 0
+    is_corrected: bool = False
+    """Whether more than its total has changed: what it has voided, or its revision."""
+    is_stated: bool = True
+    """Whether its total has changed: then it is published."""
 
 
 class TallyKey(NamedTuple):
@@ -278,13 +357,43 @@ class QuarantinedRecord(NamedTuple):
     """Per UTC hour."""
 
 
+class FreedTime(NamedTuple):
+    """Time of a hub's devices in which a conflict may be one no more."""
+
+    hub: HubCode
+    start_ms: int
+    end_ms: int
+
+
+class CountedCorrection(NamedTuple):
+    """A correction that counts from now on."""
+
+    order: CorrectionOrder
+    waits: bool
+
+
+class CorrectionChanges(NamedTuple):
+    """What becomes of corrections, and of the time that they release."""
+
+    counted: Sequence[CountedCorrection]
+    begun: Sequence[int]
+    """By arrival: they have waited for their usage, and do no more."""
+    parked: Sequence[int]
+    """By arrival: they need an approval after all, and are in quarantine now."""
+    waiting: Mapping[CorrectionId, QuarantineCause]
+    """Approved corrections of operators that cannot count yet, or not everywhere, and why."""
+    freed: Mapping[FreedKey, CoverageChanges]
+    released: Sequence[FreedTime]
+    """Where the service judges conflicts again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Changes:
     """All that must be stored and published, in one transaction, so that a batch is metered."""
 
     coverage: Mapping[DeviceKey, CoverageChanges]
     buckets: Sequence[MeteredBucket]
-    """Those that something was added to: their totals are stored and published."""
+    """Those that have changed: their totals are stored and, where they differ, published."""
     tallies: Mapping[TallyKey, Tally]
     duplicates: Mapping[AllocationKey, int]
     """GPU-ns that were reported twice, to be added per allocation."""
@@ -298,3 +407,4 @@ class Changes:
     """Records judged again of which something stays in quarantine."""
     released_ids: Sequence[int]
     """Records judged again of which nothing is left in quarantine."""
+    corrections: CorrectionChanges | None = None

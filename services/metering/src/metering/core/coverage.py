@@ -33,11 +33,15 @@ from hisab_contracts.ids import (
     SliceId,
     TenantId,
 )
+from hisab_contracts.units import HOUR_MS, hour_floor_ms
 
 DAY_MS: Final = 86_400_000
 
 DeviceKey = tuple[HubCode, NodeId, DeviceId]
 """Which device: a device is named by its node, and a node by its hub."""
+
+ShareSums = dict[tuple[int, int], int]
+"""[start_ms, end_ms) → the sum of the shares of the parts that have exactly these ends."""
 
 
 class Claim(NamedTuple):
@@ -84,9 +88,10 @@ class CoverageChanges(NamedTuple):
     """How the stored rows of one device must change so that they say what its coverage says."""
 
     removed: list[tuple[SliceId, int]]
-    """(slice, start_ms) of rows merged into others."""
+    """(slice, start_ms) of rows that are no more: merged into others, or taken out."""
     grown: list[tuple[SliceId, int, int]]
-    """(slice, start_ms, new end_ms) of rows that reach further than they did."""
+    """(slice, start_ms, new end_ms) of rows that end elsewhere: nearly always they reach further.
+    """
     added: list[CoveredInterval]
 
 
@@ -99,12 +104,23 @@ class _Track:
         self.starts: list[int] = []
         self.ends: list[int] = []
         self.claims: list[Claim] = []
-        self.stored: dict[int, int] = {}
-        """start_ms → end_ms as they are in the store."""
+        self.stored: dict[int, CoveredInterval] = {}
+        """By start_ms, the rows as they are in the store."""
 
     def within(self, start_ms: int, end_ms: int) -> range:
         """Return the indexes of what overlaps `[start_ms, end_ms)`."""
         return range(bisect_right(self.ends, start_ms), bisect_left(self.starts, end_ms))
+
+    def remove(self, start_ms: int, end_ms: int) -> None:
+        """Take a part out again; what is left of rows on its sides stays."""
+        # From the end: what was looked at before keeps its index.
+        for at in reversed(self.within(start_ms, end_ms)):
+            row_start_ms, row_end_ms, claim = self.starts[at], self.ends[at], self.claims[at]
+            sides = [(row_start_ms, start_ms), (end_ms, row_end_ms)]
+            left = [side for side in sides if side[0] < side[1]]
+            self.starts[at : at + 1] = [side[0] for side in left]
+            self.ends[at : at + 1] = [side[1] for side in left]
+            self.claims[at : at + 1] = [claim] * len(left)
 
     def add(self, start_ms: int, end_ms: int, claim: Claim) -> None:
         """Cover a fresh part, cut at midnights, merging it with what it touches."""
@@ -150,7 +166,7 @@ class DeviceCoverage:
             track.starts.append(row.start_ms)
             track.ends.append(row.end_ms)
             track.claims.append(row.claim)
-            track.stored[row.start_ms] = row.end_ms
+            track.stored[row.start_ms] = row
 
     def cover(self, slice_uuid: SliceId, start_ms: int, end_ms: int, claim: Claim) -> IntervalSplit:
         """Split a reported interval and take what is fresh of it into the coverage."""
@@ -161,7 +177,7 @@ class DeviceCoverage:
             split = self.split(slice_uuid, start_ms, end_ms, claim)
             if split.fresh:
                 track = self._tracks[slice_uuid] = _Track()
-        elif len(self._tracks) == 1 and track.ends[-1] <= start_ms:
+        elif len(self._tracks) == 1 and track.ends and track.ends[-1] <= start_ms:
             # Nearly always so: time goes on, and nobody slices the device otherwise. Nothing on the
             # only track ends after the start, so all of it is fresh and no search is needed.
             split = IntervalSplit(((start_ms, end_ms),), (), ())
@@ -197,17 +213,44 @@ class DeviceCoverage:
             fresh.append((cursor_ms, end_ms))
         return IntervalSplit(tuple(fresh), tuple(duplicates), tuple(conflicts))
 
+    def take(self, slice_uuid: SliceId, start_ms: int, end_ms: int, claim: Claim) -> None:
+        """Take a part into the coverage that `split` has called fresh."""
+        self._touched.add(slice_uuid)
+        self._tracks.setdefault(slice_uuid, _Track()).add(start_ms, end_ms, claim)
+
+    def remove(self, slice_uuid: SliceId, start_ms: int, end_ms: int) -> None:
+        """Take a part out of the coverage: it excludes nobody any more."""
+        self._touched.add(slice_uuid)
+        self._tracks[slice_uuid].remove(start_ms, end_ms)
+
+    def rows_within(self, start_ms: int, end_ms: int) -> list[CoveredInterval]:
+        """Return what is covered in `[start_ms, end_ms)` on any slice, cut at its ends."""
+        return [
+            CoveredInterval(
+                slice_uuid,
+                max(track.starts[at], start_ms),
+                min(track.ends[at], end_ms),
+                track.claims[at],
+            )
+            for slice_uuid, track in self._tracks.items()
+            for at in track.within(start_ms, end_ms)
+        ]
+
     def changes(self) -> CoverageChanges:
-        """Return how the rows differ from what was stored; all empty when nothing became fresh."""
+        """Return how the rows differ from what was stored; all empty when nothing has changed."""
         changes = CoverageChanges([], [], [])
         for slice_uuid in self._touched:
             track = self._tracks[slice_uuid]
             left = dict(track.stored)
             for start_ms, end_ms, claim in zip(track.starts, track.ends, track.claims, strict=True):
-                stored_end_ms = left.pop(start_ms, None)
-                if stored_end_ms is None:
+                stored = left.pop(start_ms, None)
+                if stored is not None and stored.claim != claim:
+                    # Taken out, and taken by another: rows are removed before others are added.
+                    changes.removed.append((slice_uuid, start_ms))
+                    stored = None
+                if stored is None:
                     changes.added.append(CoveredInterval(slice_uuid, start_ms, end_ms, claim))
-                elif stored_end_ms != end_ms:
+                elif stored.end_ms != end_ms:
                     changes.grown.append((slice_uuid, start_ms, end_ms))
             changes.removed.extend((slice_uuid, start_ms) for start_ms in left)
         return changes
@@ -233,6 +276,24 @@ def day_floor_ms(instant_ms: int) -> int:
 def days_touched_count(start_ms: int, end_ms: int) -> int:
     """Return how many UTC days `[start_ms, end_ms)` touches: into so many rows it may be cut."""
     return (end_ms - 1) // DAY_MS - start_ms // DAY_MS + 1
+
+
+def hours_of(start_ms: int, end_ms: int) -> range:
+    """Return the starts of the UTC hours that `[start_ms, end_ms)` touches."""
+    return range(hour_floor_ms(start_ms), end_ms, HOUR_MS)
+
+
+def by_hour(sums: ShareSums) -> dict[int, int]:
+    """Split parts at UTC hours and add up their GPU-ns per hour; conserves the sum exactly."""
+    hours: dict[int, int] = {}
+    for (start_ms, end_ms), share_ppm in sums.items():
+        cursor_ms = start_ms
+        while cursor_ms < end_ms:
+            hour_ms = hour_floor_ms(cursor_ms)
+            until_ms = min(end_ms, hour_ms + HOUR_MS)
+            hours[hour_ms] = hours.get(hour_ms, 0) + (until_ms - cursor_ms) * share_ppm
+            cursor_ms = until_ms
+    return hours
 
 
 def _by_start(row: CoveredInterval) -> tuple[int, int, str]:

@@ -2,19 +2,21 @@
 
 Theory. Metering a batch takes two pure steps, with a look into the database between them:
 `prepare` reads and rates the records and says what must be loaded, `meter` decides and says what
-has changed. Records new from Kafka and records out of quarantine, released by the service or
-replayed by an operator, all come this way, and `meter` fixes the order for all of them: the
-validated intervals are covered and counted one after another, then the events of each source are
+has changed. Records new from Kafka, records out of quarantine, released by the service or replayed
+by an operator, and corrections that operators have approved all come this way, and `meter` fixes
+the order for all of them: the validated intervals are covered and counted, and corrections applied
+(`metering.core.corrected`), one after another, then the events of each source are
 folded into its progress, then records that were rejected are quarantined, and last the counts of
 records that turn out to be no usage are undone.
 
 Every reported GPU-nanosecond ends in exactly one account of its UTC hour: *billed* (its bucket),
-*duplicate*, or *quarantined* (open or dismissed). What was *reported* is counted from the events
-themselves, not from where their parts went, so that the identity
-`reported = billed + duplicate + quarantined` can fail if we err; it is checked per batch. Records
-are counted likewise: each read record is quarantined while any part of it is, else accepted if any
-part was new, else a duplicate. When a record is judged again, the count of its earlier verdict is
-undone first, then it is counted as it is now: so a release moves what it must and nothing else.
+*duplicate*, *quarantined* (open or dismissed), or *voided* by a correction (in the bucket of the
+terms as reported). What was *reported* is counted from the events themselves, not from where their
+parts went, so that the identity `reported = billed + duplicate + quarantined + voided` can fail if
+we err; it is checked per batch. Records are counted likewise: each read record is quarantined while
+any part of it is, else accepted if any part was new, else a duplicate. When a record is judged
+again, the count of its earlier verdict is undone first, then it is counted as it is now: so a
+release moves what it must and nothing else.
 
 A record that operators dismissed whole, before the database was restored, is quarantined again and
 not judged: it may be in time now where it was late.
@@ -26,29 +28,41 @@ Reasons for quarantine, in order of precedence. `prepare` decides: those of `rea
 `no-price`, `clock-skew`; and `killed-process` for what must not be read. `meter` decides: `schema`
 (more device time in one hour of one node than can be), `too-late` (on its first arrival a record
 brings new time further behind the hub's watermark than the horizon), `conflict` (only the parts
-that overlap are quarantined), `watermark` (a source's watermark goes back).
+that overlap are quarantined), `watermark` (a source's watermark goes back). Of a correction:
+`unknown-tenant` and `unknown-sku` (of its replacement), `conflict` (another content of its revision
+stands there; only that part), `needs-approval`, `conflict` (another allocation has the time that it
+would take back), `no-price` (of its replacement).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, assert_never
 
 from hisab_contracts import ids
 from hisab_contracts.charges import BucketTotal
 from hisab_contracts.events import (
+    Correction,
     Device,
     Ended,
     HubFact,
     Interval,
     Refused,
+    Replacement,
     Retired,
     Started,
     Watermark,
     read_event,
 )
-from hisab_contracts.ids import BucketId, HoldId, HubCode, SourcePath, TenantId
+from hisab_contracts.ids import (
+    AllocationId,
+    BucketId,
+    HoldId,
+    HubCode,
+    SourcePath,
+    TenantId,
+)
 from hisab_contracts.invariants import invariant
 from hisab_contracts.prices import PriceSeries
 from hisab_contracts.reference import PriceLine
@@ -61,7 +75,9 @@ from hisab_contracts.units import (
 )
 from metering.core.allocations import AllocationKey
 from metering.core.batch import (
+    BucketTerms,
     Changes,
+    CorrectionOrder,
     DeviceSpan,
     MeteredBucket,
     MeteringBatch,
@@ -69,21 +85,29 @@ from metering.core.batch import (
     QuarantinedRecord,
     RatedHour,
     RatedInterval,
+    RecordHeaders,
     Reference,
     RejectedRecord,
     RequeuedWatermark,
+    StoredBucket,
     Tally,
     TallyKey,
     UsagePart,
     UsageRecord,
+    claim_of,
+    parts_of,
 )
+from metering.core.correcting import Correcting
+from metering.core.corrections import hub_correction_id
 from metering.core.coverage import (
-    Claim,
     CoverageConflict,
     DeviceCoverage,
     DeviceKey,
+    ShareSums,
+    by_hour,
     day_floor_ms,
     days_touched_count,
+    hours_of,
 )
 from metering.core.quarantine import QuarantineCause
 from metering.core.sources import (
@@ -113,19 +137,22 @@ UNDECODED: Final = frozenset({"undecodable", "unknown-type", "schema", "killed-p
 
 _FULL_BUCKET_GPU_NS: Final = MAX_DEVICES_PER_HOUR * GPU_NS_PER_GPU_HOUR
 
-_ShareSums = dict[tuple[int, int], int]
-"""[start_ms, end_ms) → the sum of the shares of the parts that have exactly these ends."""
-
 
 def prepare(
-    records: Sequence[UsageRecord], reference: Reference, *, max_rows: int = MAX_ROWS
+    records: Sequence[UsageRecord],
+    reference: Reference,
+    *,
+    approved: Sequence[CorrectionOrder] = (),
+    max_rows: int = MAX_ROWS,
 ) -> MeteringBatch:
     """Read, validate and rate records in order of arrival; say what must be loaded for them.
 
     Reads records until they touch `max_rows` device-days and bucket-hours, one at least: the caller
-    meters the batch, then goes on with the rest.
+    meters the batch, then goes on with the rest. `approved` corrections come before the records.
     """
     draft = _Draft(reference)
+    for order in approved:
+        draft.read_correction(order)
     for record in records:
         draft.read_record(record)
         if draft.rows >= max_rows:
@@ -141,18 +168,16 @@ def meter(batch: MeteringBatch, state: MeteringState) -> Changes:
     """
     accounts = _Accounts(batch, state)
     for usage in batch.usages:
-        accounts.cover(usage)
+        if isinstance(usage, RatedInterval):
+            accounts.cover(usage)
+        else:
+            accounts.correct(usage)
     sources = _update_sources(batch, state.sources, accounts)
     for rejected in batch.rejected:
         accounts.quarantine(rejected)
     for record in batch.requeued_without_usage:
         accounts.undo_count(record)
     return accounts.changes(batch, sources)
-
-
-def hours_of(start_ms: int, end_ms: int) -> range:
-    """Return the starts of the UTC hours that `[start_ms, end_ms)` touches."""
-    return range(hour_floor_ms(start_ms), end_ms, HOUR_MS)
 
 
 # Preparing: reading and rating.
@@ -174,7 +199,7 @@ class _Draft:
         self.rows = 0
         self._reference = reference
         self._record_count = 0
-        self._usages: list[RatedInterval] = []
+        self._usages: list[RatedInterval | CorrectionOrder] = []
         self._rejected: list[RejectedRecord] = []
         self._reports: dict[SourcePath, _ReportDraft] = {}
         self._watermark_records: dict[tuple[SourcePath, int], UsageRecord] = {}
@@ -205,7 +230,7 @@ class _Draft:
             started=self._started,
             ended=self._ended,
             unknown_tenants=frozenset(self._unknown_tenants),
-            watermarks=self._reference.watermarks,
+            reference=self._reference,
             device_spans={
                 key: DeviceSpan(day_floor_ms(from_ms), from_ms, until_ms)
                 for key, (from_ms, until_ms) in self._device_spans.items()
@@ -252,9 +277,26 @@ class _Draft:
                     known = self._ended.get(_allocation_of(data))
                     if known is None or known.ended_ms <= data.ended_ms:
                         self._ended[_allocation_of(data)] = data
+            case Correction():
+                self.read_correction(CorrectionOrder(hub_correction_id(data), data, record))
             case _:
                 assert_never(data)
         self._add_source_event(event.source, reported, record)
+
+    def read_correction(self, order: CorrectionOrder) -> None:
+        """Read a correction: note what is missing for it, to be looked up."""
+        correction = order.correction
+        other = correction.replacement or Replacement()
+        cause: QuarantineCause | None = None
+        if other.tenant_id is not None and other.tenant_id not in self._reference.currencies:
+            cause = _unknown_tenant(other.tenant_id)
+            self._unknown_tenants.add(other.tenant_id)
+        elif other.sku is not None and not self._reference.book.knows(other.sku):
+            cause = _unknown_sku(other.sku)
+        # What it touches is known once it is looked for: at most so many hours of each slice.
+        slices_count = 1 if correction.slice_uuids is None else len(correction.slice_uuids)
+        self.rows += slices_count * len(hours_of(correction.start_ms, correction.end_ms))
+        self._usages.append(order._replace(cause=cause))
 
     def _read_watermark(
         self, record: UsageRecord, data: Watermark, source: ids.Source, sequence: int
@@ -364,15 +406,23 @@ class _Draft:
         self._rejected.append(RejectedRecord(record, cause, data, counts))
 
 
+def _unknown_tenant(tenant_id: TenantId) -> QuarantineCause:
+    return QuarantineCause("unknown-tenant", f"no tenant {tenant_id} is known")
+
+
+def _unknown_sku(sku: ids.Sku) -> QuarantineCause:
+    return QuarantineCause("unknown-sku", f"no price line names the SKU {sku}")
+
+
 def _rating_line(
-    reference: Reference, interval: Interval, hour_ms: int
+    reference: Reference, interval: Interval | BucketTerms, hour_ms: int
 ) -> PriceLine | QuarantineCause:
     """Return the line that rates an hour of an interval, or the fact that is missing for it."""
     currency = reference.currencies.get(interval.tenant_id)
     if currency is None:
-        return QuarantineCause("unknown-tenant", f"no tenant {interval.tenant_id} is known")
+        return _unknown_tenant(interval.tenant_id)
     if not reference.book.knows(interval.sku):
-        return QuarantineCause("unknown-sku", f"no price line names the SKU {interval.sku}")
+        return _unknown_sku(interval.sku)
     series = PriceSeries(currency, interval.sku, interval.price_class)
     line = reference.book.line_at(series, hour_ms)
     if line is None:
@@ -384,7 +434,7 @@ def _rating_line(
     return line
 
 
-def _bucket_id(interval: Interval, line: PriceLine, hour_ms: int) -> BucketId:
+def _bucket_id(interval: Interval | BucketTerms, line: PriceLine, hour_ms: int) -> BucketId:
     return ids.bucket_id(
         tenant_id=interval.tenant_id,
         project_id=interval.project_id,
@@ -400,14 +450,16 @@ def _allocation_of(data: Interval | Started | Ended) -> AllocationKey:
     return AllocationKey(data.hub, data.allocation_id, data.tenant_id)
 
 
-def _allocation_named_by(data: HubFact | None) -> AllocationKey | None:
+def _allocation_named_by(data: HubFact | None) -> tuple[TenantId | None, AllocationId | None]:
     """Return the allocation that a rejected record speaks of, as far as it could be read."""
     match data:
         case Interval() | Started() | Ended():
             # Not only intervals: an end that was sent under another hub's name is rejected, too.
-            return _allocation_of(data)
+            return data.tenant_id, data.allocation_id
+        case Correction():
+            return None, data.allocation_id
         case Watermark() | Retired() | None:
-            return None
+            return None, None
         case _:
             assert_never(data)
 
@@ -442,11 +494,28 @@ class _BucketSum:
     gpu_ns: int
     hold_id: HoldId | None
     """The first hold that usage in it named."""
-    stored_gpu_ns: int | None
+    stored: StoredBucket | None
     """What was stored of it; None: nothing."""
-    revision: int = 0
-    record: UsageRecord | None = None
-    """The record that last added to it."""
+    voided_gpu_ns: int = 0
+    trace: RecordHeaders = ()
+    """Of the record that last changed it."""
+
+    @property
+    def stored_gpu_ns(self) -> int:
+        return 0 if self.stored is None else self.stored.gpu_ns
+
+    @property
+    def stored_voided_gpu_ns(self) -> int:
+        return 0 if self.stored is None else self.stored.voided_gpu_ns
+
+    @property
+    def revision(self) -> int:
+        """What made its total fall before is in the revision, and must stay there.
+
+        The ledger takes a lower revision, and a lower total of the same, for an old message.
+        """
+        before = 0 if self.stored is None else self.stored.revision
+        return before + 1 if self.gpu_ns < self.stored_gpu_ns else before
 
 
 @dataclass(slots=True)
@@ -464,35 +533,54 @@ class _Accounts:
     """The changes of one batch in the making, on top of the coverage and buckets in store."""
 
     def __init__(self, batch: MeteringBatch, state: MeteringState) -> None:
-        self._watermarks = batch.watermarks
+        self._reference = batch.reference
         self._stored = state.buckets
         self._coverage = {
-            key: DeviceCoverage(key[2], state.coverage.get(key, ())) for key in batch.device_spans
+            key: DeviceCoverage(key[2], state.coverage.get(key, ()))
+            for key in {**batch.device_spans, **state.coverage}
         }
         self._buckets: dict[BucketId, _BucketSum] = {}
         self._tallies: dict[tuple[HubCode, int, int], _TallySum] = {}
         self._duplicates: dict[AllocationKey, int] = {}
         self._quarantined: list[QuarantinedRecord] = []
         self._quarantined_gpu_ns = 0
+        self._rated_terms: dict[tuple[BucketTerms, int], RatedHour | QuarantineCause] = {}
+        self._correcting: Correcting | None = None
+        if state.corrected is not None:
+            currencies = {**batch.reference.currencies, **state.corrected.currencies}
+            self._reference = replace(batch.reference, currencies=currencies)
+            self._correcting = Correcting(self, state.corrected, self._coverage)
 
     def cover(self, usage: RatedInterval) -> None:
         """Split an interval against the coverage and count every part of it."""
-        buckets = [self._bucket_sum(hour) for hour in usage.hours]
-        cause = self._cause_of_rejection(usage, buckets)
-        if cause is not None:
-            self.quarantine(RejectedRecord(usage.record, cause, usage.interval, counts=True))
-            return
-        self.undo_count(usage.record)
         interval = usage.interval
-        fresh: _ShareSums = {}
-        duplicate: _ShareSums = {}
+        buckets = [self._bucket_sum(hour) for hour in usage.hours]
+        correcting = self._correcting
+        if correcting is not None and not correcting.concerns(interval):
+            correcting = None
+        cause = self._cause_of_rejection(usage, buckets, correcting)
+        if cause is not None:
+            self.quarantine(RejectedRecord(usage.record, cause, interval, counts=True))
+            return
+        if correcting is not None:
+            correcting.judge_waiting(usage)
+            rejected = correcting.rejection_of(usage)
+            if rejected is not None:
+                self.quarantine(rejected)
+                return
+        self.undo_count(usage.record)
+        fresh: ShareSums = {}
+        duplicate: ShareSums = {}
         conflicting_parts: list[UsagePart] = []
         conflicts: list[CoverageConflict] = []
-        parts = _parts_of(usage.record, interval)
+        parts = parts_of(usage.record, interval)
         for device, start_ms, end_ms in parts:
-            split = self._device_coverage(interval, device).cover(
-                device.slice_uuid, start_ms, end_ms, _claim_of(interval, device)
-            )
+            if correcting is None:
+                split = self._device_coverage(interval, device).cover(
+                    device.slice_uuid, start_ms, end_ms, claim_of(interval, device)
+                )
+            else:
+                split = correcting.cover(usage, UsagePart(device, start_ms, end_ms))
             for ends in split.fresh:
                 fresh[ends] = fresh.get(ends, 0) + device.share_ppm
             for ends in split.duplicates:
@@ -500,13 +588,19 @@ class _Accounts:
             for conflict in split.conflicts:
                 conflicting_parts.append(UsagePart(device, conflict.start_ms, conflict.end_ms))
                 conflicts.append(conflict)
-        if fresh:
+        if fresh and correcting is None:
             _bill(usage, buckets, fresh)
         self._count(
             usage, parts, has_new=bool(fresh), duplicate=duplicate, conflicting=bool(conflicts)
         )
         if conflicts:
             self._quarantine_conflict(usage, conflicting_parts, conflicts, has_new=bool(fresh))
+
+    def correct(self, order: CorrectionOrder) -> None:
+        """Let a correction count from now on, as far as it can."""
+        if self._correcting is None:
+            raise LookupError("what corrections name is loaded with them")
+        self._correcting.correct(order)
 
     def quarantine(self, rejected: RejectedRecord) -> None:
         """Quarantine a whole record; its GPU time counts as reported and as quarantined."""
@@ -515,20 +609,18 @@ class _Accounts:
         earlier = record.earlier
         usage = data if isinstance(data, Interval) else None
         hour_ms = hour_floor_ms(record.record_ms if usage is None else usage.start_ms)
-        quarantined_gpu_ns = (
-            {} if usage is None else _by_hour(_share_sums(_parts_of(record, usage)))
-        )
+        quarantined_gpu_ns = {} if usage is None else by_hour(_share_sums(parts_of(record, usage)))
         for usage_hour_ms, gpu_ns in quarantined_gpu_ns.items():
             self._tally_sum(record, usage_hour_ms).reported_gpu_ns += gpu_ns
         if rejected.counts:
             self._tally_sum(record, hour_ms).read_records += 1
-        allocation = _allocation_named_by(data)
+        tenant_id, allocation_id = _allocation_named_by(data)
         self._add_quarantined(
             QuarantinedRecord(
                 record=record,
                 cause=rejected.cause,
-                tenant_id=None if allocation is None else allocation.tenant_id,
-                allocation_id=None if allocation is None else allocation.allocation_id,
+                tenant_id=rejected.missing_tenant or tenant_id,
+                allocation_id=allocation_id,
                 counts=rejected.counts,
                 hour_ms=hour_ms,
                 had_new=earlier is not None and earlier.had_new,
@@ -552,14 +644,9 @@ class _Accounts:
         """Read out what has changed."""
         coverage = {key: device.changes() for key, device in self._coverage.items()}
         buckets = [
-            MeteredBucket(
-                _total_of(bucket),
-                bucket.hour.line.rate_line_id,
-                bucket.stored_gpu_ns is None,
-                record,
-            )
+            metered
             for bucket in self._buckets.values()
-            if (record := bucket.record) is not None
+            if (metered := _metered(bucket)) is not None
         ]
         tallies = {
             TallyKey(*key): Tally(
@@ -597,18 +684,21 @@ class _Accounts:
                 if quarantined.record.earlier is not None
             ],
             released_ids=[number for number in batch.requeued_ids if number not in still_ids],
+            corrections=None if self._correcting is None else self._correcting.changes(),
         )
 
     def _require_identity(self) -> None:
         """Hold what the batch reports against what became of it, over all hours."""
         reported_gpu_ns = sum(tally.reported_gpu_ns for tally in self._tallies.values())
         duplicate_gpu_ns = sum(tally.duplicate_gpu_ns for tally in self._tallies.values())
-        billed_gpu_ns = sum(
-            bucket.gpu_ns - (bucket.stored_gpu_ns or 0) for bucket in self._buckets.values()
-        )
+        billed_gpu_ns = voided_gpu_ns = 0
+        for bucket in self._buckets.values():
+            billed_gpu_ns += bucket.gpu_ns - bucket.stored_gpu_ns
+            voided_gpu_ns += bucket.voided_gpu_ns - bucket.stored_voided_gpu_ns
         invariant(
-            reported_gpu_ns == billed_gpu_ns + duplicate_gpu_ns + self._quarantined_gpu_ns,
-            "reported = billed + duplicate + quarantined",
+            reported_gpu_ns
+            == billed_gpu_ns + duplicate_gpu_ns + self._quarantined_gpu_ns + voided_gpu_ns,
+            "reported = billed + duplicate + quarantined + voided",
         )
 
     def _count(
@@ -617,7 +707,7 @@ class _Accounts:
         parts: Sequence[UsagePart],
         *,
         has_new: bool,
-        duplicate: _ShareSums,
+        duplicate: ShareSums,
         conflicting: bool,
     ) -> None:
         """Count an interval as reported, and its record as accepted or duplicate.
@@ -625,9 +715,9 @@ class _Accounts:
         A record with a part in conflict is neither: it counts as quarantined, until it is released.
         """
         record, interval, earlier = usage.record, usage.interval, usage.record.earlier
-        for hour_ms, gpu_ns in _by_hour(_share_sums(parts)).items():
+        for hour_ms, gpu_ns in by_hour(_share_sums(parts)).items():
             self._tally_sum(record, hour_ms).reported_gpu_ns += gpu_ns
-        for hour_ms, gpu_ns in _by_hour(duplicate).items():
+        for hour_ms, gpu_ns in by_hour(duplicate).items():
             self._tally_sum(record, hour_ms).duplicate_gpu_ns += gpu_ns
             key = _allocation_of(interval)
             self._duplicates[key] = self._duplicates.get(key, 0) + gpu_ns
@@ -661,7 +751,7 @@ class _Accounts:
                 hour_ms=usage.hours[0].hour_ms,
                 had_new=has_new or (earlier is not None and earlier.had_new),
                 parts=tuple(conflicting_parts),
-                quarantined_gpu_ns=_by_hour(_share_sums(conflicting_parts)),
+                quarantined_gpu_ns=by_hour(_share_sums(conflicting_parts)),
             )
         )
 
@@ -670,9 +760,11 @@ class _Accounts:
         self._quarantined_gpu_ns += sum(quarantined.quarantined_gpu_ns.values())
 
     def _cause_of_rejection(
-        self, usage: RatedInterval, buckets: Sequence[_BucketSum]
+        self,
+        usage: RatedInterval,
+        buckets: Sequence[_BucketSum],
+        correcting: Correcting | None,
     ) -> QuarantineCause | None:
-        """Return why an interval is quarantined whole, before anything of it is covered."""
         for bucket in buckets:
             # Looked at before the record is added: one record more stays far inside 64 bits.
             if bucket.gpu_ns > _FULL_BUCKET_GPU_NS:
@@ -681,20 +773,23 @@ class _Accounts:
                     f"more than {MAX_DEVICES_PER_HOUR} devices of one allocation on one node in "
                     f"the hour from {instant_text(bucket.hour.hour_ms)}",
                 )
-        watermark_ms = self._watermarks.get(usage.interval.hub)
+        horizon_ms = self.horizon_ms(usage.interval.hub)
         # Lateness is judged once, on first arrival: whoever judges a record again wants it billed.
-        if watermark_ms is None or usage.record.earlier is not None:
+        if horizon_ms is None or usage.record.earlier is not None:
             return None
         # Only new time is late: a replay of what is covered stays a duplicate for ever.
-        horizon_ms = watermark_ms - LATENESS_MS
         if usage.interval.start_ms >= horizon_ms:
             return None
-        if not self._has_fresh_before(usage.interval, horizon_ms):
+        if correcting is None:
+            is_new = self._has_fresh_before(usage.interval, horizon_ms)
+        else:
+            is_new = correcting.has_fresh_before(usage, horizon_ms)
+        if not is_new:
             return None
         return QuarantineCause(
             "too-late",
             f"new time before {instant_text(horizon_ms)}: further behind the hub's watermark "
-            f"{instant_text(watermark_ms)} than 72 hours",
+            f"{instant_text(horizon_ms + LATENESS_MS)} than 72 hours",
         )
 
     def _has_fresh_before(self, interval: Interval, horizon_ms: int) -> bool:
@@ -703,7 +798,7 @@ class _Accounts:
             for device in interval.devices
             for start_ms, _ in self._device_coverage(interval, device)
             .split(
-                device.slice_uuid, interval.start_ms, interval.end_ms, _claim_of(interval, device)
+                device.slice_uuid, interval.start_ms, interval.end_ms, claim_of(interval, device)
             )
             .fresh
         )
@@ -716,14 +811,14 @@ class _Accounts:
         if bucket is None:
             stored = self._stored.get(hour.bucket_id)
             if stored is None:
-                bucket = _BucketSum(hour, gpu_ns=0, hold_id=None, stored_gpu_ns=None)
+                bucket = _BucketSum(hour, gpu_ns=0, hold_id=None, stored=None)
             else:
                 bucket = _BucketSum(
                     hour,
                     gpu_ns=stored.gpu_ns,
                     hold_id=stored.hold_id,
-                    stored_gpu_ns=stored.gpu_ns,
-                    revision=stored.revision,
+                    stored=stored,
+                    voided_gpu_ns=stored.voided_gpu_ns,
                 )
             self._buckets[hour.bucket_id] = bucket
         return bucket
@@ -734,6 +829,47 @@ class _Accounts:
         if tally is None:
             tally = self._tallies[key] = _TallySum()
         return tally
+
+    # What correcting needs of these accounts.
+
+    def horizon_ms(self, hub: HubCode) -> int | None:
+        """Return from when on usage of a hub is in time; None: nothing is late yet."""
+        watermark_ms = self._reference.watermarks.get(hub)
+        return None if watermark_ms is None else watermark_ms - LATENESS_MS
+
+    def rate(self, terms: BucketTerms, hour_ms: int) -> RatedHour | QuarantineCause:
+        """Return the bucket that an hour fills under these terms, or the fact that is missing."""
+        rated = self._rated_terms.get((terms, hour_ms))
+        if rated is None:
+            line = _rating_line(self._reference, terms, hour_ms)
+            if isinstance(line, PriceLine):
+                rated = RatedHour(_bucket_id(terms, line, hour_ms), terms, line, hour_ms)
+            else:
+                rated = line
+            self._rated_terms[terms, hour_ms] = rated
+        return rated
+
+    def hold_of(self, hour: RatedHour) -> HoldId | None:
+        """Return the hold that a bucket has."""
+        return self._bucket_sum(hour).hold_id
+
+    def bill(
+        self, hour: RatedHour, gpu_ns: int, hold_id: HoldId | None, trace: RecordHeaders
+    ) -> None:
+        """Add to what is billed in a bucket, or take from it; its first hold stays."""
+        bucket = self._bucket_sum(hour)
+        bucket.gpu_ns += gpu_ns
+        bucket.trace = trace
+        bucket.hold_id = bucket.hold_id or hold_id
+
+    def void(
+        self, hour: RatedHour, gpu_ns: int, hold_id: HoldId | None, trace: RecordHeaders
+    ) -> None:
+        """Add to what is voided of a bucket, or take from it; its first hold stays."""
+        bucket = self._bucket_sum(hour)
+        bucket.voided_gpu_ns += gpu_ns
+        bucket.trace = trace
+        bucket.hold_id = bucket.hold_id or hold_id
 
 
 def _update_sources(
@@ -761,6 +897,23 @@ def _update_sources(
     return [source for path, source in progress.items() if before.get(path) != source]
 
 
+def _metered(bucket: _BucketSum) -> MeteredBucket | None:
+    """Return what of a bucket must be stored and published; None when nothing has changed."""
+    is_stated = bucket.gpu_ns != bucket.stored_gpu_ns
+    is_voided = bucket.voided_gpu_ns != bucket.stored_voided_gpu_ns
+    if not is_stated and not is_voided:
+        return None
+    return MeteredBucket(
+        _total_of(bucket),
+        bucket.hour.line.rate_line_id,
+        bucket.stored is None,
+        bucket.trace,
+        bucket.voided_gpu_ns,
+        is_corrected=is_voided or bucket.gpu_ns < bucket.stored_gpu_ns,
+        is_stated=is_stated,
+    )
+
+
 def _total_of(bucket: _BucketSum) -> BucketTotal:
     """Return what is stated downstream of a bucket: its total, never what was added to it."""
     hour = bucket.hour
@@ -777,63 +930,30 @@ def _total_of(bucket: _BucketSum) -> BucketTotal:
         price_class=usage.price_class,
         price_version=hour.line.price_version,
         hour_ms=hour.hour_ms,
-        # A total only grows here. What made it fall before is in the revision, and must stay there:
-        # the ledger takes a lower revision for an old message.
         revision=bucket.revision,
         total_gpu_ns=bucket.gpu_ns,
         total_micro=rated_micro(bucket.gpu_ns, hour.line.micro_per_gpu_hour),
     )
 
 
-def _bill(usage: RatedInterval, buckets: Sequence[_BucketSum], fresh: _ShareSums) -> None:
+def _bill(usage: RatedInterval, buckets: Sequence[_BucketSum], fresh: ShareSums) -> None:
     # An interval touches every hour between its first and its last: the distance is the index.
     first_hour_ms = usage.hours[0].hour_ms
-    for hour_ms, gpu_ns in _by_hour(fresh).items():
+    for hour_ms, gpu_ns in by_hour(fresh).items():
         bucket = buckets[(hour_ms - first_hour_ms) // HOUR_MS]
         bucket.gpu_ns += gpu_ns
-        bucket.record = usage.record
+        bucket.trace = usage.record.trace
         # The first hold that is named stays: a charge that changed its hold would move money.
         if bucket.hold_id is None:
             bucket.hold_id = usage.interval.hold_id
 
 
-def _parts_of(record: UsageRecord, interval: Interval) -> Sequence[UsagePart]:
-    """Return the parts to judge: of a record out of quarantine only those that are in it."""
-    if record.earlier is not None and record.earlier.parts is not None:
-        return record.earlier.parts
-    return [UsagePart(device, interval.start_ms, interval.end_ms) for device in interval.devices]
-
-
-def _share_sums(parts: Iterable[UsagePart]) -> _ShareSums:
+def _share_sums(parts: Iterable[UsagePart]) -> ShareSums:
     """Add up the shares of parts with the same ends: they are cut at hours once, not per device."""
-    sums: _ShareSums = {}
+    sums: ShareSums = {}
     for device, start_ms, end_ms in parts:
         sums[start_ms, end_ms] = sums.get((start_ms, end_ms), 0) + device.share_ppm
     return sums
-
-
-def _by_hour(sums: _ShareSums) -> dict[int, int]:
-    """Split parts at UTC hours and add up their GPU-ns per hour; conserves the sum exactly."""
-    hours: dict[int, int] = {}
-    for (start_ms, end_ms), share_ppm in sums.items():
-        cursor_ms = start_ms
-        while cursor_ms < end_ms:
-            hour_ms = hour_floor_ms(cursor_ms)
-            until_ms = min(end_ms, hour_ms + HOUR_MS)
-            hours[hour_ms] = hours.get(hour_ms, 0) + (until_ms - cursor_ms) * share_ppm
-            cursor_ms = until_ms
-    return hours
-
-
-def _claim_of(interval: Interval, device: Device) -> Claim:
-    return Claim(
-        interval.tenant_id,
-        interval.project_id,
-        interval.allocation_id,
-        interval.sku,
-        interval.price_class,
-        device.share_ppm,
-    )
 
 
 def _conflict_text(

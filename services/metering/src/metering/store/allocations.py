@@ -187,9 +187,9 @@ select d.hub, d.allocation_id, d.tenant_id, d.ended_ms, d.reserved_gpu_ms, d.che
 # What decides about them, read once they are locked.
 _DECIDING = """
 select k.hub, k.allocation_id, k.tenant_id,
-       (select coalesce(sum(b.gpu_ns), 0) from buckets b
+       (select coalesce(sum(b.gpu_ns + b.voided_gpu_ns), 0) from buckets b
          where b.allocation_id = k.allocation_id and b.hub = k.hub
-           and b.tenant_id = k.tenant_id) as billed_gpu_ns,
+           and b.tenant_id = k.tenant_id) as covered_gpu_ns,
        exists (select from tenants t where t.tenant_id = k.tenant_id) as tenant_is_known
   from unnest($1::text[], $2::text[], $3::text[]) as k (hub, allocation_id, tenant_id)
 """
@@ -230,7 +230,7 @@ def _ended_from_row(row: Row, deciding: Row, watermark_ms: int | None) -> EndedA
         key=_key_from_row(row),
         ended_ms=row["ended_ms"],
         reserved_gpu_ms=row["reserved_gpu_ms"],
-        billed_gpu_ns=int(deciding["billed_gpu_ns"]),
+        covered_gpu_ns=int(deciding["covered_gpu_ns"]),
         hub_watermark_ms=watermark_ms,
         tenant_is_known=deciding["tenant_is_known"],
         was_checked=row["checks"] > 0,

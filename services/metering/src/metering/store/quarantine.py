@@ -130,6 +130,12 @@ _OPEN = (
     + _OPENED_COLUMNS
     + """, place)
  order by place
+on conflict (topic, partition, record_offset, topic_id, value_sha256) do update
+   set state = 'open', closed_at = null, closed_because = null, forgotten_at = null,
+       reason = excluded.reason, detail = excluded.detail, tenant_id = excluded.tenant_id,
+       judged_generation = excluded.judged_generation, message_key = excluded.message_key,
+       message_value = excluded.message_value, message_headers = excluded.message_headers
+ where quarantine.state = 'released'
 returning quarantine_id, topic, partition, record_offset
 """
 )
@@ -138,7 +144,10 @@ returning quarantine_id, topic, partition, record_offset
 async def _open_quarantine(
     connection: Connection, records: Sequence[QuarantinedRecord], generation: int
 ) -> list[OpenedQuarantine]:
-    """Store records that are new in quarantine, with their bytes; number them in order."""
+    """Store records that are new in quarantine, with their bytes; number them in order.
+
+    A correction that was released may come back: it waited for its usage, and needs an approval.
+    """
     digests = [new.record.value_sha256() for new in records]
     rows = [
         (*_record_row(new.record), value_sha256, new.record.topic_id, *_verdict_row(new))
@@ -416,6 +425,54 @@ async def releasable(connection: Connection, most: int) -> list[int]:
     """Return open records whose missing fact may have arrived, oldest first."""
     rows = await connection.fetch(_RELEASABLE, most)
     return sorted(row["quarantine_id"] for row in rows)[:most]
+
+
+class FreedPage(NamedTuple):
+    """Where corrections may have ended conflicts, and the next records in conflict there."""
+
+    freed_id: int
+    quarantine_ids: list[int]
+
+
+_NEXT_FREED = """
+select freed_id, hub, start_ms, end_ms, after_id from freed_time order by freed_id limit 1
+"""
+
+# Intervals in conflict in that time, and corrections in conflict, of which no part is kept.
+_CONFLICTS = """
+select q.quarantine_id
+  from quarantine q
+ where q.hub = $1 and q.state = 'open' and q.reason = 'conflict' and q.quarantine_id > $4
+   and (q.parts is null
+        or exists (select from jsonb_array_elements(q.parts) p
+                    where (p ->> 3)::bigint < $3 and (p ->> 4)::bigint > $2))
+ order by q.quarantine_id
+ limit $5
+"""
+
+
+async def next_freed(connection: Connection, most: int) -> FreedPage | None:
+    """Return at most so many conflicts that are to be judged again; None when none are."""
+    row = await connection.fetchrow(_NEXT_FREED)
+    return None if row is None else await _freed_from_row(connection, row, most)
+
+
+async def _freed_from_row(connection: Connection, row: Row, most: int) -> FreedPage:
+    place = (row["hub"], row["start_ms"], row["end_ms"], row["after_id"])
+    found = await connection.fetch(_CONFLICTS, *place, most)
+    return FreedPage(row["freed_id"], [conflict["quarantine_id"] for conflict in found])
+
+
+_ADVANCE_FREED = "update freed_time set after_id = $2 where freed_id = $1"
+_END_FREED = "delete from freed_time where freed_id = $1"
+
+
+async def advance_freed(connection: Connection, page: FreedPage, most: int) -> None:
+    """Note that these conflicts were judged again; all of them, if there were fewer than `most`."""
+    if len(page.quarantine_ids) < most:
+        await connection.execute(_END_FREED, page.freed_id)
+    else:
+        await connection.execute(_ADVANCE_FREED, page.freed_id, page.quarantine_ids[-1])
 
 
 _SAVE_CAUSE = "update quarantine set reason = $2, detail = $3 where quarantine_id = $1"

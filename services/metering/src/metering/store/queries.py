@@ -32,6 +32,7 @@ class UsageSums:
     billed_gpu_ns: int
     duplicate_gpu_ns: int
     quarantined_gpu_ns: int
+    voided_gpu_ns: int
     read_records: int
     accepted_records: int
     duplicate_records: int
@@ -51,7 +52,7 @@ with counted as (
    where hub = any($1::text[]) and hour_ms >= $2 and hour_ms < $3
 ), billed as (
   select coalesce(sum(gpu_ns), 0) as gpu_ns, coalesce(sum(charge_micro), 0) as charge_micro,
-         count(*) as buckets
+         coalesce(sum(voided_gpu_ns), 0) as voided_gpu_ns, count(*) as buckets
     from buckets
    where hub = any($1::text[]) and hour_ms >= $2 and hour_ms < $3
 ), quarantined_time as (
@@ -65,8 +66,9 @@ with counted as (
      and counts and state <> 'released'
 )
 select c.reported_gpu_ns, b.gpu_ns as billed_gpu_ns, c.duplicate_gpu_ns,
-       q.gpu_ns as quarantined_gpu_ns, c.read_records, c.accepted_records, c.duplicate_records,
-       r.quarantined as quarantined_records, b.buckets, b.charge_micro
+       q.gpu_ns as quarantined_gpu_ns, b.voided_gpu_ns, c.read_records, c.accepted_records,
+       c.duplicate_records, r.quarantined as quarantined_records, b.buckets,
+       b.charge_micro
   from counted c, billed b, quarantined_time q, records r
 """
 
@@ -87,6 +89,7 @@ def _sums_from_row(row: Row) -> UsageSums:
         billed_gpu_ns=row["billed_gpu_ns"],
         duplicate_gpu_ns=row["duplicate_gpu_ns"],
         quarantined_gpu_ns=row["quarantined_gpu_ns"],
+        voided_gpu_ns=row["voided_gpu_ns"],
         read_records=row["read_records"],
         accepted_records=row["accepted_records"],
         duplicate_records=row["duplicate_records"],
@@ -116,6 +119,7 @@ class AllocationSums:
     billed_gpu_ns: int
     duplicate_gpu_ns: int
     quarantined_gpu_ns: int
+    voided_gpu_ns: int
     charge_micro: int
 
 
@@ -146,7 +150,8 @@ select distinct tenant_id
 
 _SUMS_OF = """
 with billed as (
-  select coalesce(sum(gpu_ns), 0) as gpu_ns, coalesce(sum(charge_micro), 0) as charge_micro
+  select coalesce(sum(gpu_ns), 0) as gpu_ns, coalesce(sum(charge_micro), 0) as charge_micro,
+         coalesce(sum(voided_gpu_ns), 0) as voided_gpu_ns
     from buckets
    where allocation_id = $2 and hub = $1 and ($3::text is null or tenant_id = $3)
 ), duplicate as (
@@ -160,7 +165,7 @@ with billed as (
    where q.allocation_id = $2 and q.hub = $1 and ($3::text is null or q.tenant_id = $3)
 )
 select b.gpu_ns as billed_gpu_ns, b.charge_micro, d.gpu_ns as duplicate_gpu_ns,
-       q.gpu_ns as quarantined_gpu_ns
+       q.gpu_ns as quarantined_gpu_ns, b.voided_gpu_ns
   from billed b, duplicate d, quarantined q
 """
 
@@ -181,6 +186,7 @@ async def sum_allocation(connection: Connection, wanted: AllocationFilter) -> Al
         billed_gpu_ns=int(row["billed_gpu_ns"]),
         duplicate_gpu_ns=int(row["duplicate_gpu_ns"]),
         quarantined_gpu_ns=int(row["quarantined_gpu_ns"]),
+        voided_gpu_ns=int(row["voided_gpu_ns"]),
         charge_micro=int(row["charge_micro"]),
     )
 
@@ -197,6 +203,7 @@ class BilledHour(NamedTuple):
     price_class: str
     revision: int
     gpu_ns: int
+    voided_gpu_ns: int
     charge_micro: int
     price_version: str
 
@@ -217,7 +224,7 @@ class BucketPlace(NamedTuple):
 # The id as text: what a cursor says need not be one.
 _BUCKETS_OF = """
 select bucket_id::text as bucket_id, tenant_id, project_id, hour_ms, node_id, sku, price_class,
-       revision, gpu_ns, charge_micro, price_version
+       revision, gpu_ns, voided_gpu_ns, charge_micro, price_version
   from buckets
  where allocation_id = $2 and hub = $1 and ($3::text is null or tenant_id = $3)
    and ($4::bigint is null or (hour_ms, node_id, bucket_id::text) > ($4, $5, $6))
@@ -247,6 +254,7 @@ def _billed_hour_from_row(row: Row) -> BilledHour:
         price_class=row["price_class"],
         revision=row["revision"],
         gpu_ns=row["gpu_ns"],
+        voided_gpu_ns=row["voided_gpu_ns"],
         charge_micro=row["charge_micro"],
         price_version=row["price_version"],
     )

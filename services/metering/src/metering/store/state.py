@@ -9,13 +9,17 @@ Theory. Whoever meters takes locks in one order, so that no two wait for each ot
    rated by a line that is being cut short; who adds prices holds nothing else, and who takes up
    published ones (`metering.facts`) holds at most quarantine rows;
 3. ingest: the rows of `hub_partitions` (`note_seen`), in the order of their keys;
-4. the nodes of the batch, in the order of their keys;
-5. its sources, in the order of theirs;
-6. what is saved: coverage, buckets, tallies, duplicates, allocations, new quarantine rows.
+4. the correction locks of its hubs: shared for usage, exclusive for corrections
+   (`metering.store.corrections`);
+5. the nodes of the batch, in the order of their keys;
+6. its sources, in the order of theirs;
+7. what is saved: coverage, buckets, tallies, duplicates, allocations, corrections, new quarantine
+   rows.
 
 Whoever holds a node's lock may change its coverage and buckets: what was loaded under it stays true
-until the commit. Two take nodes again after sources: a batch too large for one `MeteringBatch`, and
-whoever applies decisions, once per record (`metering.decisions`). Should that ever meet a replay
+until the commit. Two take locks of hubs and nodes again after sources: a batch too large for one
+`MeteringBatch`, and whoever applies decisions, once per record (`metering.decisions`). Should that
+ever meet a replay
 the other way round, PostgreSQL ends one of the two, and it is tried again.
 
 Everything is read and written by sets, so that a batch needs a fixed number of statements.
@@ -33,40 +37,44 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from hisab_contracts.charges import BucketTotal
+from hisab_contracts.events import Correction
 from hisab_contracts.ids import (
-    AllocationId,
     BucketId,
     HoldId,
     HubCode,
     NodeId,
-    PriceClass,
-    ProjectId,
-    Sku,
-    SliceId,
     SourcePath,
     TenantId,
 )
 from hisab_contracts.prices import PriceBook
+from hisab_contracts.units import hour_floor_ms
 from metering.core.allocations import AllocationKey
 from metering.core.batch import (
     Changes,
+    CorrectedState,
     DeviceSpan,
     MeteredBucket,
     MeteringBatch,
     MeteringState,
+    RatedInterval,
     Reference,
     StoredBucket,
     Tally,
     TallyKey,
 )
+from metering.core.corrections import CorrectedAllocation
 from metering.core.coverage import (
-    Claim,
     CoverageChanges,
     CoveredInterval,
     DeviceKey,
 )
 from metering.core.sources import SequenceRange, SourceProgress
-from metering.store import allocations, prices
+from metering.store import allocations, corrections, prices
+from metering.store.corrections import (
+    COVERAGE_COLUMNS,
+    CorrectionFacts,
+    covered_from_row,
+)
 from runtime.database import note_progress
 
 if TYPE_CHECKING:
@@ -200,18 +208,113 @@ async def note_seen(connection: Connection, seen: Mapping[tuple[HubCode, int], i
 
 
 async def load_state(connection: Connection, batch: MeteringBatch) -> MeteringState:
-    """Lock and load all that a batch touches: first by node, then by source."""
-    if batch.device_spans:
-        await lock_nodes(connection, batch.nodes)
-        coverage = await _load_coverage(connection, batch.device_spans)
-        buckets = await _load_buckets(connection, batch.bucket_ids)
-    else:
-        coverage, buckets = {}, {}
+    """Lock and load all that a batch touches: first by hub, then by node, then by source."""
+    named = batch.corrections
+    spans = dict(batch.device_spans)
+    coverage: dict[DeviceKey, list[CoveredInterval]] = {}
+    buckets: dict[BucketId, StoredBucket] = {}
+    corrected: CorrectedState | None = None
+    if spans or named:
+        hubs = {hub for hub, _, _ in spans}
+        await corrections.lock_hubs(connection, hubs, {said.hub for said in named})
+        if named:
+            for key, span in await corrections.named_devices(connection, named):
+                spans[key] = _joined(span, spans.get(key))
+        known = await _load_known(connection, batch, hubs)
+        if spans:
+            await lock_nodes(connection, {(hub, node_id) for hub, node_id, _ in spans})
+            coverage = await _load_coverage(connection, spans)
+            buckets = await _load_buckets(connection, batch.bucket_ids)
+        if named or known.known:
+            corrected = await _load_corrected(connection, known, named, spans, coverage)
+            buckets |= await _load_corrected_buckets(connection, batch, known)
+            # Also those of which nothing is in the coverage any more, because all is freed.
+            coverage |= {key: [] for key in spans if key not in coverage}
     sources = []
     if batch.reports:
         sources = await _lock_sources(connection, batch.node_paths, batch.reports)
     note_progress()
-    return MeteringState(coverage, buckets, sources)
+    return MeteringState(coverage, buckets, sources, corrected)
+
+
+def _joined(span: DeviceSpan, other: DeviceSpan | None) -> DeviceSpan:
+    if other is None:
+        return span
+    day_ms, from_ms, until_ms = zip(span, other, strict=True)
+    return DeviceSpan(min(day_ms), min(from_ms), max(until_ms))
+
+
+async def _load_known(
+    connection: Connection, batch: MeteringBatch, hubs: Collection[HubCode]
+) -> CorrectionFacts:
+    """Read the corrections of the batch's allocations; most hubs have none at all."""
+    named = batch.corrections
+    allocations = {(said.hub, said.allocation_id) for said in named}
+    corrected = await corrections.corrected_hubs(connection, hubs) if hubs else set()
+    if corrected:
+        allocations |= {
+            (usage.interval.hub, usage.interval.allocation_id)
+            for usage in batch.usages
+            if isinstance(usage, RatedInterval) and usage.interval.hub in corrected
+        }
+    return await corrections.load_known(connection, allocations)
+
+
+async def _load_corrected(
+    connection: Connection,
+    known: CorrectionFacts,
+    named: Sequence[Correction],
+    spans: Mapping[DeviceKey, DeviceSpan],
+    coverage: Mapping[DeviceKey, Sequence[CoveredInterval]],
+) -> CorrectedState:
+    """Read what corrections have freed of the batch's devices, and the currencies they need."""
+    freed = await corrections.load_freed(connection, spans)
+    counting = [fact.correction for facts in known.known.values() for fact in facts]
+    allocations = {(said.hub, said.allocation_id) for said in (*counting, *named)}
+    tenants = {
+        said.replacement.tenant_id
+        for said in (*counting, *named)
+        if said.replacement is not None and said.replacement.tenant_id is not None
+    }
+    tenants |= {
+        row.claim.tenant_id
+        for rows in (coverage, freed)
+        for key, found in rows.items()
+        for row in found
+        if (key[0], row.claim.allocation_id) in allocations
+    }
+    currencies = await prices.currencies_of(connection, tenants)
+    return CorrectedState(known.known, known.waiting_records, freed, currencies)
+
+
+# All buckets of allocations in some hours: under which terms they are is known to the core alone.
+_CORRECTED_BUCKETS = """
+select b.bucket_id, b.gpu_ns, b.hold_id, b.revision, b.voided_gpu_ns
+  from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[])
+       as k (of_hub, of_allocation, from_ms, until_ms)
+  join buckets b
+    on b.allocation_id = k.of_allocation and b.hub = k.of_hub
+   and b.hour_ms >= k.from_ms and b.hour_ms < k.until_ms
+"""
+
+
+async def _load_corrected_buckets(
+    connection: Connection, batch: MeteringBatch, known: CorrectionFacts
+) -> dict[BucketId, StoredBucket]:
+    concerned = {*known.known, *((said.hub, said.allocation_id) for said in batch.corrections)}
+    hours: dict[CorrectedAllocation, tuple[int, int]] = {}
+    for usage in batch.usages:
+        said = usage.interval if isinstance(usage, RatedInterval) else usage.correction
+        allocation = (said.hub, said.allocation_id)
+        if allocation in concerned:
+            from_ms, until_ms = hours.get(allocation, (said.start_ms, said.end_ms))
+            hours[allocation] = (min(from_ms, said.start_ms), max(until_ms, said.end_ms))
+    rows = [
+        (*allocation, hour_floor_ms(from_ms), until_ms)
+        for allocation, (from_ms, until_ms) in hours.items()
+    ]
+    found = await connection.fetch(_CORRECTED_BUCKETS, *zip(*rows, strict=True))
+    return {BucketId(row["bucket_id"].hex): _bucket_from_row(row) for row in found}
 
 
 _LOCK_NODES = """
@@ -243,16 +346,11 @@ async def lock_nodes(connection: Connection, nodes: Iterable[tuple[HubCode, Node
         await connection.fetch(_LOCK_NODES, *columns)
 
 
-_COVERAGE_COLUMNS: Final = (
-    "hub, node_id, device_uuid, slice_uuid, start_ms, end_ms, tenant_id, project_id, "
-    "allocation_id, sku, price_class, share_ppm"
-)
-
 # What is covered of devices in, or touching, a span of each. A row lies within one day, so none
 # that matters starts before the midnight before the span: the index is entered there.
 _COVERAGE = (
     "select "
-    + _COVERAGE_COLUMNS
+    + COVERAGE_COLUMNS
     + """
   from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[])
        as k (of_hub, of_node, of_device, from_day_ms, from_ms, until_ms)
@@ -270,25 +368,15 @@ async def _load_coverage(
     found: dict[DeviceKey, list[CoveredInterval]] = {}
     for row in await connection.fetch(_COVERAGE, *columns):
         key = (row["hub"], row["node_id"], row["device_uuid"])
-        found.setdefault(key, []).append(_covered_from_row(row))
+        found.setdefault(key, []).append(covered_from_row(row))
     return found
 
 
-def _covered_from_row(row: Row) -> CoveredInterval:
-    claim = Claim(
-        tenant_id=TenantId(row["tenant_id"]),
-        project_id=ProjectId(row["project_id"]),
-        allocation_id=AllocationId(row["allocation_id"]),
-        sku=Sku(row["sku"]),
-        price_class=PriceClass(row["price_class"]),
-        share_ppm=row["share_ppm"],
-    )
-    return CoveredInterval(SliceId(row["slice_uuid"]), row["start_ms"], row["end_ms"], claim)
-
-
-# The totals of buckets so far, their revisions, and the hold each names.
+# The totals of buckets so far, their revisions, what is voided of them, and the hold each names.
 _BUCKETS = """
-select bucket_id, gpu_ns, hold_id, revision from buckets where bucket_id = any($1::uuid[])
+select bucket_id, gpu_ns, hold_id, revision, voided_gpu_ns
+  from buckets
+ where bucket_id = any($1::uuid[])
 """
 
 
@@ -302,7 +390,7 @@ async def _load_buckets(
 def _bucket_from_row(row: Row) -> StoredBucket:
     hold_id = row["hold_id"]
     held_by = None if hold_id is None else HoldId(hold_id)
-    return StoredBucket(row["gpu_ns"], held_by, row["revision"])
+    return StoredBucket(row["gpu_ns"], held_by, row["revision"], row["voided_gpu_ns"])
 
 
 SOURCE_COLUMNS: Final = (
@@ -360,6 +448,8 @@ async def save_changes(connection: Connection, changes: Changes) -> None:
         await _save_sources(connection, changes.sources)
     await _save_buckets(connection, changes.buckets)
     note_progress()
+    if changes.corrections is not None:
+        await corrections.save_corrections(connection, changes.corrections)
     if changes.tallies:
         await _add_tallies(connection, changes.tallies)
     if changes.duplicates:
@@ -397,7 +487,7 @@ update coverage c set end_ms = k.end_ms
 # Rows that begin where none did.
 _ADD_COVERAGE = (
     "insert into coverage ("
-    + _COVERAGE_COLUMNS
+    + COVERAGE_COLUMNS
     + """)
 select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[],
                      $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::int[])
@@ -493,15 +583,39 @@ select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::tex
 )
 
 
+# Buckets that corrections have changed: more of them than their totals.
+_SAVE_CORRECTED = (
+    "insert into buckets ("
+    + BUCKET_COLUMNS
+    + """, revision, voided_gpu_ns)
+select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[],
+                     $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
+                     $13::text[], $14::bigint[], $15::bigint[], $16::bigint[])
+on conflict (bucket_id) do update
+   set gpu_ns = excluded.gpu_ns, charge_micro = excluded.charge_micro,
+       hold_id = excluded.hold_id, revision = excluded.revision,
+       voided_gpu_ns = excluded.voided_gpu_ns
+"""
+)
+
+
 async def _save_buckets(connection: Connection, buckets: Sequence[MeteredBucket]) -> None:
     """Write the new totals of buckets: what changes in one comes first in its row."""
-    rows = [(bucket.is_new, bucket_row(bucket.total, bucket.rate_line_id)) for bucket in buckets]
-    updated = [row[:4] for is_new, row in rows if not is_new]
-    added = [row for is_new, row in rows if is_new]
+    rows = [(bucket, bucket_row(bucket.total, bucket.rate_line_id)) for bucket in buckets]
+    plain = [(bucket.is_new, row) for bucket, row in rows if not bucket.is_corrected]
+    updated = [row[:4] for is_new, row in plain if not is_new]
+    added = [row for is_new, row in plain if is_new]
+    corrected = [
+        (*row, bucket.total.revision, bucket.voided_gpu_ns)
+        for bucket, row in rows
+        if bucket.is_corrected
+    ]
     if updated:
         await connection.execute(_UPDATE_BUCKETS, *zip(*updated, strict=True))
     if added:
         await connection.execute(_ADD_BUCKETS, *zip(*added, strict=True))
+    if corrected:
+        await connection.execute(_SAVE_CORRECTED, *zip(*corrected, strict=True))
 
 
 def bucket_row(total: BucketTotal, rate_line_id: str) -> tuple[object, ...]:
