@@ -119,7 +119,7 @@ async def test_only_who_may_submits_and_accepts(api: Api) -> None:
 
 
 async def test_a_grant_that_gave_no_credit_has_no_outcome(api: Api) -> None:
-    """Proposed, rejected, or reversed; a revoked one gave some, and may have one."""
+    """Proposed or rejected it takes none; a revoked one gave some, and may have one."""
     grant_id = await proposed_grant(api, "one", "5")
     path = f"/v1/grants/{grant_id}/outcomes"
     early = await api.post(path, OUTCOME, "officer", key=fresh("o"))
