@@ -22,7 +22,7 @@ PROMISED = {
         POST /v1/quarantine/{}/dismiss, POST /v1/price-lists, POST /v1/quotes, GET /v1/hubs/{},
         GET /v1/hubs/{}/sources, POST /v1/hubs, POST /v1/hubs/{}/sources/retire""",
     "ledger": """GET /v1/status, POST /v1/tenants, POST /v1/programmes, POST /v1/keys,
-        POST /v1/keys/{}/revoke, POST /v1/grants, POST /v1/grants/{}/approve, POST /v1/holds,
+        POST /v1/keys/{}/revoke, POST /v1/grants, POST /v1/grants/import, POST /v1/grants/{}/approve, POST /v1/holds,
         GET /v1/holds/{}, POST /v1/holds/{}/release, GET /v1/tenants/{}/balance,
         GET /v1/tenants/{}/entries, GET /v1/trial-balance, POST /v1/tenants/{}/invoiced""",
     "invoicing": """GET /v1/status, GET /v1/periods/{}, POST /v1/periods/{}/close,
