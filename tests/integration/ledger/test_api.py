@@ -44,13 +44,8 @@ class Api:
             headers["idempotency-key"] = key
         return await self._client.post(path, json=body, headers=headers)
 
-    async def post_file(
-        self, path: str, body: bytes, who: str, *, key: str | None, media_type: str = "text/csv"
-    ) -> httpx2.Response:
-        """Send a file as somebody."""
-        headers = {"authorization": f"Bearer {self.keys[who]}", "content-type": media_type}
-        if key is not None:
-            headers["idempotency-key"] = key
+    async def send(self, path: str, body: bytes, headers: dict[str, str]) -> httpx2.Response:
+        """Send these bytes under these headers."""
         return await self._client.post(path, content=body, headers=headers)
 
     async def put(self, path: str, body: object, who: str) -> httpx2.Response:

@@ -9,10 +9,10 @@ What other services have to know of at once (tenants, keys) is written to the ou
 transaction.
 
 Refusals, in order of precedence. Any: `NotFound`. Tenant or programme opened: `AlreadyExists`.
-Grant proposed: `CurrencyDiffers`, `GrantExpired`. Outcome submitted or accepted: those of
-`core.outcomes`. Anything approved or rejected: those of
-`core.proposals`, before those of what it enters. Hold priced: `TenantSuspended`, `NoPrice`,
-`PriceOutOfRange`. All others as `core.decisions` says.
+Grant proposed: `CurrencyDiffers`, `GrantExpired`; in a file each row is refused by itself
+(`core.grant_files`). Anything approved or rejected: those of `core.proposals`, before those of what
+it enters. Hold priced: `TenantSuspended`, `NoPrice`, `PriceOutOfRange`. All others as
+`core.decisions` says.
 """
 
 from __future__ import annotations

@@ -86,8 +86,6 @@ _WHAT_TO_WRITE: Final[Mapping[str, str]] = MappingProxyType(
         "programme_id": "the id of a programme",
         "grant_micro": "a whole number of micro-units, such as 25000000 for 25 rupees",
         "priority": "a whole number from -1000 to 1000; lower pays first",
-        "effective_at": "an instant like 2025-07-01T00:00:00.000Z",
-        "expires_at": "an instant like 2025-07-01T00:00:00.000Z, or nothing for never",
         "hubs": "codes of hubs with ; between them, or nothing for all",
         "skus": "SKUs with ; between them, or nothing for all",
         "projects": "projects with ; between them, or nothing for all",
@@ -95,7 +93,7 @@ _WHAT_TO_WRITE: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """By column: how a cell that is not well-formed is corrected. What is well-formed `ProposeGrant`
-says."""
+says; of instants `parse_instant`, which says itself what to write."""
 
 _WHAT_TO_DO: Final[Mapping[type, str]] = MappingProxyType(
     {
