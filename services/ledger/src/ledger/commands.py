@@ -10,9 +10,9 @@ transaction.
 
 Refusals, in order of precedence. Any: `NotFound`. Tenant or programme opened: `AlreadyExists`.
 Grant proposed: `CurrencyDiffers`, `GrantExpired`; in a file each row is refused by itself
-(`core.grant_files`). Anything approved or rejected: those of `core.proposals`, before those of what
-it enters. Hold priced: `TenantSuspended`, `NoPrice`, `PriceOutOfRange`. All others as
-`core.decisions` says.
+(`core.grant_files`). Outcome submitted or accepted: those of `core.outcomes`. Anything approved or
+rejected: those of `core.proposals`, before those of what it enters. Hold priced: `TenantSuspended`,
+`NoPrice`, `PriceOutOfRange`. All others as `core.decisions` says.
 """
 
 from __future__ import annotations
