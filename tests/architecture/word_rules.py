@@ -18,7 +18,7 @@ COUNT = re.compile(
     r"|rows|records|count|counts|number|attempt|attempts|limit|size|length|priority|rank|status"
     r"|gpus|devices|until|expected|position|lag|depth|replication|step|port|level|generation|page"
     r"|duplicates|gaps|pid|lines|months|connections|left|pauses|xmin|xmax|id|unpublished"
-    r"|entries|buckets|differences)$"
+    r"|entries|buckets|differences|row|created)$"
 )
 INSTANT = r"_(at|from|until)$|^(now|moment|instant)$"
 VAGUE = re.compile(r"(^|_)(amount|amounts|cost|costs|price|fee|value_int|duration|timestamp)$")

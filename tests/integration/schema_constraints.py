@@ -65,11 +65,15 @@ LEDGER: Final[Reasons] = MappingProxyType(
             "entries_seq_check others_name_their_cause postings_are_whole postings_sum_to_zero"
         ),
         "the id is made from (tenant, Idempotency-Key), and the key was taken before": (
-            "grants_pkey holds_hold_id_key outcomes_pkey"
+            "holds_hold_id_key outcomes_pkey"
         ),
         "a word of the core's": (
             "grants_state_check outcomes_state_check proposals_kind_check proposals_state_check"
         ),
+        "inserted with `on conflict do nothing`: it is how a duplicate is found "
+        "(integration/ledger/test_grant_files)": "grants_pkey grants_reference_key",
+        "a row of a file is refused before, for want of a reference or its length "
+        "(unit/ledger/test_grant_files)": "grants_reference_check",
         "a proposal is locked, and what the core decides about it is written at once": (
             "decided_at_some_time decided_by_somebody grants_rejected_at_check "
             "grants_rejected_by_check only_approved_is_entered proposals_check"

@@ -44,6 +44,10 @@ class Api:
             headers["idempotency-key"] = key
         return await self._client.post(path, json=body, headers=headers)
 
+    async def send(self, path: str, body: bytes, headers: dict[str, str]) -> httpx2.Response:
+        """Send these bytes under these headers."""
+        return await self._client.post(path, content=body, headers=headers)
+
     async def put(self, path: str, body: object, who: str) -> httpx2.Response:
         """State something as somebody."""
         headers = {"authorization": f"Bearer {self.keys.get(who, who)}"}

@@ -49,6 +49,7 @@ QUERIES: list[tuple[str, str, tuple[object, ...]]] = [
     ("proposal", proposals._FIND_PROPOSAL, ("p",)),
     ("proposals", proposals._LIST_PROPOSALS, (0, "proposed", None, None, 10)),
     ("proposals of a tenant", proposals._LIST_PROPOSALS, (0, None, None, "a", 10)),
+    ("grants of a file", directory._GRANTS_OF_IDS, (["g1", "g2"],)),
     ("grants to decide", proposals._LIST_GRANTS, (0, ["proposed"], None, 10)),
     ("programmes", programmes._PROGRAMMES, (NOW, "", None, 10)),
     ("shares", programmes._SHARES, (NOW, ["p"], "", 10)),

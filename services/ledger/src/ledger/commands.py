@@ -9,15 +9,16 @@ What other services have to know of at once (tenants, keys) is written to the ou
 transaction.
 
 Refusals, in order of precedence. Any: `NotFound`. Tenant or programme opened: `AlreadyExists`.
-Grant proposed: `CurrencyDiffers`, `GrantExpired`. Outcome submitted or accepted: those of
-`core.outcomes`. Anything approved or rejected: those of
-`core.proposals`, before those of what it enters. Hold priced: `TenantSuspended`, `NoPrice`,
-`PriceOutOfRange`. All others as `core.decisions` says.
+Grant proposed: `CurrencyDiffers`, `GrantExpired`; in a file each row is refused by itself
+(`core.grant_files`). Outcome submitted or accepted: those of `core.outcomes`. Anything approved or
+rejected: those of `core.proposals`, before those of what it enters. Hold priced: `TenantSuspended`,
+`NoPrice`, `PriceOutOfRange`. All others as `core.decisions` says.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, assert_never
 
 import msgspec
@@ -26,7 +27,7 @@ from msgspec.structs import replace
 
 from hisab_contracts import topics
 from hisab_contracts.entries import Entry
-from hisab_contracts.ids import EntryId, KeyId, PriceClass, ProgrammeId, Sku
+from hisab_contracts.ids import EntryId, GrantId, KeyId, PriceClass, ProgrammeId, Sku, TenantId
 from hisab_contracts.invariants import InvariantBroken
 from hisab_contracts.prices import PriceBook, PriceSeries
 from hisab_contracts.reference import Role, TenantRecord
@@ -34,7 +35,15 @@ from ledger.core.adjustments import AddBudget, ChangeCreditLimit, ResumeTenant, 
 from ledger.core.book import hold_state
 from ledger.core.decisions import BookCommand, BookRefusal, NotFound, UnitOfWork, footprint_of
 from ledger.core.directory import PROGRAMME_CURRENCY, book_of_programme, book_of_tenant
-from ledger.core.grants import ApproveGrant, Grant, ProposalRefusal, refuse_proposal
+from ledger.core.grant_files import (
+    ImportFacts,
+    RowFault,
+    RowOutcome,
+    decide_rows,
+    grants_to_propose,
+    refuse_grant,
+)
+from ledger.core.grants import ApproveGrant, Grant, ProposalRefusal
 from ledger.core.holds import (
     ExtendHold,
     HoldState,
@@ -83,7 +92,7 @@ from runtime.database import after_commit, checked_now_ms
 from runtime.kafka import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from runtime.clock import Clock
     from runtime.database import Connection
@@ -100,6 +109,15 @@ class Approved(Struct, frozen=True):
     proposal: Proposal
     """As it stood before."""
     entry_ids: tuple[EntryId, ...]
+
+
+class ImportedGrants(Struct, frozen=True):
+    """What the rows of a file came to, in its order, and which of them were proposed."""
+
+    outcomes: tuple[RowOutcome, ...]
+    created: frozenset[GrantId]
+    known: Mapping[GrantId, Grant]
+    """Those of them that were there before."""
 
 
 class AlreadyExists(Struct, frozen=True):
@@ -209,25 +227,62 @@ class Commands:
         self, connection: Connection, grant: Grant
     ) -> NotFound | ProposalRefusal | None:
         """Store a proposal; nothing is entered before somebody else approves."""
-        tenant = await directory.find_tenant(connection, grant.tenant_id)
-        programme_currency = await directory.programme_currency(connection, grant.programme_id)
-        if tenant is None or programme_currency is None:
-            return NotFound("tenant or programme")
         if grant.after_grant is not None:
             earlier = await directory.find_grant(connection, grant.after_grant)
             if earlier is None or earlier.tenant_id != grant.tenant_id:
                 return NotFound("grant of this tenant for it to come after")
-        complete_until_ms = await self._complete_until_ms(connection, grant.tenant_id)
-        refused = refuse_proposal(
+        facts = await self._import_facts(connection, [grant])
+        refused = refuse_grant(
             grant,
-            tenant_currency=tenant.currency,
-            programme_currency=programme_currency,
-            complete_until_ms=complete_until_ms,
+            tenant_currency=facts.tenant_currencies.get(grant.tenant_id),
+            programme_currency=facts.programme_currencies.get(grant.programme_id),
+            complete_until_ms=facts.complete_until_ms[grant.tenant_id],
         )
         if refused is not None:
             return refused
-        await directory.add_grant(connection, grant)
+        if not await directory.add_grants(connection, [grant]):
+            raise InvariantBroken(f"the command that proposed {grant.grant_id} runs once")
         return None
+
+    async def import_grants(
+        self,
+        connection: Connection,
+        rows: Sequence[Grant | RowFault],
+        *,
+        partial: bool,
+        dry_run: bool,
+    ) -> ImportedGrants:
+        """Store proposals for the rows of a file, or with `dry_run` say what would be stored."""
+        grants = [row for row in rows if isinstance(row, Grant)]
+        facts = await self._import_facts(connection, grants)
+        outcomes = decide_rows(rows, facts)
+        chosen = grants_to_propose(outcomes, partial=partial)
+        chosen_ids = frozenset(grant.grant_id for grant in chosen)
+        if dry_run or not chosen:
+            return ImportedGrants(outcomes, chosen_ids, facts.known)
+        added = await directory.add_grants(connection, chosen)
+        if added != chosen_ids:
+            # Somebody else imported some of them since we looked: those are duplicates now.
+            meanwhile = await directory.grants_of_ids(connection, chosen_ids - added)
+            facts = replace(facts, known={**facts.known, **meanwhile})
+            outcomes = decide_rows(rows, facts)
+        return ImportedGrants(outcomes, added, facts.known)
+
+    async def _import_facts(self, connection: Connection, grants: Sequence[Grant]) -> ImportFacts:
+        """Look up, for all grants at once, what decides whether they can be proposed."""
+        tenant_ids = {grant.tenant_id for grant in grants}
+        partitions = {tenant_id: self._partitions.of(tenant_id) for tenant_id in tenant_ids}
+        complete = await complete_until_of(connection, set(partitions.values()))
+        return ImportFacts(
+            tenant_currencies=await directory.tenant_currencies(connection, tenant_ids),
+            programme_currencies=await directory.programme_currencies(
+                connection, {grant.programme_id for grant in grants}
+            ),
+            complete_until_ms={
+                tenant_id: complete[partition] for tenant_id, partition in partitions.items()
+            },
+            known=await directory.grants_of_ids(connection, {grant.grant_id for grant in grants}),
+        )
 
     async def approve(
         self,
@@ -475,3 +530,12 @@ def id_from_command(prefix: str, scope: str, idempotency_key: str) -> str:
     """
     digest = hashlib.sha256(f"{prefix}\0{scope}\0{idempotency_key}".encode())
     return prefix + digest.hexdigest()[:20]
+
+
+def imported_grant_id(tenant_id: TenantId, reference: str) -> GrantId:
+    """Name a grant of a file after its tenant and reference: it can never be stored twice.
+
+    Also not after a recovery, which knows no references. No Idempotency-Key has a NUL, so no grant
+    that was proposed by itself has such a name.
+    """
+    return GrantId(id_from_command("g", tenant_id, f"import\0{reference}"))

@@ -147,8 +147,7 @@ def _operation(method: str, path: str, operation: Json) -> str:
         parts.append(f"<h3>Parameters</h3>{_table(rows)}")
     body = operation.get("requestBody")
     if body is not None:
-        schema = body["content"]["application/json"]["schema"]
-        parts.append(f"<h3>Body</h3><p>{_kind(schema)}</p>")
+        parts.append(f"<h3>Body</h3>{_body(body['content'])}")
     parts += ["<h3>Answers</h3>", _table("".join(_answers(operation["responses"])))]
     parts += ["<h3>Example</h3>", _example(method, path, operation)]
     return (
@@ -157,6 +156,14 @@ def _operation(method: str, path: str, operation: Json) -> str:
         f'<span class="soft">{escape(operation["summary"])}</span></summary>'
         f"<div>{''.join(parts)}</div></details>"
     )
+
+
+def _body(content: Json) -> str:
+    """Say what is sent: a model of JSON, or the header of a CSV file."""
+    if "text/csv" in content:
+        header = escape(content["text/csv"]["example"])
+        return f"<p>A CSV file in UTF-8, with this first line:</p><pre>{header}</pre>"
+    return f"<p>{_kind(content['application/json']['schema'])}</p>"
 
 
 def _answers(responses: Json) -> Iterator[str]:
@@ -173,7 +180,10 @@ def _example(method: str, path: str, operation: Json) -> str:
     lines = [f'curl {verb}-H "Authorization: Bearer $HISAB_KEY" "$HISAB_URL{path}"']
     if any(given["in"] == "header" for given in operation.get("parameters", ())):
         lines.append('  -H "Idempotency-Key: a-name-for-this-command"')
-    if "requestBody" in operation:
+    content = operation.get("requestBody", {}).get("content", {})
+    if "text/csv" in content:
+        lines.append('  -H "Content-Type: text/csv" --data-binary @body.csv')
+    elif content:
         lines.append('  -H "Content-Type: application/json" -d @body.json')
     text = " \\\n".join(lines)
     return f"<pre>{escape(text)}</pre>"

@@ -125,9 +125,7 @@ async def read_body(request: Request, model: type[M], *, max_bytes: int = MAX_BO
 
 def decode_body(request: Request, body: bytes, model: type[M]) -> M:
     """Check a JSON body that was read; raises `Problem` 415 or 422 (with where and what)."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise Problem("unsupported-media-type", "send application/json")
+    check_media_type(request, "application/json")
     check_depth(body)
     try:
         decoded = msgspec.json.decode(body, type=model)
@@ -140,6 +138,13 @@ def decode_body(request: Request, body: bytes, model: type[M]) -> M:
             detail = f"control characters are not taken - at `${where[:MAX_DETAIL]}`"
             raise Problem("malformed", detail)
     return decoded
+
+
+def check_media_type(request: Request, media_type: str) -> None:
+    """Raise `Problem` 415 for a body that says it is something else, or does not say."""
+    sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if sent != media_type:
+        raise Problem("unsupported-media-type", f"send {media_type}")
 
 
 def _control_in(value: object) -> str | None:
@@ -195,6 +200,14 @@ def query_integer(request: Request, name: str, *, default: int, most: int, least
     if _NUMBER.fullmatch(text) is None or not least <= int(text) <= most:
         raise Problem("malformed", f"{name} is a whole number from {least} to {most}")
     return int(text)
+
+
+def query_flag(request: Request, name: str) -> bool:
+    """Read `true` or `false` from the query, false without it; raises `Problem` 422."""
+    text = request.query_params.get(name, "false")
+    if text not in {"true", "false"}:
+        raise Problem("malformed", f"{name} is true or false")
+    return text == "true"
 
 
 # Answers.
@@ -365,6 +378,8 @@ class Operation:
     problems: tuple[str, ...]
     """Codes beyond those that follow from the rest: 401, 403, 429, 500, 503; 404 with a path
     parameter; 413, 415, 422 with a body; those of an Idempotency-Key."""
+    csv_columns: tuple[str, ...] = ()
+    """The header of the CSV file that it takes instead of JSON; empty: it takes none."""
 
 
 NOBODY: Final[Mapping[str, Others]] = MappingProxyType({})
@@ -412,7 +427,9 @@ def post(
     answer: type[msgspec.Struct] | None = None,
     status: int = 200,
     idempotent: bool = False,
+    query: Sequence[str] = (),
     problems: Sequence[str] = (),
+    csv_columns: Sequence[str] = (),
 ) -> Callable[[Endpoint], Endpoint]:
     """Mark a method of a `Resource` as the endpoint of `POST path`, for keys of these roles."""
     return _mark(
@@ -426,9 +443,10 @@ def post(
             idempotent=idempotent,
             roles=tuple(roles),
             others=others,
-            query=(),
+            query=tuple(query),
             forms=(),
             problems=tuple(problems),
+            csv_columns=tuple(csv_columns),
         )
     )
 

@@ -17,9 +17,10 @@ Refusals: `Problem` `idempotency-key-missing`, `malformed` for a key that is non
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -33,6 +34,7 @@ from runtime.database import LOCK_NOT_AVAILABLE, CommitUnknown, Database
 from runtime.http import (
     PROBLEM_JSON,
     Problem,
+    check_media_type,
     decode_body,
     encode,
     may_be_absent,
@@ -64,7 +66,7 @@ class Command(Generic[M]):
     call: str
     """Method and path."""
     sent: bytes
-    """The JSON that the client sent: keys sorted, nothing filled in."""
+    """The JSON that the client sent: keys sorted, nothing filled in. Of a file what names it."""
     body: M
     """The same as a model."""
 
@@ -89,13 +91,38 @@ async def read_command(request: Request, model: type[M]) -> Command[M]:
         raw, body = b"{}", model()
     else:
         body = decode_body(request, raw, model)
+    key = _key_of(request)
+    sent = msgspec.json.encode(msgspec.json.decode(raw), order="sorted")
+    return Command(key, f"{request.method} {request.url.path}", sent, body)
+
+
+async def read_file_command(
+    request: Request,
+    media_type: str,
+    decode: Callable[[bytes], M],
+    options: Mapping[str, bool],
+) -> Command[M]:
+    """Read a command whose body is a file; raises `Problem` 413, 415, what `decode` does, then 422.
+
+    It is the same command when the file is the same, byte for byte, and so are the `options` of its
+    query. What is kept of the file is its hash: what it came to is in the answer.
+    """
+    raw = await read_bytes(request)
+    check_media_type(request, media_type)
+    body = decode(raw)
+    key = _key_of(request)
+    named = {"file_sha256": hashlib.sha256(raw).hexdigest(), **options}
+    sent = msgspec.json.encode(named, order="sorted")
+    return Command(key, f"{request.method} {request.url.path}", sent, body)
+
+
+def _key_of(request: Request) -> str:
     key = request.headers.get("idempotency-key")
     if key is None:
         raise Problem("idempotency-key-missing", "send an Idempotency-Key header")
     if _KEY.fullmatch(key) is None:
         raise Problem("malformed", f"Idempotency-Key: 1 to {MAX_KEY_LENGTH} visible characters")
-    sent = msgspec.json.encode(msgspec.json.decode(raw), order="sorted")
-    return Command(key, f"{request.method} {request.url.path}", sent, body)
+    return key
 
 
 async def run_command(

@@ -86,7 +86,8 @@ def _described(route: APIRoute, operation: Operation, schemas: Schemas) -> dict[
     header = ["Idempotency-Key"] if operation.idempotent else []
     codes = {*_ALWAYS, *operation.problems}
     codes.update(["not-found"] if in_path else [], ["malformed"] if query else [])
-    codes.update(_WITH_BODY if operation.body is not None else (), _WITH_KEY if header else ())
+    has_body = operation.body is not None or operation.csv_columns
+    codes.update(_WITH_BODY if has_body else (), _WITH_KEY if header else ())
     described: dict[str, object] = {
         "operationId": route.name,
         "summary": (route.endpoint.__doc__ or route.name).strip().splitlines()[0],
@@ -109,6 +110,12 @@ def _described(route: APIRoute, operation: Operation, schemas: Schemas) -> dict[
         described["requestBody"] = {
             "required": not may_be_absent(operation.body),
             "content": content,
+        }
+    if operation.csv_columns:
+        header_line = ",".join(operation.csv_columns) + "\n"
+        described["requestBody"] = {
+            "required": True,
+            "content": {"text/csv": {"schema": {"type": "string"}, "example": header_line}},
         }
     return described
 

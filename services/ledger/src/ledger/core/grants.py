@@ -63,6 +63,8 @@ class Grant(Struct, frozen=True, kw_only=True):
     state: GrantState = "proposed"
     proposed_by: KeyId
     approved_by: KeyId | None = None
+    reference: str | None = None
+    """The officer's own name for it, where it came in a file; no other of its tenant has it."""
 
 
 class ApproveGrant(Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ their table is the runtime kit's (`runtime.auth`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 from hisab_contracts.ids import (
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 GRANT_COLUMNS: Final = """
 grant_id, tenant_id, programme_id, grant_micro, priority, effective_at, expires_at, state,
-proposed_by, approved_by, scope, coverage_bps, tax_effect, after_grant
+proposed_by, approved_by, scope, coverage_bps, tax_effect, after_grant, reference
 """
 _PRICE_LINE_COLUMNS: Final = """
 rate_line_id, price_version, currency, sku, price_class, micro_per_gpu_hour, valid_from, valid_until
@@ -154,10 +154,48 @@ async def programme_currency(connection: Connection, programme_id: str) -> str |
     return currency
 
 
-_INSERT_GRANT = (
+_TENANT_CURRENCIES = """
+select tenant_id, currency from tenants where tenant_id = any($1::text[])
+"""
+_PROGRAMME_CURRENCIES = """
+select programme_id, currency from programmes where programme_id = any($1::text[])
+"""
+
+
+async def tenant_currencies(connection: Connection, tenant_ids: Collection[str]) -> dict[str, str]:
+    """Return the currency of each of these tenants that there is."""
+    rows = await connection.fetch(_TENANT_CURRENCIES, sorted(tenant_ids))
+    return {row["tenant_id"]: row["currency"] for row in rows}
+
+
+async def programme_currencies(
+    connection: Connection, programme_ids: Collection[str]
+) -> dict[str, str]:
+    """Return the currency of each of these programmes that there is."""
+    rows = await connection.fetch(_PROGRAMME_CURRENCIES, sorted(programme_ids))
+    return {row["programme_id"]: row["currency"] for row in rows}
+
+
+# In the order given, which is that of their numbers then. Whoever inserts the same grant at the
+# same time is waited for.
+_INSERT_GRANTS = (
     "insert into grants ("
     + GRANT_COLUMNS
-    + ") values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11::jsonb, $12, $13, $14)"
+    + ") select "
+    + GRANT_COLUMNS
+    + """
+  from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::int[], $6::timestamptz[],
+              $7::timestamptz[], $8::text[], $9::text[], $10::text[], $11::jsonb[], $12::int[],
+              $13::text[], $14::text[], $15::text[]) with ordinality as n ("""
+    + GRANT_COLUMNS
+    + """, place)
+ order by place
+on conflict do nothing
+returning grant_id
+"""
+)
+_GRANTS_OF_IDS = (
+    "select " + GRANT_COLUMNS + " from grants where grant_id = any($1::text[]) order by grant_id"
 )
 _FIND_GRANT = "select " + GRANT_COLUMNS + " from grants where grant_id = $1"
 _LOCK_GRANT = _FIND_GRANT + " for no key update"
@@ -179,25 +217,35 @@ returning """
 )
 
 
-async def add_grant(connection: Connection, grant: Grant) -> None:
-    """Store a proposal."""
-    await connection.execute(
-        _INSERT_GRANT,
-        grant.grant_id,
-        grant.tenant_id,
-        grant.programme_id,
-        grant.grant_micro,
-        grant.priority,
-        moment_of(grant.effective_ms),
-        optional_moment_of(grant.expires_ms),
-        grant.state,
-        grant.proposed_by,
-        grant.approved_by,
-        scope_as_json(grant.scope),
-        grant.coverage_bps,
-        grant.tax_effect,
-        grant.after_grant,
+async def add_grants(connection: Connection, grants: Sequence[Grant]) -> frozenset[GrantId]:
+    """Store proposals; returns which were stored: not those that were there already."""
+    rows = await connection.fetch(
+        _INSERT_GRANTS,
+        [grant.grant_id for grant in grants],
+        [grant.tenant_id for grant in grants],
+        [grant.programme_id for grant in grants],
+        [grant.grant_micro for grant in grants],
+        [grant.priority for grant in grants],
+        [moment_of(grant.effective_ms) for grant in grants],
+        [optional_moment_of(grant.expires_ms) for grant in grants],
+        [grant.state for grant in grants],
+        [grant.proposed_by for grant in grants],
+        [grant.approved_by for grant in grants],
+        [scope_as_json(grant.scope) for grant in grants],
+        [grant.coverage_bps for grant in grants],
+        [grant.tax_effect for grant in grants],
+        [grant.after_grant for grant in grants],
+        [grant.reference for grant in grants],
     )
+    return frozenset(GrantId(row["grant_id"]) for row in rows)
+
+
+async def grants_of_ids(
+    connection: Connection, grant_ids: Collection[GrantId]
+) -> dict[GrantId, Grant]:
+    """Find those of these grants that are there and that this transaction may see."""
+    rows = await connection.fetch(_GRANTS_OF_IDS, sorted(grant_ids))
+    return {grant.grant_id: grant for grant in map(grant_from_row, rows)}
 
 
 async def find_grant(connection: Connection, grant_id: str) -> Grant | None:
@@ -255,6 +303,7 @@ def grant_from_row(row: Row) -> Grant:
         coverage_bps=row["coverage_bps"],
         tax_effect=row["tax_effect"],
         after_grant=row["after_grant"],
+        reference=row["reference"],
     )
 
 
