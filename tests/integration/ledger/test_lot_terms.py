@@ -165,6 +165,25 @@ async def test_a_grant_is_revoked_expires_and_is_reclaimed_once(ledger: RealLedg
     await ledger.grant("ended", "e-two", 100, programme_id="brief")
 
 
+async def test_what_returns_within_a_batch_expires_again_like_what_returns_later(
+    ledger: RealLedger,
+) -> None:
+    """Usage taken back out of an expired lot, and its correction, in one batch or in two."""
+    late, corrected = (
+        total(60, tenant_id="batched", hour_ms=at(1)),
+        total(0, tenant_id="batched", hour_ms=at(1), revision=1),
+    )
+    await ledger.tenant("batched")
+    expires_ms = (now_ms() // HOUR_MS + 9) * HOUR_MS
+    await ledger.grant("batched", "b-old", 100, expires_ms=expires_ms)
+    await ledger.book(watermark("lhr", 999, expires_ms), watermark("khi", 999, expires_ms))
+    await ledger.expire_lots()
+    await ledger.book(late, corrected)
+    assert [
+        "grant", "expiry", "expiry_reversed", "charge", "charge", "expiry",
+    ] == await kinds_of(ledger, "batched")  # fmt: skip
+
+
 async def test_entries_of_every_kind_read_back_as_they_were_hashed(ledger: RealLedger) -> None:
     """What only some have is stored with them, and the audit folds them to what is projected."""
     assert [] == await ledger.audit()

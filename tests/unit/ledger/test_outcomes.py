@@ -87,7 +87,20 @@ def test_an_outcome_is_accepted_once_by_an_approver_with_another_key(
     key_id: str, role: str, state: OutcomeState, refusal: AcceptanceRefusal | None
 ) -> None:
     """The submitter hears it first, whatever its role and the outcome's state."""
-    assert refusal == refuse_acceptance(outcome(state), KeyId(key_id), role)
+    approved = grant("g", 1, state="approved")
+    assert refusal == refuse_acceptance(outcome(state), approved, KeyId(key_id), role)
+
+
+def test_an_outcome_of_a_grant_that_was_reversed_since_is_not_accepted() -> None:
+    """It should not have been made, so it opens no tranche; a revoked one gave credit."""
+    states: tuple[GrantState, ...] = ("reversed", "revoked")
+    refused = [
+        refuse_acceptance(
+            outcome("submitted"), grant("g", 1, state=state), KeyId("approver"), "approver"
+        )
+        for state in states
+    ]
+    assert [NotApproved("reversed"), None] == refused
 
 
 def test_of_an_outcome_that_is_not_there_only_the_role_is_told() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hisab_contracts.ids import GrantId, PaymentId
 from ledger.core.decisions import Footprint, footprint_of
-from ledger.core.prepayments import PREPAID, PaymentDiffers, TopUp
+from ledger.core.prepayments import PREPAID, PaymentDiffers, TopUp, TopUpExpired
 from ledger.core.restoration import budget_change_of
 from ledger.core.withdrawals import AlreadyReversed
 from unit.ledger.test_charges import entered, moves
@@ -46,6 +46,13 @@ def test_a_payment_is_credited_once_and_other_content_is_refused() -> None:
     assert () == ledger.do(payment(), at(10))
     assert PaymentDiffers(50) == ledger.do(payment(60), at(10))
     assert PaymentDiffers(50) == ledger.do(payment(expires_ms=at(20)), at(10))
+
+
+def test_credit_that_could_never_be_used_is_not_opened() -> None:
+    """Its payment can still be credited with another end."""
+    ledger = CoreLedger(book())
+    assert TopUpExpired(at(9)) == ledger.do(payment(expires_ms=at(9)), at(9, 40))
+    assert isinstance(ledger.do(payment(expires_ms=at(10)), at(9, 40)), tuple)
 
 
 def test_a_top_up_is_reversed_without_a_programme() -> None:

@@ -352,10 +352,12 @@ class Commands:
         self, connection: Connection, grant_id: str, outcome_id: str, accepter: KeyId, role: str
     ) -> NotFound | AcceptanceRefusal | None:
         """Accept an outcome that another key submitted."""
+        # The grant first, as by whoever submits: it may be reversed meanwhile.
+        grant = await directory.lock_grant(connection, grant_id)
         outcome = await outcomes.lock_outcome(connection, grant_id, outcome_id)
-        if outcome is None:
+        if grant is None or outcome is None:
             return NotFound("outcome of this grant")
-        refused = refuse_acceptance(outcome, accepter, role)
+        refused = refuse_acceptance(outcome, grant, accepter, role)
         if refused is not None:
             return refused
         await outcomes.mark_accepted(connection, outcome.outcome_id, accepter)
@@ -371,6 +373,10 @@ class Commands:
                 entry = await entries.find_entry(connection, terms.entry_id)
                 if entry is None:
                     raise InvariantBroken(f"entry {terms.entry_id} was there, and entries stay")
+                if entry.kind == "grant" and entry.grant is not None:
+                    # Its state is written once the books are decided; locked before them, as by
+                    # whoever revokes it at the same time.
+                    await directory.lock_grant(connection, entry.grant.grant_id)
                 return terms.command(entry, actor)
             case RevokeTerms() | ReclaimTerms():
                 grant = await directory.lock_grant(connection, terms.grant_id)

@@ -262,7 +262,7 @@ def _hold_entry_answer(hold: HoldDetail) -> HoldEntryAnswer:
         hold_micro=str(hold.hold_micro),
         open_micro=str(hold.open_micro),
         reserved=_reserved_answers(hold.reserved),
-        cause=hold.cause,  # `placed`, `moved`, or what a hold is `ended_by`
+        cause=hold.cause,  # `placed`, `extended`, `moved`, or what a hold is `ended_by`
         allocation_id=hold.allocation_id,
         expires_at=instant_text(hold.expires_ms),
         short_micro=None if hold.short_micro is None else str(hold.short_micro),

@@ -113,7 +113,7 @@ class Outcomes(Resource):
         body=AcceptOutcome,
         answer=OutcomeStanding,
         idempotent=True,
-        problems=("maker-is-checker", "already-decided"),
+        problems=("maker-is-checker", "already-decided", "not-approved"),
     )
     async def accept_outcome(self, request: Request, grant_id: str, outcome_id: str) -> Response:
         """Accept an outcome that another key submitted: the next tranche may be approved."""

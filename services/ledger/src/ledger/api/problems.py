@@ -28,7 +28,7 @@ from ledger.core.holds import (
 )
 from ledger.core.movements import AlreadyInvoiced, NotReceivable
 from ledger.core.outcomes import NotApproved, OutcomesExceeded, SubmissionRefusal
-from ledger.core.prepayments import PaymentDiffers
+from ledger.core.prepayments import PaymentDiffers, TopUpExpired
 from ledger.core.proposals import (
     AboveLimit,
     AlreadyDecided,
@@ -125,6 +125,8 @@ def problem_of(refusal: CommandRefusal) -> Problem:
             )
         case NotReceivable(receivable_micro):
             return Problem("not-receivable", receivable_micro=str(receivable_micro))
+        case TopUpExpired(expires_ms):
+            return Problem("malformed", f"expires_at: {instant_text(expires_ms)} is not ahead")
         case PaymentDiffers(topup_micro):
             return Problem(
                 "payment-differs", "this payment is credited", topup_micro=str(topup_micro)

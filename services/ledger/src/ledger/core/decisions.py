@@ -17,14 +17,13 @@ What each command enters is decided in a module of its own subject: `charges`, `
 Refusals, in order of precedence; of any command first `NotFound` (no such book). Charge:
 `RefundAboveTotal`, `TotalOutOfRange`. Hold placed: `HoldOver`, `TenantSuspended`,
 `InsufficientCredit`. Hold extended: `NotFound` (no such hold), `HoldClosed`, `HoldOver`,
-`TenantSuspended`, `InsufficientCredit`. Hold released:
-`NotFound` (no such hold), `HoldClosed`. Grant approved: `GrantExpired`, `OutcomeMissing`,
-`BudgetExceeded`. Invoiced: `AlreadyInvoiced`, `NotReceivable`. Budget added:
-`BudgetOutOfRange`. Credit limit changed:
-`NotCommercial`. Entry reversed: `NotReversible`, `AlreadyReversed`, `AlreadyDrawn`, `Reserved`,
-`AlreadyReclaimed`. Grant revoked: `GrantNotApproved`, `GrantExpired`. Expired credit reclaimed:
-`AlreadyReclaimed`, `NotExpired`. Topped up: `PaymentDiffers`. Lots expired: none. Who may approve
-what is decided before (`proposals`).
+`TenantSuspended`, `InsufficientCredit`. Hold released: `NotFound` (no such hold), `HoldClosed`.
+Grant approved: `GrantExpired`, `OutcomeMissing`, `BudgetExceeded`. Invoiced: `AlreadyInvoiced`,
+`NotReceivable`. Budget added: `BudgetOutOfRange`. Credit limit changed: `NotCommercial`. Entry
+reversed: `NotReversible`, `AlreadyReversed`, `AlreadyDrawn`, `Reserved`, `AlreadyReclaimed`. Grant
+revoked: `GrantNotApproved`, `GrantExpired`. Expired credit reclaimed: `AlreadyReclaimed`,
+`NotExpired`. Topped up: `PaymentDiffers`, `TopUpExpired`. Lots expired: none. Who may approve what
+is decided before (`proposals`).
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ from ledger.core.movements import (
     record_invoiced,
     set_budget,
 )
-from ledger.core.prepayments import PREPAID, PaymentDiffers, TopUp, top_up
+from ledger.core.prepayments import PREPAID, TopUp, TopUpRefusal, top_up
 from ledger.core.reservations import extend_hold, place_hold, release_hold
 from ledger.core.withdrawals import (
     ReclaimExpired,
@@ -145,7 +144,7 @@ BookRefusal = (
     | ReversalRefusal
     | RevocationRefusal
     | ReclaimRefusal
-    | PaymentDiffers
+    | TopUpRefusal
     | BudgetOutOfRange
     | NotCommercial
 )

@@ -4,8 +4,8 @@ A programme gets its budget, a grant moves some of it to a lot of a tenant (an e
 their books), and a finalised document moves what is receivable to the document's own account. Each
 is decided here and called by `decisions.decide` alone; what takes a grant back is in `withdrawals`.
 
-Refusals, in order of precedence. Grant approved: `GrantExpired`, `BudgetExceeded`. Invoiced:
-`AlreadyInvoiced`, `NotReceivable`.
+Refusals, in order of precedence. Grant approved: `GrantExpired`, `OutcomeMissing`,
+`BudgetExceeded`. Invoiced: `AlreadyInvoiced`, `NotReceivable`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ What outcomes cost is reported by the theme of programmes: the credit that was d
 an accepted outcome, over the number of these outcomes.
 
 Refusals, in order of precedence. Submission: `NotApproved`, `OutcomesExceeded`. Acceptance:
-`MakerIsChecker`, `DecisionForbidden`, `AlreadyDecided`.
+`MakerIsChecker`, `DecisionForbidden`, `AlreadyDecided`, `NotApproved`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ SubmissionRefusal = NotApproved | OutcomesExceeded
 """Why an outcome is not put on record, in order of precedence."""
 
 AccepterRefusal = MakerIsChecker | DecisionForbidden
-AcceptanceRefusal = AccepterRefusal | AlreadyDecided
+AcceptanceRefusal = AccepterRefusal | AlreadyDecided | NotApproved
 """Why an outcome is not accepted, in order of precedence."""
 
 
@@ -79,12 +79,17 @@ def refuse_submission(grant: Grant, outcome_count: int) -> SubmissionRefusal | N
     return OutcomesExceeded(MOST_OUTCOMES) if outcome_count >= MOST_OUTCOMES else None
 
 
-def refuse_acceptance(outcome: GrantOutcome, key_id: KeyId, role: str) -> AcceptanceRefusal | None:
-    """Say why a key may not accept an outcome, or None."""
+def refuse_acceptance(
+    outcome: GrantOutcome, grant: Grant, key_id: KeyId, role: str
+) -> AcceptanceRefusal | None:
+    """Say why a key may not accept an outcome of a grant, or None."""
     refused = refuse_accepter(outcome, key_id, role)
     if refused is not None:
         return refused
-    return None if outcome.state == "submitted" else AlreadyDecided(outcome.state)
+    if outcome.state != "submitted":
+        return AlreadyDecided(outcome.state)
+    # Reversed since it was submitted: a grant that should not have been made opens no tranche.
+    return None if grant.state in _HAD_A_LOT else NotApproved(grant.state)
 
 
 def refuse_accepter(

@@ -4,7 +4,7 @@ No programme promises it, so no budget moves and no second person approves it: t
 evidence. Its lot is effective from the hour begun, pays after lots of lower priority and for
 everything, and its source is `prepaid` where a grant names its programme.
 
-Refusals: `PaymentDiffers`.
+Refusals, in order of precedence: `PaymentDiffers`, `TopUpExpired`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,17 @@ class PaymentDiffers(Struct, frozen=True):
     """What it stands at; 0 once it was reversed."""
 
 
-def top_up(book: Book, command: TopUp, now_ms: int) -> tuple[Entry, ...] | PaymentDiffers:
+class TopUpExpired(Struct, frozen=True):
+    """Credit that ends in the hour begun, or before it, could never be used."""
+
+    expires_ms: int
+
+
+TopUpRefusal = PaymentDiffers | TopUpExpired
+"""Why a payment is not credited so, in order of precedence."""
+
+
+def top_up(book: Book, command: TopUp, now_ms: int) -> tuple[Entry, ...] | TopUpRefusal:
     """Open a lot of what was paid. No entry where the same payment was credited the same."""
     known = next((lot for lot in book.lots if lot.grant_id == command.grant_id), None)
     if known is not None:
@@ -52,6 +62,8 @@ def top_up(book: Book, command: TopUp, now_ms: int) -> tuple[Entry, ...] | Payme
         is_same = credited == (command.topup_micro, command.expires_ms)
         return () if is_same else PaymentDiffers(known.granted_micro)
     effective_ms = hour_floor_ms(now_ms)
+    if command.expires_ms is not None and command.expires_ms <= effective_ms:
+        return TopUpExpired(command.expires_ms)
     micro = command.topup_micro
     movements = [(funding_account(PREPAID), -micro), (LOT + command.grant_id, micro)]
     return (

@@ -182,8 +182,9 @@ async def open_for_charges(
     first_hour_ms = min((total.hour_ms for total in totals), default=None)
     lots = await load_lots(connection, wanted, spent_lots=spent_lots, used_from_ms=first_hour_ms)
     complete_until_ms: dict[str, int | None] = {}
-    if spent_lots:
-        # Only what returns can return to a lot whose window is complete.
+    if spent_lots or any(lot.expired_micro for of_tenant in lots.values() for lot in of_tenant):
+        # Only what returns can return to a lot whose window is complete: to a spent one, or within
+        # this batch to one that it was taken back from.
         found = await complete_until_of(connection, set(partitions.values()))
         complete_until_ms = {tenant_id: found[of] for tenant_id, of in partitions.items()}
     loaded = await load_holds(

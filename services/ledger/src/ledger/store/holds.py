@@ -267,18 +267,20 @@ class PlacedJob(Struct, frozen=True, kw_only=True):
 _SELECT_JOBS = SELECT_HOLD + ", " + _HOLD_FACTS + " from holds"
 _JOB_OF = _SELECT_JOBS + " where hold_id = $1"
 # In the order of their ids, so that a page ends where the next begins whatever happens between.
-# `$2` is null where any state will do; what is over by the clock is not open, whatever is written.
 _JOBS_AFTER = (
     _SELECT_JOBS
     + """
  where hold_id > $1
-   and ($2::boolean is null or (ended is null and expires_at > $3) = $2)
-   and ($4::text is null or tenant_id = $4)
-   and ($5::text is null or job_ref = $5)
- order by hold_id
- limit $6
+   and ($2::text is null or tenant_id = $2)
+   and ($3::text is null or job_ref = $3)
 """
 )
+_IN_ORDER = " order by hold_id limit $4"
+_ANY_JOBS_AFTER = _JOBS_AFTER + _IN_ORDER
+# Few holds are open of all that ever were, and an index has those. What is over by the clock is not
+# open, whatever is written.
+_OPEN_JOBS_AFTER = _JOBS_AFTER + " and ended is null and expires_at > $5" + _IN_ORDER
+_ENDED_JOBS_AFTER = _JOBS_AFTER + " and (ended is not null or expires_at <= $5)" + _IN_ORDER
 
 
 async def job_of(connection: Connection, hold_id: str) -> PlacedJob | None:
@@ -298,9 +300,12 @@ async def jobs_after(
     job_ref: str | None,
 ) -> list[PlacedJob]:
     """List holds that this transaction may see, in order of their ids, after one."""
-    rows = await connection.fetch(
-        _JOBS_AFTER, after, is_open, moment_of(now_ms), tenant_id, job_ref, limit
-    )
+    asked = after, tenant_id, job_ref, limit
+    if is_open is None:
+        rows = await connection.fetch(_ANY_JOBS_AFTER, *asked)
+    else:
+        found = _OPEN_JOBS_AFTER if is_open else _ENDED_JOBS_AFTER
+        rows = await connection.fetch(found, *asked, moment_of(now_ms))
     return list(map(_job_from_row, rows))
 
 
