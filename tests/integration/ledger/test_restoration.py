@@ -274,6 +274,46 @@ async def test_a_budget_raised_since_the_backup_has_to_be_named_whole(restored: 
     assert [] == await copy.audit()
 
 
+async def test_a_budget_proposal_of_the_backup_is_not_approved_again_once_it_is_named(
+    restored: Restored,
+) -> None:
+    """Approved since the backup and spent, it would be given a second time."""
+    more = BudgetTerms(programme_id=ProgrammeId("ignite"), add_micro=50)
+    proposal_id = await restored.now.propose("more", more)
+    copy = await restored.copy()
+    await restored.now.approve(proposal_id)
+    await restored.now.grant(TENANT, "g2", 10**14 - 60)
+    await restored.publish(restored.now)
+    await restored.recovery(copy, ignite=10**14 + 50).run(accepted_by="op", reason="backup")
+    with pytest.raises(Refused) as again:
+        await copy.approve(proposal_id)
+    assert AlreadyDecided("rejected") == again.value.refusal
+    assert [] == await copy.audit()
+
+
+async def test_a_grant_is_taken_back_before_what_made_room_for_it(restored: Restored) -> None:
+    """A reversal gave one tenant's credit back, and another got it: of two partitions either may
+    come first, and nobody has to name a budget."""
+    await restored.now.tenant("elsewhere", "startup")
+    copy = await restored.copy()
+    left_micro = await left_of(restored.now, "ignite")
+    await restored.now.grant(TENANT, "g-mistaken", left_micro)
+    (*_, mistaken) = [e for e in await restored.now.entries(TENANT) if e.kind == "grant"]
+    await restored.now.reverse(mistaken)
+    await restored.now.grant("elsewhere", "g-right", left_micro)
+    await restored.publish(restored.now)
+    await restored.recovery(copy).run(accepted_by="op", reason="backup")
+    assert 0 == await left_of(copy, "ignite")
+    assert [] == await copy.audit()
+
+
+async def left_of(ledger: RealLedger, programme_id: str) -> int:
+    """What a programme may still promise."""
+    books = await books_of(ledger)
+    (book,) = [book for book in books if book.tenant_id == f"/programmes/{programme_id}"]
+    return book.accounts["budget"]
+
+
 async def test_a_limit_approved_since_the_backup_holds_and_is_not_approved_again(
     restored: Restored,
 ) -> None:

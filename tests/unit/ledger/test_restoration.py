@@ -9,7 +9,7 @@ from hisab_contracts.charges import BucketTotal
 from hisab_contracts.entries import Entry
 from hisab_contracts.ids import ProgrammeId, TenantId
 from ledger.core.adjustments import AddBudget
-from ledger.core.book import Book
+from ledger.core.book import Book, Books, evolve
 from ledger.core.decisions import BookCommand
 from ledger.core.directory import book_of_programme
 from ledger.core.movements import SetBudget
@@ -30,6 +30,7 @@ from ledger.core.restoration import (
     give_budget,
     placing_of,
     programme_book_of,
+    refuse_budget,
     refuse_taking_back,
     reversed_grant_of,
 )
@@ -133,7 +134,12 @@ def test_a_grant_is_not_taken_back_without_its_programme() -> None:
     change = budget_change_of(granted)
     assert change is not None
     assert ProgrammeUnknown(change[0]) == counterpart_of(granted, change, None)
-    assert BudgetTooSmall(change[0], 0) == counterpart_of(granted, change, IGNITE)
+    # Below 0 on the way, and refused only if it still is with everything taken back.
+    counterpart = counterpart_of(granted, change, IGNITE)
+    assert isinstance(counterpart, Entry)
+    overdrawn = evolve(Books(IGNITE), counterpart).book
+    assert BudgetTooSmall(change[0], change[1]) == refuse_budget(overdrawn)
+    assert None is refuse_budget(IGNITE)
 
 
 def test_only_an_entry_that_placed_a_hold_places_one() -> None:

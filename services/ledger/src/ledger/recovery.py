@@ -55,6 +55,7 @@ from ledger.core.restoration import (
     give_budget,
     placing_of,
     programme_book_of,
+    refuse_budget,
     refuse_taking_back,
     reversed_grant_of,
 )
@@ -125,6 +126,7 @@ class Recovery:
                 # Not after the entries: a ledger that waits may find the last, and open before.
                 await accept_stored_progress(connection, partitions, accepted_by, reason)
             taken, holds = await self._take_entries(connection)
+            await self._check_budgets(connection)
             done = Recovered(entries=taken, tenants=tenants, holds=holds)
             async with transaction_on(connection):
                 await recoveries.record_recovery(
@@ -160,6 +162,7 @@ class Recovery:
         )
         if isinstance(begin, str):
             raise NotRecovered(begin)
+        await self._give_budgets(connection)
         taken, holds = 0, list[str]()
         async for records in self._entries.read(begin, ranges):
             found = entries_in(records)
@@ -194,7 +197,6 @@ class Recovery:
         if not lacking:
             return ()
         batch = list(lacking.values())
-        await self._open_programmes(connection, batch)
         unit = await recoveries.open_to_take_back(connection, batch)
         for entry in batch:
             await self._take_one(connection, unit, entry)
@@ -226,24 +228,34 @@ class Recovery:
             await directory.mark_ended(connection, entry.lot.grant_id, "revoked")
         unit.take_back(entry, placing_of(entry))
 
-    async def _open_programmes(self, connection: Connection, batch: Sequence[Entry]) -> None:
+    async def _give_budgets(self, connection: Connection) -> None:
         """Give programmes the budgets that the operator has named: those opened or raised since."""
-        granting = {entry.grant.programme_id for entry in batch if entry.grant is not None}
-        for programme_id in sorted(granting & set(self._budgets_micro)):
-            budget_micro = self._budgets_micro[programme_id]
-            added = await directory.add_programme(
-                connection, programme_id, programme_id, PROGRAMME_CURRENCY, budget_micro
-            )
-            book = book_of_programme(programme_id)
-            if added:
-                await books.insert_book(connection, book)
-            unit = await books.open_books(
-                connection, [book.tenant_id], now_ms, accounts=("authority", "budget")
-            )
-            given = give_budget(unit.book(book.tenant_id), budget_micro, actor=ACTOR)
-            if given is not None:
-                unit.enter(book.tenant_id, given)
-                await books.save(connection, unit.changes())
+        for programme_id, budget_micro in sorted(self._budgets_micro.items()):
+            async with transaction_on(connection):
+                added = await directory.add_programme(
+                    connection, programme_id, programme_id, PROGRAMME_CURRENCY, budget_micro
+                )
+                book = book_of_programme(programme_id)
+                if added:
+                    await books.insert_book(connection, book)
+                unit = await books.open_books(
+                    connection, [book.tenant_id], now_ms, accounts=("authority", "budget")
+                )
+                given = give_budget(unit.book(book.tenant_id), budget_micro, actor=ACTOR)
+                if given is not None:
+                    unit.enter(book.tenant_id, given)
+                    await books.save(connection, unit.changes())
+                    # What it names was approved since, or never will be: approved again, it would
+                    # be given twice.
+                    await recoveries.close_budget_proposals(connection, programme_id)
+
+    async def _check_budgets(self, connection: Connection) -> None:
+        """Stop where a programme has granted more than it was given, as far as is known here."""
+        overdrawn = await recoveries.overdrawn_programmes(connection)
+        for programme in (await books.lock_whole_books(connection, overdrawn)).values():
+            refused = refuse_budget(programme)
+            if refused is not None:
+                raise NotRecovered(reason_of(refused))
 
 
 def reason_of(refusal: TakingBackRefusal) -> str:
@@ -270,9 +282,9 @@ def reason_of(refusal: TakingBackRefusal) -> str:
             )
         case BudgetTooSmall(programme_id, left_micro):
             return (
-                f"programme {programme_id} has {left_micro} left, less than it granted next. Its "
-                "budget was raised after the backup: name all that it was given, "
-                f"--programme {programme_id}=BUDGET_MICRO"
+                f"everything is taken back, and what programme {programme_id} was given is "
+                f"{-left_micro} less than it granted: its budget was raised after the backup. "
+                f"Name all that it was given, --programme {programme_id}=BUDGET_MICRO"
             )
         case _:
             assert_never(refusal)

@@ -190,14 +190,15 @@ def reversed_grant_of(entry: Entry) -> GrantId:
 
 def counterpart_of(
     entry: Entry, change: tuple[ProgrammeId, int], programme: Book | None
-) -> Entry | ProgrammeUnknown | BudgetTooSmall:
-    """Make the entry that a grant, or what took it back, made in the programme's book."""
+) -> Entry | ProgrammeUnknown:
+    """Make the entry that a grant, or what took it back, made in the programme's book.
+
+    Its budget may fall below 0 meanwhile: what came back from one tenant and was granted to another
+    lies in two partitions. Whether it covers all is asked at the end (`refuse_budget`).
+    """
     programme_id, change_micro = change
     if programme is None:
         return ProgrammeUnknown(programme_id)
-    left_micro = balance_micro(programme, "budget")
-    if left_micro + change_micro < 0:
-        return BudgetTooSmall(programme_id, left_micro)
     movements = [("budget", change_micro), (granted_account(entry.tenant_id), -change_micro)]
     return next_entry(
         programme,
@@ -207,6 +208,15 @@ def counterpart_of(
         caused_by=entry.caused_by,
         actor=entry.actor,
     )
+
+
+def refuse_budget(programme: Book) -> BudgetTooSmall | None:
+    """Say, with everything taken back, whether a programme granted more than it was given."""
+    left_micro = balance_micro(programme, "budget")
+    if left_micro >= 0:
+        return None
+    programme_id = ProgrammeId(programme.tenant_id.removeprefix(PROGRAMME_BOOK))
+    return BudgetTooSmall(programme_id, left_micro)
 
 
 def give_budget(programme: Book, budget_micro: int, *, actor: str) -> SetBudget | AddBudget | None:

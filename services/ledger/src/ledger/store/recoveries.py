@@ -114,6 +114,29 @@ async def take_back_approval(
     )
 
 
+_CLOSE_BUDGET_PROPOSALS = """
+update proposals
+   set state = 'rejected', decided_by = 'recover', decided_at = clock_timestamp(),
+       reason = 'the budget was named whole when the ledger was recovered'
+ where kind = 'budget' and state = 'proposed' and terms ->> 'programme_id' = $1
+"""
+
+
+async def close_budget_proposals(connection: Connection, programme_id: str) -> None:
+    """Reject what was proposed for a programme whose budget an operator has named whole."""
+    await connection.execute(_CLOSE_BUDGET_PROPOSALS, programme_id)
+
+
+_OVERDRAWN = """
+select tenant_id from accounts where account = 'budget' and balance_micro < 0 order by tenant_id
+"""
+
+
+async def overdrawn_programmes(connection: Connection) -> list[str]:
+    """Name the books of programmes that have granted more than they were given."""
+    return [row["tenant_id"] for row in await connection.fetch(_OVERDRAWN)]
+
+
 _RECORD_RECOVERY = """
 insert into recoveries (accepted_by, reason, entries, tenants, holds) values ($1, $2, $3, $4, $5)
 """
