@@ -150,8 +150,8 @@ METERING: Final[Reasons] = MappingProxyType(
             "hub_partitions_hub_fkey hub_partitions_partition_check sources_hub_fkey"
         ),
         "a generated identity": (
-            "corrections_pkey freed_time_pkey open_time_pkey price_lines_generation_key "
-            "quarantine_pkey sources_arrival_key usage_changes_pkey"
+            "corrections_counted corrections_pkey freed_time_pkey open_time_pkey "
+            "price_lines_generation_key quarantine_pkey sources_arrival_key usage_changes_pkey"
         ),
         "buckets added up by a trigger and a task, in the order of what changed them "
         "(integration/metering/test_usage_sums)": (

@@ -110,7 +110,8 @@ class Metered:
         self.last: tuple[HubWatermark | None, int] = (None, 0)
         self._offset = 0
         self._quarantine_id = 0
-        self._arrivals = 0
+        self._counted = 0
+        self._not_counting: dict[CorrectionId, CorrectionOrder] = {}
 
     def take(
         self, batch: Sequence[dict[str, Any]], reference: Reference | None = None
@@ -229,10 +230,16 @@ class Metered:
 
     def approve(self, order: CorrectionOrder, reference: Reference) -> list[BucketTotal]:
         """Let a correction count that operators have approved; return what is stated."""
+        self._not_counting[order.correction_id] = order
         batch = engine.prepare([], reference, approved=[order])
         changes = engine.meter(batch, self._state_for(batch))
         self._apply(changes)
         return [bucket.total for bucket in changes.buckets if bucket.is_stated]
+
+    def count_waiting(self, reference: Reference) -> list[BucketTotal]:
+        """Try again to have approved corrections count, as the service does now and then."""
+        waiting = list(self._not_counting.values())
+        return [total for order in waiting for total in self.approve(order, reference)]
 
     def judge_released(self, reference: Reference) -> list[BucketTotal]:
         """Judge conflicts again, as the service does where a correction may have ended them."""
@@ -260,21 +267,23 @@ class Metered:
             return
         for (key, allocation_id), changed in changes.corrections.freed.items():
             _apply_coverage(self.freed[allocation_id], {key: changed})
-        for arrival in changes.corrections.parked:
-            del self.corrections[arrival]
-        for arrival in changes.corrections.begun:
-            fact, record = self.corrections[arrival]
-            self.corrections[arrival] = (CorrectionFact(arrival, fact.correction), record)
+        for counted_seq in changes.corrections.parked:
+            del self.corrections[counted_seq]
+        for counted_seq in changes.corrections.begun:
+            fact, record = self.corrections[counted_seq]
+            self.corrections[counted_seq] = (CorrectionFact(counted_seq, fact.correction), record)
         for order, waits in changes.corrections.counted:
-            self._arrivals += 1
-            fact = CorrectionFact(self._arrivals, order.correction, waits)
+            # Numbered when it begins to count, whenever it was proposed.
+            self._counted += 1
+            fact = CorrectionFact(self._counted, order.correction, waits)
             kept = (
                 None
                 if order.record is None
                 else msgspec.structs.replace(order.record, earlier=None)
             )
-            self.corrections[self._arrivals] = (fact, kept)
+            self.corrections[self._counted] = (fact, kept)
             self.waiting.pop(order.correction_id, None)
+            self._not_counting.pop(order.correction_id, None)
         self.waiting.update(changes.corrections.waiting)
 
     def _apply(self, changes: Changes) -> None:

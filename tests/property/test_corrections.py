@@ -6,13 +6,17 @@ from collections import defaultdict
 from copy import deepcopy
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from correction_oracle import Line, correct, is_free
 from hisab_contracts.charges import BucketTotal
-from metering.core.batch import Reference
+from hisab_contracts.events import Correction
+from hisab_contracts.ids import TenantId
+from metering.core.batch import CorrectionOrder, Reference
+from metering.core.corrections import proposal_id
 from oracle import Bucket
 from property.metered import LATER_MS, Metered, facts
 from property.test_coverage import STEP_MS, TENANTS, anything, batches_of
@@ -195,21 +199,42 @@ def any_correction(draw: st.DrawFn) -> dict[str, Any]:
     return correction(instant(start), instant(start + draw(st.integers(1, 60))), **members)
 
 
+def order_of(said: dict[str, Any]) -> CorrectionOrder:
+    """A correction that operators have approved."""
+    found = msgspec.convert(said, Correction)
+    return CorrectionOrder(proposal_id(found, "key:1", 1), found, None)
+
+
+def with_nobody(reference: Reference) -> Reference:
+    """These facts, once `nobody` is known, too."""
+    currencies = {**reference.currencies, TenantId("nobody"): "PKR"}
+    return Reference(currencies, reference.book, reference.watermarks)
+
+
 @pytest.mark.defect("M11", "M19", "F5")
 @settings(max_examples=80, deadline=None)
 @given(
     said=st.lists(anything() | any_correction(), min_size=1, max_size=25),
+    operators=st.lists(any_correction(), max_size=4),
     size=st.integers(1, 6),
     data=st.data(),
 )
 def test_every_account_agrees_at_every_step_and_the_ledger_books_what_is_metered(
-    said: list[Any], size: int, data: st.DataObject
+    said: list[Any], operators: list[Any], size: int, data: st.DataObject
 ) -> None:
     """Contradictions, unknown tenants, two claims on a slice: the identity holds all the same."""
     metered, downstream = Metered(), Downstream()
+    everybody = with_nobody(facts())
     for batch in batches_of(said, size):
         downstream.hear(metered.take(batch, facts()), None)
         must_agree(metered)
+        if data.draw(st.booleans()) and operators:
+            downstream.hear(metered.approve(order_of(operators.pop()), facts()), None)
+            must_agree(metered)
+        if data.draw(st.booleans()):
+            # Its tenant has become known: it counts from now on, whenever it was approved.
+            downstream.hear(metered.count_waiting(everybody), None)
+            must_agree(metered)
         again = data.draw(st.sets(st.sampled_from(sorted(metered.open) or [0])))
         vouched = data.draw(st.sampled_from((None, LATER_MS)))
         replayed = metered.replay(sorted(again & set(metered.open)), facts(), vouched)

@@ -289,6 +289,30 @@ async def test_an_approved_correction_counts_once_what_it_lacks_has_come(
         assert [B] == [bucket["tenant_id"] for bucket in billed]
 
 
+@pytest.mark.parametrize("tenant_first", [True, False])
+async def test_of_equal_revisions_the_first_that_counted_stands_whenever_it_was_proposed(
+    migrated: Callable[[str], Addresses], tenant_first: bool
+) -> None:
+    """An operator's waits for its tenant; a hub's of its revision counts meanwhile, and stays."""
+    async with opened(migrated("metering")) as metering:
+        await metering.facts([A])
+        await metering.take([interval()])
+        proposed = await proposed_by(metering, "key:1", replacement={"tenant_id": B})
+        await approved_by(metering, "key:2", proposed)
+        if tenant_first:
+            await metering.know(B)
+            await judge_released(metering)
+        await metering.take([correction(NOON_MS, NOON_MS + HALF_MS)])
+        await metering.know(B)
+        await judge_released(metering)
+        assert (2, 2 if tenant_first else 1, 0, 0, 0 if tenant_first else 1) == await halves(
+            metering
+        )
+        await metering.take([correction(revision=2, action="void")])
+        assert (2, 0, 0, 0, 2) == await halves(metering)
+        assert [0, 0] == [row["gpu_ns"] for row in await metering.rows("select * from buckets")]
+
+
 async def decided(metering: StoredMetering) -> list[CorrectionDecision]:
     """What was published of corrections."""
     rows = await metering.rows(

@@ -296,7 +296,7 @@ class CorrectedState(NamedTuple):
 
     known: Mapping[CorrectedAllocation, Sequence[CorrectionFact]]
     waiting_records: Mapping[int, UsageRecord]
-    """By arrival, the records of those corrections that wait for their usage."""
+    """By `counted_seq`, the records of those corrections that wait for their usage."""
     freed: Mapping[DeviceKey, Sequence[CoveredInterval]]
     """Time that they released, of the devices in the batch."""
     currencies: Mapping[TenantId, str]
@@ -377,9 +377,9 @@ class CorrectionChanges(NamedTuple):
 
     counted: Sequence[CountedCorrection]
     begun: Sequence[int]
-    """By arrival: they have waited for their usage, and do no more."""
+    """By `counted_seq`: they have waited for their usage, and do no more."""
     parked: Sequence[int]
-    """By arrival: they need an approval after all, and are in quarantine now."""
+    """By `counted_seq`: they need an approval after all, and are in quarantine now."""
     waiting: Mapping[CorrectionId, QuarantineCause]
     """Approved corrections of operators that cannot count yet, or not everywhere, and why."""
     freed: Mapping[FreedKey, CoverageChanges]

@@ -64,8 +64,8 @@ from metering.core.coverage import (
 )
 from metering.core.quarantine import QuarantineCause
 
-_FIRST_NEW_ARRIVAL: Final = 2**62
-"""Corrections of a batch come after all that are stored, which a database numbers from 1."""
+_FIRST_NEW_SEQ: Final = 2**62
+"""Corrections of a batch count after all that are stored, which a database numbers from 1."""
 
 
 class CorrectedAccounts(Protocol):
@@ -107,7 +107,7 @@ class Correcting:
         self._accounts = accounts
         self._waiting_records = dict(state.waiting_records)
         self._covered = CorrectedCoverage(coverage, state.freed, state.known)
-        self._arrivals = _FIRST_NEW_ARRIVAL
+        self._next_seq = _FIRST_NEW_SEQ
         self._counted: dict[int, CountedCorrection] = {}
         self._begun: list[int] = []
         self._parked: list[int] = []
@@ -187,20 +187,20 @@ class Correcting:
 
     def _begin(self, fact: CorrectionFact) -> None:
         """Let a correction wait no more: it has passed, and its usage is here."""
-        self._covered.begin(fact, CorrectionFact(fact.arrival_id, fact.correction))
-        counted = self._counted.get(fact.arrival_id)
+        self._covered.begin(fact, CorrectionFact(fact.counted_seq, fact.correction))
+        counted = self._counted.get(fact.counted_seq)
         if counted is None:
-            self._begun.append(fact.arrival_id)
+            self._begun.append(fact.counted_seq)
         else:
-            self._counted[fact.arrival_id] = counted._replace(waits=False)
+            self._counted[fact.counted_seq] = counted._replace(waits=False)
 
     def _park(self, fact: CorrectionFact, cause: QuarantineCause) -> None:
         """Have a correction that counted, of which nothing was covered, wait in quarantine."""
         self._covered.forget(fact)
         # One that came with this very batch is not stored yet.
-        if self._counted.pop(fact.arrival_id, None) is None:
-            self._parked.append(fact.arrival_id)
-        record = self._waiting_records[fact.arrival_id]
+        if self._counted.pop(fact.counted_seq, None) is None:
+            self._parked.append(fact.counted_seq)
+        record = self._waiting_records[fact.counted_seq]
         self._accounts.quarantine(RejectedRecord(record, cause, fact.correction, counts=False))
 
     # A correction comes.
@@ -227,11 +227,11 @@ class Correcting:
         # Two operators have approved their own; one who replays a record approves it.
         needs_leave = record is not None and record.replayed_ms is None
         covered_gpu_ns = self._covered.covered_gpu_ns(correction)
-        fact = CorrectionFact(self._arrivals, correction, needs_leave and covered_gpu_ns == 0)
-        self._arrivals += 1
+        fact = CorrectionFact(self._next_seq, correction, needs_leave and covered_gpu_ns == 0)
+        self._next_seq += 1
         if known:
             if record is None:
-                self._counted[fact.arrival_id] = CountedCorrection(order, waits=False)
+                self._counted[fact.counted_seq] = CountedCorrection(order, waits=False)
             return None
         if needs_leave:
             horizon_ms = self._accounts.horizon_ms(correction.hub)
@@ -250,9 +250,9 @@ class Correcting:
         self._covered.correct(fact, shifts)
         for shift in shifts:
             self._move(shift, () if record is None else record.trace)
-        self._counted[fact.arrival_id] = CountedCorrection(order, fact.waits)
+        self._counted[fact.counted_seq] = CountedCorrection(order, fact.waits)
         if record is not None:
-            self._waiting_records[fact.arrival_id] = record
+            self._waiting_records[fact.counted_seq] = record
         if correction.release or correction.action == "replace":
             # What waits in conflict with this time may be in conflict no more.
             self._released.append(FreedTime(correction.hub, correction.start_ms, correction.end_ms))

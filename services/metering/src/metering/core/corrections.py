@@ -3,8 +3,8 @@
 Theory. A correction says of an allocation, on some slices in `[start, end)`, that what was reported
 is *void*, or has other terms (*replace*). It is a fact of its own: coverage stays as it was
 reported, and what a covered millisecond comes to is read off it through the correction that
-*stands* there. That is the one with the highest revision, of equal ones the first to arrive. So it
-does not matter whether usage or its correction comes first, nor in which order corrections come;
+*stands* there. That is the one with the highest revision, of equal ones the first that counted. So
+it does not matter whether usage or its correction comes first, nor in which order corrections come;
 and a void is remembered as long as the fact is there, which is for ever.
 
 A void may *release* its time: the device was really free, so it keeps no other allocation out.
@@ -77,8 +77,8 @@ class Effect(NamedTuple):
 class CorrectionFact(Struct, frozen=True, gc=False):
     """A correction that counts."""
 
-    arrival_id: int
-    """They rise in order of arrival."""
+    counted_seq: int
+    """They rise in the order in which corrections began to count."""
     correction: Correction
     waits: bool = False
     """A hub's, of which nothing was covered when it came: it is judged again when something is."""
@@ -248,7 +248,7 @@ def proposal_id(correction: Correction, proposed_by: str, proposed_ms: int) -> C
 
 
 def _rank(fact: CorrectionFact) -> tuple[int, int]:
-    return fact.correction.revision, -fact.arrival_id
+    return fact.correction.revision, -fact.counted_seq
 
 
 def _contradicts(standing: CorrectionFact | None, correction: Correction) -> bool:

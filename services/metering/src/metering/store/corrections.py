@@ -90,20 +90,21 @@ _RECORD_COLUMNS: Final = (
 )
 
 _KNOWN = """
-select c.arrival, c.waits, c.hub, c.node_id, c.allocation_id, c.slice_uuids, c.start_ms, c.end_ms,
-       c.revision, c.action, c.release, c.replacement, c.reason, c.approved_by, c.topic, c.topic_id,
-       c.partition, c.record_offset, c.record_ms, c.message_key, c.message_value, c.message_headers
+select c.counted_seq, c.waits, c.hub, c.node_id, c.allocation_id, c.slice_uuids, c.start_ms,
+       c.end_ms, c.revision, c.action, c.release, c.replacement, c.reason, c.approved_by, c.topic,
+       c.topic_id, c.partition, c.record_offset, c.record_ms, c.message_key, c.message_value,
+       c.message_headers
   from unnest($1::text[], $2::text[]) as k (of_hub, of_allocation)
   join corrections c on c.hub = k.of_hub and c.allocation_id = k.of_allocation
  where c.counts
- order by c.arrival
+ order by c.counted_seq
 """
 
 
 # The hub's lock is shared by all who meter usage, and each of them may end the waiting of one.
 _LOCK_WAITING = """
-select c.arrival, c.waits from corrections c where c.arrival = any($1::bigint[])
- order by c.arrival
+select c.counted_seq, c.waits from corrections c where c.counted_seq = any($1::bigint[])
+ order by c.counted_seq
    for update of c
 """
 
@@ -113,28 +114,29 @@ class CorrectionFacts(NamedTuple):
 
     known: dict[CorrectedAllocation, list[CorrectionFact]]
     waiting_records: dict[int, UsageRecord]
-    """By arrival, the records of those that wait for their usage."""
+    """By `counted_seq`, the records of those that wait for their usage."""
 
 
 async def load_known(
     connection: Connection, allocations: Collection[CorrectedAllocation]
 ) -> CorrectionFacts:
-    """Read the corrections of allocations that count, in order of arrival."""
+    """Read the corrections of allocations that count, in the order in which they began to."""
     found = CorrectionFacts({}, {})
     if not allocations:
         return found
     rows = await connection.fetch(_KNOWN, *zip(*allocations, strict=True))
-    waiting = [row["arrival"] for row in rows if row["waits"]]
-    still = {row["arrival"]: row["waits"] for row in await connection.fetch(_LOCK_WAITING, waiting)}
+    waiting = [row["counted_seq"] for row in rows if row["waits"]]
+    locked = await connection.fetch(_LOCK_WAITING, waiting)
+    still = {row["counted_seq"]: row["waits"] for row in locked}
     for row in rows:
-        waits = row["waits"] and still.get(row["arrival"])
+        waits = row["waits"] and still.get(row["counted_seq"])
         if waits is None:
             continue  # Somebody has found meanwhile that it needs an approval.
         correction = correction_from_row(row)
-        fact = CorrectionFact(row["arrival"], correction, waits)
+        fact = CorrectionFact(row["counted_seq"], correction, waits)
         found.known.setdefault((correction.hub, correction.allocation_id), []).append(fact)
         if fact.waits:
-            found.waiting_records[fact.arrival_id] = _record_from_row(row)
+            found.waiting_records[fact.counted_seq] = _record_from_row(row)
     return found
 
 
@@ -299,13 +301,13 @@ def covered_from_row(row: Row) -> CoveredInterval:
 # What changes.
 
 
-_PARK = "delete from corrections where arrival = any($1::bigint[])"
-_BEGIN = "update corrections set waits = false where arrival = any($1::bigint[])"
+_PARK = "delete from corrections where counted_seq = any($1::bigint[])"
+_BEGIN = "update corrections set waits = false where counted_seq = any($1::bigint[])"
 
-# An operator's correction counts, everywhere or but for what `_WAIT` says.
+# An operator's correction counts, everywhere or but for what `_WAIT` says: after all that count.
 _COUNT = """
-update corrections set counts = true, waits_for = null, waits_detail = null
- where correction_id = any($1::text[])
+update corrections set counts = true, counted_seq = default, waits_for = null, waits_detail = null
+ where correction_id = $1
 """
 
 _WAIT = """
@@ -383,8 +385,9 @@ async def save_corrections(connection: Connection, changes: CorrectionChanges) -
     if hubs_own:
         rows = [_counted_row(counted) for counted in hubs_own]
         await connection.execute(_ADD, *zip(*rows, strict=True))
-    if approved:
-        await connection.execute(_COUNT, approved)
+    for correction_id in approved:
+        # One by one: a single statement would number them in any order.
+        await connection.execute(_COUNT, correction_id)
     if changes.waiting:
         rows = [(name, *cause) for name, cause in changes.waiting.items()]
         await connection.execute(_WAIT, *zip(*rows, strict=True))
