@@ -309,6 +309,8 @@ class Metered:
                 self.records[place] += count
         self.sources |= {source.path: source for source in changes.sources}
         for waiting in changes.quarantined:
+            if waiting.record.offset in {found.record.offset for found in self.open.values()}:
+                raise AssertionError("a record is opened in quarantine that is open already")
             self._quarantine_id += 1
             self.open[self._quarantine_id] = waiting
         for waiting in changes.still_quarantined:

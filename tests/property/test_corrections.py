@@ -14,15 +14,17 @@ from hypothesis import strategies as st
 from correction_oracle import Line, correct, is_free
 from hisab_contracts.charges import BucketTotal
 from hisab_contracts.events import Correction
-from hisab_contracts.ids import TenantId
+from hisab_contracts.ids import HubCode, TenantId
 from metering.core.batch import CorrectionOrder, Reference
 from metering.core.corrections import proposal_id
+from metering.core.engine import LATENESS_MS
 from oracle import Bucket
 from property.metered import LATER_MS, Metered, facts
 from property.test_coverage import STEP_MS, TENANTS, anything, batches_of
 from property.test_restoring import Downstream
 from unit.metering.hub_events import NOON_MS, correction, device, interval
 
+LHR = HubCode("lhr")
 TICKS = 16
 NODES = ("n1", "n2")
 JOBS = 3
@@ -226,7 +228,10 @@ def test_every_account_agrees_at_every_step_and_the_ledger_books_what_is_metered
     metered, downstream = Metered(), Downstream()
     everybody = with_nobody(facts())
     for batch in batches_of(said, size):
-        downstream.hear(metered.take(batch, facts()), None)
+        # Where the horizon is when it comes, decides what needs an approval.
+        horizon_ms = data.draw(st.none() | st.integers(0, 260).map(instant))
+        watermark_ms = None if horizon_ms is None else horizon_ms + LATENESS_MS
+        downstream.hear(metered.take(batch, facts({LHR: watermark_ms})), None)
         must_agree(metered)
         if data.draw(st.booleans()) and operators:
             downstream.hear(metered.approve(order_of(operators.pop()), facts()), None)

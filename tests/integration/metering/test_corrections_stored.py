@@ -230,6 +230,29 @@ async def test_a_correction_released_from_quarantine_can_come_back_to_it(
         assert ("needs-approval", "open") == (parked["reason"], parked["state"])
 
 
+async def test_a_correction_in_conflict_comes_to_quarantine_once(
+    migrated: Callable[[str], Addresses],
+) -> None:
+    """Contradicted in part before its usage comes, which is too much to go without an approval."""
+    devices = [device(f"GPU-{number}") for number in range(64)]
+    span = (NOON_MS, NOON_MS + 3 * HOUR_MS)
+    void, replaced = (
+        correction(NOON_MS, NOON_MS + 1),
+        correction(*span, replacement={"sku": "l40s-48"}),
+    )
+    used = interval(NOON_MS + 1, span[1], devices=devices)
+    for batches in ([[void], [replaced], [used]], [[void, replaced, used]]):
+        async with opened(migrated("metering")) as metering:
+            await metering.facts([A])
+            for batch in batches:
+                await metering.take(batch)
+            found = await metering.rows("select reason, state from quarantine")
+            assert [("conflict", "open")] == [tuple(row) for row in found]
+            assert [NOON_MS + 1] == [
+                row["end_ms"] for row in await metering.rows("select end_ms from corrections")
+            ]
+
+
 async def test_two_approvals_at_once_count_once(migrated: Callable[[str], Addresses]) -> None:
     """The second waits for the first, and finds it decided."""
     async with opened(migrated("metering")) as metering:

@@ -376,6 +376,29 @@ def test_usage_that_a_waiting_correction_does_not_name_leaves_it_waiting() -> No
     assert [False] == [fact.waits for fact, _ in metered.corrections.values()]
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_a_correction_in_conflict_does_not_wait_for_its_usage_as_well(together: bool) -> None:
+    """Contradicted in part before anything is covered, it is in quarantine once, and whole."""
+    batches = [
+        [correction(NOON_MS, HALF), correction(replacement={"tenant_id": B})],
+        [interval(HALF, END)],
+    ]
+    # By the time the usage comes, what was in time reaches behind the horizon.
+    behind = facts({LHR: HALF + 72 * HOUR_MS})
+    metered = Metered()
+    if together:
+        metered.take([*batches[0], *batches[1]])
+    else:
+        metered.take(batches[0])
+        metered.take(batches[1], behind)
+    assert ["conflict"] == reasons(metered)
+    assert 1 == len(metered.corrections)
+    assert {A: 30} == billed(metered)
+    metered.replay(list(metered.open), facts(), LATER_MS)
+    assert ["conflict"] == reasons(metered)
+    assert {B: 30} == billed(metered)
+
+
 def approved(**members: Any) -> CorrectionOrder:
     """A correction that operators have approved."""
     correction_said = said(**members)

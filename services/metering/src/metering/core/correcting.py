@@ -12,7 +12,8 @@ what takes an operator's approval once more when its usage comes.
 
 What a correction cannot do yet makes it wait whole, before anything is changed: a hub's record in
 quarantine, an operator's where it is kept. Only another content at its own revision keeps just the
-part where it stands. The causes are those of `metering.core.engine`, in their order.
+part where it stands, unless the rest had to wait for its usage, too: nothing is in quarantine and
+counts on trial at once. The causes are those of `metering.core.engine`, in their order.
 """
 
 from __future__ import annotations
@@ -214,14 +215,17 @@ class Correcting:
         known = self._covered.known_of(correction.hub, correction.allocation_id)
         contradiction = contradiction_of(known, correction)
         if contradiction is None or not contradiction.is_whole:
-            cause = self._count(order, known=any(is_same(f.correction, correction) for f in known))
+            is_known = any(is_same(fact.correction, correction) for fact in known)
+            cause = self._count(order, contradiction, known=is_known)
             if cause is not None:
                 self._refuse(order, cause)
                 return
         if contradiction is not None:
             self._refuse(order, _contradiction_cause(contradiction))
 
-    def _count(self, order: CorrectionOrder, *, known: bool) -> QuarantineCause | None:
+    def _count(
+        self, order: CorrectionOrder, contradiction: Contradiction | None, *, known: bool
+    ) -> QuarantineCause | None:
         """Let a correction count, unless it does already; or return why it cannot yet."""
         correction, record = order.correction, order.record
         # Two operators have approved their own; one who replays a record approves it.
@@ -238,6 +242,9 @@ class Correcting:
             detail = approval_needed(correction, covered_gpu_ns, horizon_ms)
             if detail is not None:
                 return QuarantineCause("needs-approval", detail)
+        if fact.waits and contradiction is not None:
+            # Its record would be in quarantine for its part, and could come there once more.
+            return _contradiction_cause(contradiction)
         shifts = self._covered.shifts_of(fact)
         taken = self._covered.taken_by(shifts)
         if taken is not None:
