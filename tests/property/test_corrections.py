@@ -139,8 +139,10 @@ def lines(accounts: dict[Bucket, int]) -> dict[Line, int]:
 
 
 def must_agree(metered: Metered) -> None:
-    """Reported = billed + duplicate + quarantined + voided."""
+    """Reported = billed + duplicate + quarantined + voided; and so do the records agree."""
     outcome = metered.outcome()
+    read, *counted = outcome.records
+    assert read == sum(counted)
     explained = (
         sum(outcome.billed.values())
         + outcome.duplicate_gpu_ns

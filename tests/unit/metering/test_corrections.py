@@ -12,7 +12,7 @@ from hisab_contracts.events import Correction
 from hisab_contracts.ids import HubCode, NodeId, PriceClass, Sku, TenantId
 from hisab_contracts.prices import PriceBook, PriceSeries
 from metering.core import engine
-from metering.core.batch import CorrectionOrder, MeteringState, Reference
+from metering.core.batch import CorrectionOrder, MeteringState, Reference, UsageRecord
 from metering.core.corrections import (
     approval_needed,
     hub_correction_id,
@@ -20,13 +20,16 @@ from metering.core.corrections import (
     next_revision,
     proposal_id,
 )
+from metering.core.quarantine import QuarantineCause
 from property.metered import LATER_MS, Metered, facts
 from unit.metering.hub_events import (
+    HEADERS,
     HOUR_MS,
     MINUTE_MS,
     NOON_MS,
     correction,
     device,
+    event,
     interval,
 )
 
@@ -397,6 +400,28 @@ def test_a_correction_in_conflict_does_not_wait_for_its_usage_as_well(together: 
     metered.replay(list(metered.open), facts(), LATER_MS)
     assert ["conflict"] == reasons(metered)
     assert {B: 30} == billed(metered)
+
+
+@pytest.mark.parametrize("too_much", [False, True])
+def test_a_correction_that_was_no_known_event_is_counted_no_more_once_it_is_read(
+    too_much: bool,
+) -> None:
+    """No record of usage is left of it, even if it is back in quarantine within the batch."""
+    few = Reference({}, facts().book, {})
+    used = interval(NOON_MS, NOON_MS + 3 * HOUR_MS, devices=MANY) if too_much else interval()
+    value = event(correction(NOON_MS, NOON_MS + 3 * HOUR_MS), 1, "correction")
+    record = UsageRecord(LHR, "t", 0, 0, LATER_MS, None, value, HEADERS)
+    unknown = QuarantineCause("unknown-type", "no such event")
+    metered = Metered()
+    metered.meter_records([structs.replace(record, cause=unknown)], few)
+    metered.take([used], few)
+    assert ["unknown-type", "unknown-tenant"] == reasons(metered)
+    assert [2, 0, 0, 2] == metered.outcome().records
+    # The service can read it by now.
+    metered.open[1] = metered.open[1]._replace(record=record)
+    metered.replay(list(metered.open), facts())
+    assert (["needs-approval"] if too_much else []) == reasons(metered)
+    assert [1, 1, 0, 0] == metered.outcome().records
 
 
 def approved(**members: Any) -> CorrectionOrder:

@@ -36,6 +36,7 @@ from metering.core.batch import (
     RecordHeaders,
     RejectedRecord,
     UsagePart,
+    UsageRecord,
     claim_of,
     parts_of,
 )
@@ -93,6 +94,9 @@ class CorrectedAccounts(Protocol):
 
     def quarantine(self, rejected: RejectedRecord) -> None:
         """Quarantine a whole record."""
+
+    def undo_count(self, record: UsageRecord) -> None:
+        """Undo how a record that is judged again was counted in quarantine."""
 
 
 class Correcting:
@@ -220,6 +224,8 @@ class Correcting:
             if cause is not None:
                 self._refuse(order, cause)
                 return
+            if order.record is not None:
+                self._accounts.undo_count(order.record)
         if contradiction is not None:
             self._refuse(order, _contradiction_cause(contradiction))
 

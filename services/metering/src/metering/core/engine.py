@@ -544,6 +544,7 @@ class _Accounts:
         self._duplicates: dict[AllocationKey, int] = {}
         self._quarantined: list[QuarantinedRecord] = []
         self._quarantined_gpu_ns = 0
+        self._undone_ids: set[int] = set()
         self._rated_terms: dict[tuple[BucketTerms, int], RatedHour | QuarantineCause] = {}
         self._correcting: Correcting | None = None
         if state.corrected is not None:
@@ -630,10 +631,14 @@ class _Accounts:
         )
 
     def undo_count(self, record: UsageRecord) -> None:
-        """Undo how a record that is judged again was counted, before it is counted as it is now."""
+        """Undo how a record that is judged again was counted, before it is counted as it is now.
+
+        Once: a correction that has left quarantine may be back there within the batch.
+        """
         earlier = record.earlier
-        if earlier is None:
+        if earlier is None or earlier.quarantine_id in self._undone_ids:
             return
+        self._undone_ids.add(earlier.quarantine_id)
         for hour_ms, gpu_ns in earlier.quarantined_gpu_ns.items():
             self._tally_sum(record, hour_ms).reported_gpu_ns -= gpu_ns
             self._quarantined_gpu_ns -= gpu_ns
