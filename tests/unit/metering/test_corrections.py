@@ -245,6 +245,18 @@ def test_a_hold_stays_with_its_tenant() -> None:
     assert total.hold_id is None
 
 
+@pytest.mark.parametrize("back", [{"replacement": {"project_id": "main"}}, {}])
+def test_a_hold_of_another_tenant_does_not_come_back_with_the_time(back: dict[str, Any]) -> None:
+    """Time was another tenant's, whose own usage has a hold; back with its own it has none."""
+    metered = after(
+        [interval(NOON_MS, HALF), interval(HALF, END, tenant_id=B, hold_id="of-b")],
+        [correction(NOON_MS, HALF, replacement={"tenant_id": B})],
+        [correction(NOON_MS, HALF, revision=2, **back)],
+    )
+    holds = {total.tenant_id: total.hold_id for total in metered.totals.values()}
+    assert {A: None, B: "of-b"} == holds
+
+
 def test_released_time_returns_unless_another_allocation_has_it() -> None:
     """Then the higher revision waits, whole, until the time is free again."""
     metered = after([interval()], [correction(release=True)])

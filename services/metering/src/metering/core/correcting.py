@@ -285,6 +285,8 @@ class Correcting:
         """Move covered time from what it came to before, to what it comes to now."""
         key, _, start_ms, end_ms, claim, before, after = shift
         held = self._account(key, claim, FreshPart(start_ms, end_ms, before), -1, None, trace)
+        if _holder(claim, before) != _holder(claim, after):
+            held = None
         self._account(key, claim, FreshPart(start_ms, end_ms, after), 1, held, trace)
 
     # Both.
@@ -346,6 +348,11 @@ def _bucket_terms(key: DeviceKey, claim: Claim, effect: Effect) -> BucketTerms:
         sku=terms.sku,
         price_class=terms.price_class,
     )
+
+
+def _holder(claim: Claim, effect: Effect) -> TenantId:
+    """Return whose buckets time is in: voided time stays with the tenant as reported."""
+    return (effect.terms or terms_of(claim)).tenant_id
 
 
 def _device_key(interval: Interval, device: Device) -> DeviceKey:
