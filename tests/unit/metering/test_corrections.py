@@ -502,6 +502,13 @@ def test_what_is_the_same_is_said_by_scope_and_content() -> None:
     assert not is_same(first, structs.replace(first, revision=2))
 
 
+def test_a_void_without_a_replacement_and_with_an_empty_one_are_the_same() -> None:
+    """The second neither contradicts the first nor counts beside it."""
+    metered = after([interval()], [correction()], [correction(replacement={}, action="void")])
+    assert [] == reasons(metered)
+    assert 1 == len(metered.corrections)
+
+
 def test_time_is_released_and_taken_in_one_batch() -> None:
     """The stored row becomes another allocation's."""
     guest = interval(allocation_id="guest", tenant_id=B)

@@ -260,7 +260,9 @@ def _contradicts(standing: CorrectionFact | None, correction: Correction) -> boo
 
 
 def _content_of(correction: Correction) -> tuple[object, ...]:
-    return correction.revision, correction.action, correction.release, correction.replacement
+    # A void may say that it replaces nothing, or say nothing of it.
+    other = correction.replacement or Replacement()
+    return correction.revision, correction.action, correction.release, other
 
 
 def _scope_of(correction: Correction) -> tuple[object, ...]:
