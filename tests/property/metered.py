@@ -309,7 +309,7 @@ class Metered:
                 self.records[place] += count
         self.sources |= {source.path: source for source in changes.sources}
         for waiting in changes.quarantined:
-            if waiting.record.offset in {found.record.offset for found in self.open.values()}:
+            if _place_of(waiting) in map(_place_of, self.open.values()):
                 raise AssertionError("a record is opened in quarantine that is open already")
             self._quarantine_id += 1
             self.open[self._quarantine_id] = waiting
@@ -319,6 +319,12 @@ class Metered:
             self.open[waiting.record.earlier.quarantine_id] = waiting
         for quarantine_id in changes.released_ids:
             del self.open[quarantine_id]
+
+
+def _place_of(waiting: QuarantinedRecord) -> tuple[str, int, int]:
+    """Where a record stands: each partition counts its offsets by itself."""
+    record = waiting.record
+    return record.topic, record.partition, record.offset
 
 
 def meter(batches: Iterable[Sequence[dict[str, Any]]]) -> Outcome:
