@@ -15,8 +15,7 @@ from ledger.core.holds import (
     Hold,
     NoPrice,
     PriceOutOfRange,
-    changed_detail,
-    ended_detail,
+    detail_of,
     grow_hold,
     hold_after,
     hold_after_charge,
@@ -24,7 +23,7 @@ from ledger.core.holds import (
     price_hold,
     shrink_hold,
 )
-from unit.ledger.values import HOUR_MS, at, held, release
+from unit.ledger.values import HOUR_MS, at, held
 from unit.ledger.values import hold as ask
 
 SERIES = PriceSeries("PKR", Sku("h100-sxm-80"), PriceClass("on_demand"))
@@ -79,7 +78,7 @@ def test_entries_describe_a_hold_and_its_end() -> None:
     standing = hold_after(placed_detail(asked, [("lot:a", 4), (LIMIT, 1)]), None, 7)
     opened = held("h", 5, ("lot:a", 4), (LIMIT, 1), allocation_id="a", expires_ms=9, placed_seq=7)
     assert opened == standing
-    detail = ended_detail(standing, release("h", "final"))
+    detail = detail_of(standing, "final")
     assert (5, [("lot:a", 4), (LIMIT, 1)]) == (detail.open_micro, detail.reserved)
     ended = held("h", 5, allocation_id="a", expires_ms=9, ended_by="final", placed_seq=7)
     assert ended == hold_after(detail, standing, 8)
@@ -89,7 +88,7 @@ def test_a_moved_hold_is_read_back_with_what_it_lost() -> None:
     """Where it reserves from now on, and what nothing guarantees any more."""
     before = held("h", 5, ("lot:a", 4), (LIMIT, 1), placed_seq=7)
     moved = held("h", 5, ("lot:b", 2), (LIMIT, 1), placed_seq=7, short_micro=2)
-    detail = changed_detail(moved, "moved")
+    detail = detail_of(moved, "moved")
     assert ("moved", 3, 2) == (detail.cause, detail.open_micro, detail.short_micro)
     assert moved == hold_after(detail, before, 9)
     with pytest.raises(InvariantBroken, match="not placed"):

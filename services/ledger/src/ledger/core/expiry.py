@@ -47,8 +47,7 @@ from ledger.core.holds import (
     LIMIT,
     Hold,
     ReleaseHold,
-    changed_detail,
-    ended_detail,
+    detail_of,
     order_of,
     places_in_order,
 )
@@ -117,7 +116,7 @@ def release_entry(book: Book, hold: Hold, command: ReleaseHold, now_ms: int) -> 
         effective_ms=hold.expires_ms if command.ended_by == "expired" else None,
         caused_by=command.caused_by,
         actor=command.actor,
-        hold=ended_detail(hold, command),
+        hold=detail_of(hold, command.ended_by),
     )
 
 
@@ -218,5 +217,5 @@ def _entry_of_move(book: Book, moved: Hold, lot: Lot, now_ms: int) -> Entry:
         now_ms,
         caused_by=f"grant:{lot.grant_id}",
         actor="ledger",
-        hold=changed_detail(moved, "moved"),
+        hold=detail_of(moved, "moved"),
     )

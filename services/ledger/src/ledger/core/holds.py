@@ -15,10 +15,9 @@ what was given up was drawn.
 A hold ends once, by the first of: its allocation's `final`, a release, its expiry by the ledger's
 clock. Ended, it reserves nothing; a later charge of its run is booked as one without a hold.
 
-What an entry says about a hold (`HoldDetail`) is written here, in `placed_detail`, `changed_detail`
-and `ended_detail`, and read back here, in `hold_after`. Why a hold has ended is `ended_by`
-everywhere but in what is stored and hashed: there it is the detail's `cause` and the column
-`ended`.
+What an entry says about a hold (`HoldDetail`) is written here, in `placed_detail` and `detail_of`,
+and read back here, in `hold_after`. Why a hold has ended is `ended_by` everywhere but in what is
+stored and hashed: there it is the detail's `cause` and the column `ended`.
 
 Refusals, in order of precedence. Pricing: `TenantSuspended`, `NoPrice`, `PriceOutOfRange`. Placing:
 `HoldOver`, `TenantSuspended`, `InsufficientCredit`. Extending: `HoldClosed`, `HoldOver`,
@@ -206,28 +205,17 @@ def placed_detail(command: PlaceHold, reserved: Sequence[Draw]) -> HoldDetail:
     )
 
 
-def changed_detail(hold: Hold, cause: Literal["moved", "extended"]) -> HoldDetail:
-    """Describe a hold for the entry that moves or extends it: what it reserves from now on."""
+def detail_of(hold: Hold, cause: Literal["moved", "extended"] | HoldEnd) -> HoldDetail:
+    """Describe a hold for the entry that changes or ends it.
+
+    Of a change, what it reserves where from now on; of an end, what it still reserved.
+    """
     return HoldDetail(
         hold_id=hold.hold_id,
         hold_micro=hold.hold_micro,
         open_micro=hold.open_micro,
         reserved=list(hold.reserved),
         cause=cause,
-        allocation_id=hold.allocation_id,
-        expires_ms=hold.expires_ms,
-        short_micro=hold.short_micro or None,
-    )
-
-
-def ended_detail(hold: Hold, command: ReleaseHold) -> HoldDetail:
-    """Describe a hold for the entry that ends it: what it still reserved, and why it ended."""
-    return HoldDetail(
-        hold_id=hold.hold_id,
-        hold_micro=hold.hold_micro,
-        open_micro=hold.open_micro,
-        reserved=list(hold.reserved),
-        cause=command.ended_by,
         allocation_id=hold.allocation_id,
         expires_ms=hold.expires_ms,
         short_micro=hold.short_micro or None,

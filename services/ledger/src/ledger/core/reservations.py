@@ -27,7 +27,7 @@ from ledger.core.holds import (
     PlaceHold,
     ReleaseHold,
     TenantSuspended,
-    changed_detail,
+    detail_of,
     order_of,
     placed_detail,
     places_in_order,
@@ -92,7 +92,7 @@ def extend_hold(
             now_ms,
             caused_by=f"hold:{command.hold_id}",
             actor=command.actor,
-            hold=changed_detail(extended, "extended"),
+            hold=detail_of(extended, "extended"),
         ),
     )
 
